@@ -1,0 +1,65 @@
+"""Delegation to an IPAM plugin (spec section 4): found on CNI_PATH, given the whole configuration and the
+whole environment; called in-process when the file found there is one of this build's own."""
+
+from __future__ import annotations
+
+from cni import jsonio
+from cni.config import Reader, mapping
+from cni.dispatch import Call
+from cni.errors import INTERNAL, CniError
+from cni.execute import find, run
+from cni.result import Result
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni.context import World
+    from cni.request import Request
+
+
+class Delegate:
+    """One delegate of one call. Every verb raises the delegate's own CniError."""
+
+    __slots__ = ("_config", "_executable", "_own", "_request", "_world", "name")
+
+    def __init__(self, world: World, request: Request, config: Reader) -> None:
+        self._world = world
+        self._request = request
+        self._config = config
+        self.name = config.object("ipam").string("type")
+        self._executable = find(self.name, request.path)
+        self._own = world.own_plugin(self._executable)
+
+    def add(self) -> Result:
+        """The delegate's result. Its failure is followed by its DEL, as the spec asks."""
+        try:
+            answer = self._call(self._request)
+        except CniError:
+            self._clean_up()
+            raise
+        if not isinstance(answer, Result):
+            self._clean_up()
+            raise CniError(INTERNAL, f"ipam plugin {self.name}: expected a result on stdout, found nothing")
+        return answer
+
+    def delete(self) -> None:
+        """Run DEL, whatever verb the caller itself is in."""
+        self._call(self._request if self._request.command == "DEL" else self._request.derived("DEL"))
+
+    def forward(self) -> None:
+        """Run the caller's own verb: CHECK, STATUS or GC."""
+        self._call(self._request)
+
+    def _call(self, request: Request) -> Result | None:
+        if self._own is not None:
+            with Call(self._world, self._own, request, self._config) as call:
+                result = call.run()
+                call.context.undo.commit()
+                return result
+        found = run(self._executable, request.environ, jsonio.encode(self._config.value))
+        return None if found is None else Result.read(Reader(mapping(f"result of {self.name}", found)))
+
+    def _clean_up(self) -> None:
+        try:
+            self.delete()
+        except CniError as error:
+            self._world.log(f"ipam {self.name}: DEL after its failed ADD: {error}")

@@ -1,0 +1,70 @@
+"""The one error type, and the codes it may carry.
+
+Codes 1 to 99 are reserved by the CNI specification (section 5, "Error"); 8 and 999 are what the Go
+reference uses for a bad network namespace and for everything unexpected. A plugin's own codes start at 100.
+"""
+
+from __future__ import annotations
+
+INCOMPATIBLE_VERSION = 1
+UNSUPPORTED_FIELD = 2
+UNKNOWN_CONTAINER = 3
+INVALID_ENVIRONMENT = 4
+IO_FAILURE = 5
+DECODING_FAILURE = 6
+INVALID_CONFIG = 7
+INVALID_NETNS = 8
+TRY_AGAIN = 11
+NOT_AVAILABLE = 50
+LIMITED_CONNECTIVITY = 51
+INTERNAL = 999
+
+
+class CniError(Exception):
+    """A refusal or failure that the runtime is told about.
+
+    `msg` is one line with what was found and what was expected; `details` is the next step for whoever
+    reads it, or empty. Only `cni/dispatch.py` turns it into JSON.
+    """
+
+    def __init__(self, code: int, msg: str, details: str = "") -> None:
+        super().__init__(msg)
+        self.code = code
+        self.msg = msg
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.msg}; {self.details}" if self.details else self.msg
+
+
+class KernelError(CniError):
+    """The kernel refused one verb: `enslave veth3f2a to cni0: EBUSY (Device or resource busy)`.
+
+    `errno` is the kernel's positive error number.
+    """
+
+    def __init__(self, what: str, errno: int, hint: str = "", code: int = INTERNAL) -> None:
+        super().__init__(code, f"{what}: {errno_text(errno)}{f': {hint}' if hint else ''}")
+        self.errno = errno
+
+
+def errno_text(number: int) -> str:
+    """`EBUSY (Device or resource busy)` for 16."""
+    # Both are built into the interpreter; imported here because most calls never fail.
+    import errno
+    import os
+
+    return f"{errno.errorcode.get(number, number)} ({os.strerror(number)})"
+
+
+def merge_errors(errors: list[CniError]) -> CniError | None:
+    """One error that tells all of `errors` (DEL and GC collect and go on); None when there are none.
+
+    The first error's code is kept, because it is the one that the caller's next step depends on.
+    """
+    if not errors:
+        return None
+    if len(errors) == 1:
+        return errors[0]
+    details = [e.details for e in errors if e.details]
+    return CniError(errors[0].code, "; ".join(e.msg for e in errors), "; ".join(details))

@@ -1,0 +1,422 @@
+"""The kernel interface over netlink: what `cni/kernel/__init__.py` promises, on a running Linux (6.1 or later).
+
+A `Namespace` opens each socket and directory when it is first needed, inside its namespace, and keeps it.
+Deleting a link is the one slow verb, because the kernel ends it with a grace period of 6 to 20 ms after the
+link is gone. A helper waits for that; `background` says what the helper is: a forked child for an executable
+that is about to exit (`fork_background`), a thread for a resident process (`thread_background`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from errno import EADDRNOTAVAIL, EINVAL, EIO, ENODEV, ENOBUFS, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, ETIMEDOUT
+
+from cni import addr
+from cni.errors import KernelError
+from cni.kernel import netns, nftables, rtnetlink
+from cni.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Socket, acknowledgement, message, messages
+from cni.kernel.sysctl import IPV4_CONF, IPV6_CONF, Conf
+from cni.kernel.types import OPER_UP, PORT_FORWARDING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from cni.kernel.ops import Op
+    from cni.kernel.types import Address, Link, NftRule, Route
+
+    class Helper(Protocol):
+        """Work that was handed away. Readable once done: then four bytes hold its errno, or it died."""
+
+        def fileno(self) -> int: ...
+        def release(self) -> bool:
+            """Let go of it; false while something of it has to be released again later."""
+
+    Clock = Callable[[], float]
+    # Called with the work and the descriptors it uses, which belong to the helper from then on.
+    Background = Callable[[Callable[[], int], tuple[int, ...]], Helper]
+
+IFA_F_DADFAILED = 0x08
+IFA_F_TENTATIVE = 0x40
+
+_NOTICE_SECONDS = 1.0  # without a notice for so long, ask
+_DELETE_SECONDS = 30.0
+_LONGEST_PAUSE = 0.01
+
+
+class Kernel:
+    """Where namespaces come from. `clock` is `time.monotonic`."""
+
+    __slots__ = ("_background", "_clock", "_helpers")
+
+    def __init__(self, clock: Clock, background: Background) -> None:
+        self._clock = clock
+        self._background = background
+        self._helpers: list[Helper] = []
+
+    def own(self) -> Namespace:
+        return Namespace(netns.open_own(), self, own=True)
+
+    def open(self, path: str) -> Namespace:
+        return Namespace(netns.open_path(path), self, own=False)
+
+    def is_own(self, path: str) -> bool:
+        return netns.is_own(path)
+
+    def now(self) -> float:
+        return self._clock()
+
+    def hand_away(self, work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
+        """Run `work` in a helper, after letting go of earlier ones that have ended by now."""
+        self._helpers = [helper for helper in self._helpers if not helper.release()]
+        return self._background(work, fds)
+
+    def let_go(self, helper: Helper) -> None:
+        if not helper.release():
+            self._helpers.append(helper)
+
+
+class Namespace:
+    """One network namespace. `fd` is its file, `dev` and `ino` tell it from others."""
+
+    __slots__ = ("_conf", "_kernel", "_nft", "_own", "_route", "dev", "fd", "ino")
+
+    def __init__(self, fd: int, kernel: Kernel, *, own: bool) -> None:
+        self.fd = fd
+        self._kernel = kernel
+        self._own = own
+        self._route: Socket | None = None
+        self._nft: Socket | None = None
+        self._conf: tuple[Conf, Conf] | None = None
+        try:
+            status = os.fstat(fd)
+            self.dev, self.ino = status.st_dev, status.st_ino
+            if not own:
+                netns.inside(fd, self._open_all)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Namespace:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close everything; a second time does nothing."""
+        opened = [self._route, self._nft, *(self._conf or ())]
+        self._route = self._nft = self._conf = None
+        for one in opened:
+            if one is not None:
+                one.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    # Links, addresses, routes
+
+    def apply(self, *operations: Op) -> None:
+        answers = self._rtnetlink().execute([rtnetlink.encode(op) for op in operations])
+        for op, (errno, hint) in zip(operations, answers, strict=True):
+            if errno:
+                raise KernelError(op.text, errno, hint)
+
+    def link(self, which: str | int) -> Link | None:
+        if isinstance(which, str) and len(which.encode("utf-8", "surrogateescape")) > 15:
+            return None  # no link has such a name, and the kernel would call it a malformed question
+        question = rtnetlink.link_question(which)
+        answer = self._rtnetlink().ask(f"look up link {which}", rtnetlink.RTM_GETLINK, question, absent=(ENODEV,))
+        return None if answer is None else rtnetlink.parse_link(answer)
+
+    def links(self) -> list[Link]:
+        answers = self._rtnetlink().dump("list links", rtnetlink.RTM_GETLINK, rtnetlink.link_question(None))
+        return [rtnetlink.parse_link(answer) for answer in answers]
+
+    def addresses(self, index: int) -> list[Address]:
+        question = rtnetlink.addr_question(index)
+        what = f"list addresses of link {index}"
+        answers = self._rtnetlink().dump(what, rtnetlink.RTM_GETADDR, question, absent=(ENODEV,))
+        parsed = [rtnetlink.parse_address(answer) for answer in answers]
+        return [found[1] for found in parsed if found is not None and found[0] == index]
+
+    def routes(self) -> list[Route]:
+        routes: list[Route] = []
+        for family in (addr.AF_INET, addr.AF_INET6):
+            question = rtnetlink.route_question(family)
+            for answer in self._rtnetlink().dump("list routes", rtnetlink.RTM_GETROUTE, question):
+                if answer[0] == family:  # a kernel without IPv6 answers with what it has
+                    routes += rtnetlink.parse_routes(answer)
+        return routes
+
+    def has_vlan_filtering(self) -> bool:
+        ((errno, hint),) = self._rtnetlink().execute([rtnetlink.vlan_probe()])
+        if errno not in (EPROTONOSUPPORT, EINVAL, EOPNOTSUPP):  # EOPNOTSUPP: no bridges at all
+            raise KernelError("ask whether bridges filter VLANs", errno or EIO, hint)
+        return errno == EPROTONOSUPPORT
+
+    def vlans(self, index: int) -> list[int]:
+        question = rtnetlink.vlan_question(index)
+        answers = self._rtnetlink().dump(f"list VLANs of link {index}", rtnetlink.RTM_GETVLAN, question)
+        return [vid for answer in answers for vid in rtnetlink.parse_vlans(answer)]
+
+    # Waiting
+
+    def wait_port(self, index: int, timeout: float) -> None:
+        def state() -> str:
+            link = self.link(index)
+            if link is None:
+                raise KernelError(f"wait for link {index}", ENODEV)
+            if link.operstate == OPER_UP and (link.port is None or link.port.state == PORT_FORWARDING):
+                return ""
+            port = f", bridge port state {link.port.state} (expected {PORT_FORWARDING})" if link.port else ""
+            return f"{link.name} has operstate {link.operstate} (expected {OPER_UP}){port}"
+
+        self._wait(f"wait until link {index} forwards", state, timeout)
+
+    def wait_addresses(self, index: int, timeout: float) -> None:
+        def state() -> str:
+            found = self.addresses(index)
+            for one in found:
+                if one.flags & IFA_F_DADFAILED:
+                    what = f"use address {addr.unpack_cidr(one.packed, one.prefix)}"
+                    raise KernelError(what, EADDRNOTAVAIL, "another host on the network holds it")
+            tentative = [addr.unpack(one.packed) for one in found if one.flags & IFA_F_TENTATIVE]
+            return f"still tentative: {', '.join(tentative)}" if tentative else ""
+
+        self._wait(f"wait for the addresses of link {index}", state, timeout)
+
+    def _wait(self, what: str, state: Callable[[], str], timeout: float) -> None:
+        """Return when `state` says nothing more; ETIMEDOUT with what it said last."""
+        deadline = self._kernel.now() + timeout
+        pause = 0.00005
+        while found := state():
+            if self._kernel.now() >= deadline:
+                raise KernelError(what, ETIMEDOUT, found)
+            select.select((), (), (), pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    # Deleting
+
+    def delete_link(self, index: int) -> None:
+        what = f"delete link {index}"
+        if self.link(index) is None:
+            return
+        watch = self._open(NETLINK_ROUTE, rtnetlink.RTMGRP_LINK)
+        try:
+            fd = self._open(NETLINK_ROUTE).detach()
+            helper = self._kernel.hand_away(lambda: _delete(fd, index), (fd,))
+            try:
+                self._wait_gone(what, index, watch, helper)
+            finally:
+                self._kernel.let_go(helper)
+        finally:
+            watch.close()
+
+    def _wait_gone(self, what: str, index: int, watch: Socket, helper: Helper) -> None:
+        deadline = self._kernel.now() + _DELETE_SECONDS
+        poll = select.poll()
+        poll.register(watch.fileno(), select.POLLIN)
+        poll.register(helper.fileno(), select.POLLIN)
+        ask_at = self._kernel.now() + _NOTICE_SECONDS
+        while self._kernel.now() < deadline:
+            ready = [fd for fd, _ in poll.poll(max(0.0, ask_at - self._kernel.now()) * 1000)]
+            if watch.fileno() in ready:
+                gone = _announced(watch, index)
+                if gone:
+                    return
+                if gone is None:  # notices were lost
+                    ask_at = self._kernel.now()
+            if helper.fileno() in ready:
+                result = os.read(helper.fileno(), 4)
+                errno = int.from_bytes(result, "little") if result else EIO
+                if errno not in (0, ENODEV):
+                    raise KernelError(what, errno, "" if result else "the helper that deletes it has died")
+                return
+            if self._kernel.now() >= ask_at:
+                if self.link(index) is None:
+                    return
+                ask_at = self._kernel.now() + _NOTICE_SECONDS
+        raise KernelError(what, ETIMEDOUT, f"it is still there after {_DELETE_SECONDS:.0f} seconds")
+
+    # Settings
+
+    def conf(self, family: int, link: str, key: str) -> str | None:
+        return self._conf_of(family).read(link, key)
+
+    def set_conf(self, family: int, link: str, key: str, value: str) -> None:
+        self._conf_of(family).write(link, key, value)
+
+    # nftables
+
+    def nft(self, *operations: Op) -> None:
+        if not operations:
+            return
+        requests = [nftables.encode(op, number) for number, op in enumerate(operations)]
+        refused = self._nftables().transact(nftables.BATCH_BEGIN, requests, nftables.BATCH_END)
+        if refused is not None:
+            number, (errno, hint) = refused
+            what = operations[number].text if 0 <= number < len(operations) else "commit an nftables transaction"
+            raise KernelError(what, errno, hint)
+
+    def nft_has(self, family: int, table: str, kind: str = "", name: str = "") -> bool:
+        message_type, body = nftables.object_question(family, table, kind, name)
+        what = f"look up nftables {kind or 'table'} {table} {name}".rstrip()
+        return self._nftables().ask(what, message_type, body, absent=(ENOENT,)) is not None
+
+    def nft_rules(self, family: int, table: str, chain: str) -> list[NftRule]:
+        body = nftables.rules_question(family, table, chain)
+        what = f"list rules of nftables chain {table} {chain}"
+        answers = self._nftables().dump(what, nftables.GETRULE, body, absent=(ENOENT,))
+        return [nftables.parse_rule(answer) for answer in answers]
+
+    def nft_elements(self, family: int, table: str, set_name: str) -> list[bytes]:
+        body = nftables.elements_question(family, table, set_name)
+        what = f"list elements of nftables set {table} {set_name}"
+        answers = self._nftables().dump(what, nftables.GETSETELEM, body, absent=(ENOENT,))
+        # A set that grows while it is read may show an element twice.
+        return list(dict.fromkeys(key for answer in answers for key in nftables.parse_keys(answer)))
+
+    def nft_has_element(self, family: int, table: str, set_name: str, key: bytes) -> bool:
+        body = nftables.element_question(family, table, set_name, key)
+        what = f"look up element {key.hex()} of nftables set {table} {set_name}"
+        return self._nftables().ask(what, nftables.GETSETELEM, body, absent=(ENOENT,)) is not None
+
+    # What has to be opened inside
+
+    def _open_all(self) -> None:
+        self._route = Socket(NETLINK_ROUTE)
+        self._conf = (Conf(IPV4_CONF), Conf(IPV6_CONF))
+
+    def _open(self, protocol: int, groups: int = 0) -> Socket:
+        if self._own:
+            return Socket(protocol, groups)
+        return netns.inside(self.fd, lambda: Socket(protocol, groups))
+
+    def _rtnetlink(self) -> Socket:
+        if self._route is None:
+            self._route = self._open(NETLINK_ROUTE)
+        return self._route
+
+    def _nftables(self) -> Socket:
+        if self._nft is None:
+            self._nft = self._open(NETLINK_NETFILTER)
+        return self._nft
+
+    def _conf_of(self, family: int) -> Conf:
+        if self._conf is None:  # the own namespace: another one's are opened on entering
+            self._conf = (Conf(IPV4_CONF), Conf(IPV6_CONF))
+        return self._conf[family == addr.AF_INET6]
+
+
+def _announced(watch: Socket, index: int) -> bool | None:
+    """Whether the next notice says that the link is gone; None when notices were lost."""
+    try:
+        notices = watch.notices()
+    except KernelError as error:
+        if error.errno == ENOBUFS:
+            return None
+        raise
+    return any(
+        kind == rtnetlink.RTM_DELLINK and rtnetlink.parse_gone_link(body) == index for kind, body in notices
+    )
+
+
+def _delete(fd: int, index: int) -> int:
+    """Delete a link through a netlink socket and give the errno: the work of a helper."""
+    kind, flags, body = rtnetlink.link_del(index)
+    try:
+        os.write(fd, message(kind, flags | 5, 1, body))  # NLM_F_REQUEST | NLM_F_ACK
+        for _, flags, _, answer in messages(os.read(fd, 1 << 14)):
+            return acknowledgement(flags, answer)[0]
+    except OSError as error:
+        return error.errno or EIO
+    return EIO
+
+
+class _Child:
+    """A forked helper."""
+
+    __slots__ = ("_fd", "_pid")
+
+    def __init__(self, fd: int, pid: int) -> None:
+        self._fd = fd
+        self._pid = pid
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def release(self) -> bool:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        try:
+            return os.waitpid(self._pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:  # somebody else has waited for it
+            return True
+
+
+def fork_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
+    """Run `work` in a forked child, for a process that is about to exit.
+
+    The child holds nothing of its parent but `fds`: with the standard streams it would keep the runtime
+    waiting for the end of our output, and with a lock file's descriptor it would hold the lock. It outlives
+    us, and whoever adopts it reaps it; one that ends before we do is reaped here.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _close_all_but(writer, *fds)
+            os.write(writer, work().to_bytes(4, "little"))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    for fd in fds:
+        os.close(fd)
+    return _Child(reader, pid)
+
+
+def _close_all_but(*kept: int) -> None:
+    low = 0
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 1 << 20)
+
+
+class _Thread:
+    """A helper thread."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def release(self) -> bool:
+        os.close(self._fd)
+        return True
+
+
+def thread_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
+    """Run `work` in a thread, for a process that stays."""
+    import _thread
+
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+
+    def run() -> None:
+        try:
+            os.write(writer, work().to_bytes(4, "little"))
+        except BrokenPipeError:
+            pass  # nobody waits any more
+        finally:
+            for fd in (writer, *fds):
+                os.close(fd)
+
+    _thread.start_new_thread(run, ())
+    return _Thread(reader)

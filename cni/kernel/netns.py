@@ -1,0 +1,140 @@
+"""Network namespaces: the only place that calls setns(2).
+
+A namespace is entered once, to open there what keeps working from outside: netlink sockets belong to the
+namespace they were opened in, and so do directories below /proc/sys/net. Nothing else runs inside.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from errno import EACCES, ENOENT, ENOTDIR, ENXIO, EPERM, ESRCH
+
+from cni.errors import KernelError, errno_text
+from cni.kernel import NetnsError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703
+_OTHER_TYPES = {
+    0x80: "time", 0x20000: "mount", 0x2000000: "cgroup", 0x4000000: "UTS", 0x8000000: "IPC", 0x10000000: "user",
+    0x20000000: "PID",
+}  # fmt: skip
+_FILE_TYPES = {
+    stat.S_IFREG: "a plain file", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device", stat.S_IFBLK: "a block device",
+}  # fmt: skip
+
+
+_OWN = "/proc/thread-self/ns/net"
+
+
+def open_own() -> int:
+    """A descriptor of the namespace that the calling thread is in."""
+    try:
+        return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(f"open the own network namespace {_OWN}", error.errno or EPERM) from error
+
+
+def is_own(path: str) -> bool:
+    """Whether the namespace at a path is the calling thread's; false when there is none there."""
+    try:
+        there = os.stat(path)
+    except (OSError, ValueError):
+        return False
+    own = os.stat(_OWN)
+    return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
+
+
+def open_path(path: str) -> int:
+    """A descriptor of the namespace at a path. NetnsError tells what is there when it is none."""
+    try:
+        # O_NONBLOCK: a FIFO would block until somebody writes.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except ValueError:
+        raise NetnsError(path, "a NUL character in the path", gone=False) from None
+    except OSError as error:
+        raise _not_opened(path, error.errno or EPERM) from None
+    try:
+        found = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError:
+        try:
+            kind = stat.S_IFMT(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
+        # A mount point without its mount is a plain file: so a namespace looks after its removal or a reboot.
+        raise NetnsError(path, _FILE_TYPES.get(kind, "a special file"), gone=kind == stat.S_IFREG) from None
+    if found != CLONE_NEWNET:
+        os.close(fd)
+        raise NetnsError(path, f"a {_OTHER_TYPES.get(found, 'different')} namespace", gone=False)
+    return fd
+
+
+def _not_opened(path: str, errno: int) -> NetnsError:
+    if errno in (ENOENT, ENOTDIR, ESRCH):  # ESRCH: below /proc of a process that has just ended
+        return NetnsError(path, "nothing", gone=True)
+    if errno == ENXIO:
+        return NetnsError(path, "a socket", gone=False)
+    if errno in (EACCES, EPERM):
+        return NetnsError(path, f"what this process may not open: {errno_text(errno)}", gone=False)
+    return NetnsError(path, f"what cannot be opened: {errno_text(errno)}", gone=False)
+
+
+def inside(fd: int, action: Callable[[], T]) -> T:
+    """Run `action` in a namespace, and be back when it returns or raises."""
+    own = open_own()
+    try:
+        setns(fd)
+        try:
+            return action()
+        finally:
+            _return(own)
+    finally:
+        os.close(own)
+
+
+def _return(own: int) -> None:
+    """Go back, or end the process: in a foreign namespace every further step, undo included, would hit the wrong
+    machine."""
+    try:
+        setns(own)
+    except BaseException as error:  # noqa: BLE001 - nothing may get past here
+        os.write(2, f"cnikit: cannot return to the own network namespace: {error}\n".encode())
+        os.abort()
+
+
+def setns(fd: int) -> None:
+    """setns(2) of the calling thread into a network namespace. KernelError when that is refused."""
+    call = getattr(os, "setns", None)  # Python 3.12
+    try:
+        if call is not None:
+            call(fd, CLONE_NEWNET)
+        else:
+            _setns_through_libc(fd)
+    except OSError as error:
+        raise KernelError("enter a network namespace", error.errno or EPERM) from error
+
+
+def _setns_through_libc(fd: int) -> None:
+    # The C half of ctypes: the Python half would be a third of a whole ADD.
+    import _ctypes
+
+    class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+        _type_ = "i"
+
+    class Function(_ctypes.CFuncPtr):
+        _flags_ = 1 | 8  # FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+        _restype_ = Int
+
+    function = Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "setns"))  # type: ignore[arg-type]  # None: this program
+    if function(fd, CLONE_NEWNET) != 0:
+        errno = _ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))

@@ -1,0 +1,204 @@
+"""Changes to the kernel's state, as data.
+
+Each function names one change and returns it as an `Op`; `Namespace.apply` (links, addresses, routes) or
+`Namespace.nft` (firewall) carries it out. Being data, they can be put in one batch, faked in memory,
+printed in an error and compared with what another program would send.
+
+Links are given by name or index, addresses as bytes (cni/addr.py), MACs as 6 bytes.
+"""
+
+from __future__ import annotations
+
+from cni import addr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cni.kernel import Namespace
+
+NFPROTO_INET = 1
+NFPROTO_IPV4 = 2
+NFPROTO_BRIDGE = 7
+NFPROTO_IPV6 = 10
+
+
+class Op:
+    """One change: the verb, its arguments by name, and how an error names it (`enslave veth3f2a to cni0`)."""
+
+    __slots__ = ("args", "text", "verb")
+
+    def __init__(self, verb: str, text: str, **args: Any) -> None:
+        self.verb = verb
+        self.text = text
+        self.args = args
+
+    def __repr__(self) -> str:
+        return f"<{self.text}>"
+
+
+# Links (RTM_NEWLINK, RTM_SETLINK)
+
+
+def bridge_add(name: str, mac: bytes | None, mtu: int = 0, *, vlan_filtering: bool = False) -> Op:
+    """Create a bridge. MTU 0 leaves the kernel's choice. EEXIST when the name is taken."""
+    return Op("bridge_add", f"create bridge {name}", name=name, mac=mac, mtu=mtu, vlan_filtering=vlan_filtering)
+
+
+def veth_add(
+    name: str,
+    mac: bytes | None,
+    peer_name: str,
+    peer_mac: bytes | None,
+    peer_netns: Namespace | None,
+    mtu: int = 0,
+    master: int = 0,
+) -> Op:
+    """Create a veth pair, this end up and on bridge `master` (0 for none), the peer already in its namespace
+    (None for this one), named and with its MAC. EEXIST when either name is taken."""
+    return Op(
+        "veth_add", f"create veth {name} with peer {peer_name}",
+        name=name, mac=mac, peer_name=peer_name, peer_mac=peer_mac, peer_netns=peer_netns, mtu=mtu, master=master,
+    )  # fmt: skip
+
+
+def link_set(
+    link: str | int,
+    *,
+    up: bool | None = None,
+    mtu: int | None = None,
+    mac: bytes | None = None,
+    master: int | None = None,
+    alias: str | None = None,
+    promisc: bool | None = None,
+) -> Op:
+    """Change what is given of a link and leave the rest. `master` 0 takes it off its bridge."""
+    given = {"up": up, "mtu": mtu, "mac": mac, "master": master, "alias": alias, "promisc": promisc}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if changes.keys() == {"master"}:
+        text = f"enslave {link} to {master}" if master else f"free {link} from its bridge"
+    else:
+        text = f"set {', '.join(sorted(changes))} of {link}"
+    return Op("link_set", text, link=link, **changes)
+
+
+def port_set(link: str | int, *, hairpin: bool = False, isolated: bool = False) -> Op:
+    """Settings of a bridge port."""
+    return Op("port_set", f"set bridge port {link}", link=link, hairpin=hairpin, isolated=isolated)
+
+
+def vlan_add(index: int, first: int, last: int, *, untagged: bool = False, is_self: bool = False) -> Op:
+    """Let a bridge port carry VLANs `first` to `last`; `untagged` makes it the port's own (PVID, untagged)."""
+    return Op(
+        "vlan_add", f"add VLAN {first}-{last} to port {index}",
+        index=index, first=first, last=last, untagged=untagged, is_self=is_self,
+    )  # fmt: skip
+
+
+def vlan_del(index: int, vid: int) -> Op:
+    return Op("vlan_del", f"remove VLAN {vid} from port {index}", index=index, vid=vid)
+
+
+# Addresses, routes, neighbours
+
+
+def addr_add(index: int, packed: bytes, prefix: int, *, nodad: bool) -> Op:
+    """Add an address. `nodad` skips IPv6 duplicate detection (IFA_F_NODAD). EEXIST when it is there."""
+    text = f"add address {addr.unpack_cidr(packed, prefix)} to link {index}"
+    return Op("addr_add", text, index=index, packed=packed, prefix=prefix, nodad=nodad)
+
+
+def addr_del(index: int, packed: bytes, prefix: int) -> Op:
+    text = f"remove address {addr.unpack_cidr(packed, prefix)} from link {index}"
+    return Op("addr_del", text, index=index, packed=packed, prefix=prefix)
+
+
+def route_add(
+    index: int,
+    dst: bytes,
+    prefix: int,
+    gateway: bytes | None,
+    *,
+    metric: int = 0,
+    table: int = 0,
+    scope: int = 0,
+    mtu: int = 0,
+    advmss: int = 0,
+) -> Op:
+    """Add a route through a link. A second path to one network is no error, as with the reference: IPv6 uses
+    both, IPv4 the later one. EEXIST for the same path. `table` 0 is `main`; 0 also leaves out metric, MTU and
+    advertised MSS."""
+    via = f" via {addr.unpack(gateway)}" if gateway else ""
+    return Op(
+        "route_add", f"add route {addr.unpack_cidr(dst, prefix)}{via} dev {index}",
+        index=index, dst=dst, prefix=prefix, gateway=gateway, metric=metric, table=table, scope=scope, mtu=mtu,
+        advmss=advmss,
+    )  # fmt: skip
+
+
+def neigh_del(index: int, packed: bytes) -> Op:
+    """Forget a neighbour. ENOENT when it is not known."""
+    return Op("neigh_del", f"forget neighbour {addr.unpack(packed)} of link {index}", index=index, packed=packed)
+
+
+# nftables. `family` is an NFPROTO_* number.
+
+
+def nft_table_add(family: int, table: str) -> Op:
+    """Make sure a table is there."""
+    return Op("nft_table_add", f"add nftables table {table}", family=family, table=table)
+
+
+def nft_chain_add(family: int, table: str, chain: str, hook: tuple[str, str, int] | None = None) -> Op:
+    """Make sure a chain is there; `hook` is (type, hook, priority), for example ("nat", "postrouting", 100)."""
+    return Op("nft_chain_add", f"add nftables chain {table} {chain}", family=family, table=table, chain=chain, hook=hook)
+
+
+def nft_chain_flush(family: int, table: str, chain: str) -> Op:
+    """Remove all rules of a chain."""
+    return Op("nft_chain_flush", f"flush nftables chain {table} {chain}", family=family, table=table, chain=chain)
+
+
+def nft_chain_del(family: int, table: str, chain: str) -> Op:
+    return Op("nft_chain_del", f"delete nftables chain {table} {chain}", family=family, table=table, chain=chain)
+
+
+def nft_set_add(family: int, table: str, name: str, key: str) -> Op:
+    """Make sure a set is there; `key` is `ipv4_addr`, `ipv6_addr` or `ether_addr`."""
+    return Op("nft_set_add", f"add nftables set {table} {name}", family=family, table=table, name=name, key=key)
+
+
+def nft_set_del(family: int, table: str, name: str) -> Op:
+    return Op("nft_set_del", f"delete nftables set {table} {name}", family=family, table=table, name=name)
+
+
+def nft_rule_add(family: int, table: str, chain: str, expressions: list[tuple[Any, ...]], comment: str = "") -> Op:
+    """Append a rule. `expressions` come from the functions in `cni/kernel/nftables.py` (`saddr_in_set`, ...)."""
+    return Op(
+        "nft_rule_add", f"add rule to nftables chain {table} {chain}",
+        family=family, table=table, chain=chain, expressions=expressions, comment=comment,
+    )  # fmt: skip
+
+
+def nft_rule_del(family: int, table: str, chain: str, handle: int) -> Op:
+    return Op(
+        "nft_rule_del", f"delete rule {handle} of nftables chain {table} {chain}",
+        family=family, table=table, chain=chain, handle=handle,
+    )  # fmt: skip
+
+
+def nft_element_add(family: int, table: str, name: str, key: bytes, comment: str = "") -> Op:
+    """Make sure a set holds a key. A key that is there keeps its old comment: it is a label, not an owner."""
+    return Op(
+        "nft_element_add", f"add element {key.hex()} to nftables set {table} {name}",
+        family=family, table=table, name=name, key=key, comment=comment,
+    )  # fmt: skip
+
+
+def nft_element_del(family: int, table: str, name: str, key: bytes) -> Op:
+    """Take a key out of a set. ENOENT when it is not there: ask first (`nft_has_element`), a failed
+    transaction costs 6 ms."""
+    return Op(
+        "nft_element_del", f"delete element {key.hex()} of nftables set {table} {name}",
+        family=family, table=table, name=name, key=key,
+    )  # fmt: skip

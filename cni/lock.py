@@ -1,0 +1,99 @@
+"""flock(2) with a bounded wait and no file left behind.
+
+flock has no timeout, and a signal would disturb a process that hosts many calls, so the lock is tried
+again in growing steps. A lock that belongs to one attachment is unlinked before it is released; whoever
+waited for the old file notices that it is no longer the one at the path, and starts over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+
+from cni.errors import TRY_AGAIN, CniError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WAIT = 10.0  # seconds until a lock that somebody else holds becomes code 11
+_LONGEST_STEP = 0.005
+
+
+class Lock:
+    """An exclusive lock on a file, taken when made and released by `close` or the end of the `with` block.
+
+    `transient` removes the file on release. Raises CniError 11 after WAIT seconds.
+    """
+
+    __slots__ = ("_fd", "_path", "_transient")
+
+    def __init__(self, path: str, clock: Callable[[], float], *, transient: bool = False, mode: int = 0o600) -> None:
+        self._path = path
+        self._transient = transient
+        deadline = clock() + WAIT
+        while True:
+            self._fd = _open(path, mode)
+            try:
+                _wait(self._fd, path, clock, deadline)
+                if _is_at(self._fd, path):
+                    return
+            except BaseException:
+                os.close(self._fd)
+                raise
+            os.close(self._fd)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release it; closing twice is harmless."""
+        if self._fd < 0:
+            return
+        try:
+            if self._transient:
+                os.unlink(self._path)
+        except FileNotFoundError:
+            pass  # somebody cleared the folder: the lock is gone, which is what we want
+        finally:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _open(path: str, mode: int) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+
+
+def _wait(fd: int, path: str, clock: Callable[[], float], deadline: float) -> None:
+    step = 0.0001
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if clock() >= deadline:
+                raise CniError(
+                    TRY_AGAIN,
+                    f"lock {path}: expected to get it within {WAIT:g} s, found it held by another process",
+                    f"try again; `fuser -v {path}` names the holder",
+                ) from None
+            select.select((), (), (), step)
+            step = min(step * 1.5, _LONGEST_STEP)
+        else:
+            return
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    ours = os.fstat(fd)
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

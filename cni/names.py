@@ -1,0 +1,72 @@
+"""Names: which are allowed, and which we derive. All pure.
+
+The allowed forms are the specification's (section 2, "Parameters") and the kernel's (`dev_valid_name`).
+"""
+
+from __future__ import annotations
+
+try:
+    from _sha512 import sha512
+except ImportError:  # Python 3.12 moved it
+    from _sha2 import sha512  # type: ignore[import-not-found, no-redef]  # typeshed knows neither
+
+IFNAMSIZ = 16
+
+# The longest file name the usual file systems take is 255 bytes; room is left for suffixes.
+LONGEST_FILE_NAME = 200
+
+_ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+_NAME = _ALNUM | frozenset("_.-")
+
+
+def identifier_fault(value: str) -> str:
+    """Why `value` is no container ID or network name; empty when it is one."""
+    if not value or value[0] not in _ALNUM:
+        return "must start with a letter or digit"
+    if not _NAME.issuperset(value):
+        return "invalid characters: only letters, digits, '_', '.' and '-' are allowed"
+    return ""
+
+
+def interface_fault(value: str) -> str:
+    """Why `value` cannot name a network interface; empty when it can."""
+    if not value:
+        return "is empty"
+    if len(value.encode("utf-8", "surrogateescape")) >= IFNAMSIZ:
+        return f"is longer than {IFNAMSIZ - 1} bytes"
+    if value in (".", ".."):
+        return "must not be '.' or '..'"
+    if "/" in value or ":" in value or any(char.isspace() for char in value):
+        return "must not contain '/', ':' or white space"
+    return ""
+
+
+def digest(text: str) -> bytes:
+    """SHA-512 of a text, the hash behind every derived name (the reference's choice)."""
+    raw: bytes = sha512(text.encode("utf-8", "surrogateescape")).digest()
+    return raw
+
+
+def attachment_key(container_id: str, ifname: str) -> str:
+    """The file name that stands for an attachment: `CONTAINER:IFNAME`, hashed when that is too long.
+
+    Neither part can hold a colon, so two attachments never share a key.
+    """
+    key = f"{container_id}:{ifname}"
+    return key if len(key) <= LONGEST_FILE_NAME else f"sha512-{digest(key).hex()[:64]}:{ifname}"
+
+
+def host_end(network: str, container_id: str, ifname: str, attempt: int = 0) -> tuple[str, bytes]:
+    """Name and MAC of the host's end of an attachment's veth: always the same, so that DEL finds it with no
+    record, and knows by both that it is ours.
+
+    44 bits of the hash are the name; when another attachment has it already, `attempt` 1, 2, ... give others.
+    """
+    found = digest(f"{network}/{container_id}/{ifname}/{attempt}")
+    # Locally administered (bit 1), not a group address (bit 0).
+    return "veth" + found.hex()[:11], bytes([found[8] & 0xFC | 0x02]) + found[9:14]
+
+
+def owner(network: str, container_id: str, ifname: str) -> str:
+    """The label (interface alias, nftables comment) of what was made for an attachment."""
+    return f"cnikit {network}/{container_id}/{ifname}"

@@ -1,0 +1,172 @@
+"""What we made for each attachment, on disk: DEL, GC and later features work from it, with nothing to guess.
+
+    <run_dir>/networks/<network>/lock                    held while masquerade elements and holders change
+    <run_dir>/networks/<network>/attachments/<key>       the record, JSON, one per attachment
+    <run_dir>/networks/<network>/holders/<address>_<n>   symbolic link to the key of who holds an address now
+
+`<key>` is `names.attachment_key`. A record is written before the first effect that it describes, so a
+killed ADD leaves a record of what may be there, never an effect with no record. It is replaced by rename;
+no fsync, because /run and every network namespace end with the boot. Several of our plugins may serve one
+attachment (a chain): each has a section of its own, and the last one to go takes the file with it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cni import jsonio
+from cni.errors import CniError
+from cni.lock import Lock
+from cni.names import attachment_key
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cni.context import Log
+
+# Readers accept this version and the one before it.
+VERSION = 1
+
+K8S_ARGS = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA_CONTAINER_ID")
+
+
+class Records:
+    """The records of one network. Its folders are made when something is first written."""
+
+    __slots__ = ("_attachments", "_clock", "_holders", "_log", "folder", "network")
+
+    def __init__(self, run_dir: str, network: str, clock: Callable[[], float], log: Log) -> None:
+        self.network = network
+        self.folder = f"{run_dir}/networks/{network}"
+        self._attachments = f"{self.folder}/attachments"
+        self._holders = f"{self.folder}/holders"
+        self._clock = clock
+        self._log = log
+
+    def lock(self) -> Lock:
+        """The network's lock, bounded (CniError 11)."""
+        return Lock(f"{self.folder}/lock", self._clock)
+
+    def read(self, container_id: str, ifname: str) -> dict[str, Any] | None:
+        """An attachment's record; None when there is none, or one that cannot be read (which is logged)."""
+        return self._read(attachment_key(container_id, ifname))
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every readable record of the network."""
+        try:
+            keys = os.listdir(self._attachments)
+        except FileNotFoundError:
+            return []
+        found = [self._read(key) for key in sorted(keys) if not key.startswith(".")]
+        return [record for record in found if record is not None]
+
+    def write(self, record: dict[str, Any], plugin: str, section: dict[str, Any]) -> None:
+        """Put one plugin's section into the attachment's record; `record` gives the common part (`describe`)."""
+        key = attachment_key(record["containerID"], record["ifname"])
+        before = self._read(key) or {}
+        plugins = {**before.get("plugins", {}), plugin: section}
+        self._replace(key, {**record, "version": VERSION, "plugins": plugins})
+
+    def remove(self, container_id: str, ifname: str, plugin: str) -> None:
+        """Take one plugin's section out, and the file when it was the last. None there is success."""
+        key = attachment_key(container_id, ifname)
+        record = self._read(key)
+        rest = {name: part for name, part in record["plugins"].items() if name != plugin} if record else {}
+        if record and rest:
+            self._replace(key, {**record, "plugins": rest})
+        else:
+            _unlink(f"{self._attachments}/{key}")
+
+    def holder(self, cidr: str) -> str:
+        """The key of the attachment that holds an address (`10.1.0.2/24`); empty when none does.
+        Ask under the lock."""
+        try:
+            return os.readlink(self._holder(cidr))
+        except OSError:
+            return ""
+
+    def hold(self, cidr: str, container_id: str, ifname: str) -> None:
+        """Make an attachment the holder of an address, whoever was before. Call under the lock."""
+        path = self._holder(cidr)
+        _unlink(path)
+        _make(lambda: os.symlink(attachment_key(container_id, ifname), path), self._holders)
+
+    def release(self, cidr: str) -> None:
+        """Nobody holds the address any more. Call under the lock."""
+        _unlink(self._holder(cidr))
+
+    def held(self, keys: Callable[[str], bool]) -> list[tuple[str, str]]:
+        """(address, holder's key) of every held address whose holder's key satisfies `keys`."""
+        try:
+            names = sorted(os.listdir(self._holders))
+        except FileNotFoundError:
+            return []
+        pairs = [(name.replace("_", "/"), self.holder(name)) for name in names]
+        return [(cidr, key) for cidr, key in pairs if keys(key)]
+
+    def _holder(self, cidr: str) -> str:
+        return f"{self._holders}/{cidr.replace('/', '_')}"
+
+    def _replace(self, key: str, record: dict[str, Any]) -> None:
+        # The leading dot keeps a writer that was killed here out of `all`; the next write reuses the name.
+        temporary = f"{self._attachments}/.{key}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        fd = _make(lambda: os.open(temporary, flags, 0o600), self._attachments)
+        try:
+            os.write(fd, jsonio.encode(record))
+        except BaseException:
+            _unlink(temporary)
+            raise
+        finally:
+            os.close(fd)
+        os.rename(temporary, f"{self._attachments}/{key}")
+
+    def _read(self, key: str) -> dict[str, Any] | None:
+        path = f"{self._attachments}/{key}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            data = os.read(fd, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+        try:
+            return _checked(jsonio.decode(data))
+        except CniError as error:
+            self._log(f"record {path}: {error.msg}; going on without it")
+            return None
+
+
+def describe(network: str, container_id: str, ifname: str, args: dict[str, str]) -> dict[str, Any]:
+    """The part of a record that all plugins share. Of CNI_ARGS the pod's name is kept, which policy will need."""
+    pod = {key: args[key] for key in K8S_ARGS if key in args}
+    return {"version": VERSION, "network": network, "containerID": container_id, "ifname": ifname, "args": pod}
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    """A record of this version or the one before, brought to this one's form. CniError says what is wrong."""
+    if not isinstance(record, dict) or record.get("version") not in (VERSION, VERSION - 1):
+        found = record.get("version") if isinstance(record, dict) else record
+        raise CniError(6, f"expected a record of version {VERSION - 1} or {VERSION}, found {jsonio.shown(found)}")
+    texts = ("network", "containerID", "ifname")
+    if not all(isinstance(record.get(key), str) for key in texts) or not isinstance(record.get("plugins"), dict):
+        raise CniError(6, f"expected {', '.join(texts)} and plugins, found {jsonio.shown(sorted(record))}")
+    return {"args": {}, **record, "version": VERSION}
+
+
+def _make(create: Callable[[], Any], folder: str) -> Any:
+    try:
+        return create()
+    except FileNotFoundError:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        return create()
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,199 @@
+"""nftables of the fake kernel: tables in memory, changed by whole transactions.
+
+It refuses what the kernel refuses with the kernel's errno. What a rule means is not played: that is for the
+tests on a real kernel.
+"""
+
+from __future__ import annotations
+
+import copy
+from errno import EBUSY, EEXIST, EINVAL, ENOENT
+from typing import TYPE_CHECKING, Any
+
+from cni.errors import KernelError
+from cni.kernel.types import NftRule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni.kernel.ops import Op
+
+_KEY_LENGTHS = {"ipv4_addr": 4, "ipv6_addr": 16, "ether_addr": 6}
+
+
+class Refused(Exception):  # noqa: N818 - a word, not an error class of the program
+    """An errno on its way to the operation's error."""
+
+    def __init__(self, errno: int) -> None:
+        super().__init__(errno)
+        self.errno = errno
+
+
+class Rule:
+    def __init__(self, handle: int, expressions: list[tuple[Any, ...]], comment: str) -> None:
+        self.handle = handle
+        self.expressions = [tuple(expression) for expression in expressions]
+        self.comment = comment
+
+    def targets(self) -> list[str]:
+        return [expression[1] for expression in self.expressions if expression[0] in {"jump", "goto"}]
+
+    def sets(self) -> list[str]:
+        return [expression[2] for expression in self.expressions if expression[0] == "saddr_in_set"]
+
+
+class Chain:
+    def __init__(self, hook: tuple[str, str, int] | None) -> None:
+        self.hook = hook
+        self.rules: list[Rule] = []
+
+
+class Set:
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.elements: dict[bytes, str] = {}
+
+
+class Table:
+    def __init__(self) -> None:
+        self.chains: dict[str, Chain] = {}
+        self.sets: dict[str, Set] = {}
+
+    def rules(self) -> list[Rule]:
+        return [rule for chain in self.chains.values() for rule in chain.rules]
+
+
+class FakeNft:
+    """All tables of one namespace."""
+
+    def __init__(self) -> None:
+        self.tables: dict[tuple[int, str], Table] = {}
+        self._handle = 0
+
+    def transact(self, operations: tuple[Op, ...]) -> None:
+        """All of them or, with KernelError for the first that is refused, none."""
+        before = copy.deepcopy(self.tables)
+        for op in operations:
+            try:
+                _VERBS[op.verb](self, **op.args)
+            except Refused as refused:
+                self.tables = before
+                raise KernelError(op.text, refused.errno) from None
+
+    def table(self, family: int, table: str) -> Table | None:
+        return self.tables.get((family, table))
+
+    def rules(self, family: int, table: str, chain: str) -> list[NftRule]:
+        found = self.tables.get((family, table), Table()).chains.get(chain, Chain(None))
+        return [NftRule(rule.handle, rule.comment, rule.targets()) for rule in found.rules]
+
+    def elements(self, family: int, table: str, set_name: str) -> list[bytes]:
+        return list(self.tables.get((family, table), Table()).sets.get(set_name, Set("")).elements)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything as plain data; handles, which only count, are left out."""
+        return {
+            f"{family} {name}": {
+                "chains": {
+                    chain_name: {"hook": chain.hook, "rules": [(rule.expressions, rule.comment) for rule in chain.rules]}
+                    for chain_name, chain in sorted(table.chains.items())
+                },
+                "sets": {
+                    set_name: {"key": one.key, "elements": dict(sorted(one.elements.items()))}
+                    for set_name, one in sorted(table.sets.items())
+                },
+            }
+            for (family, name), table in sorted(self.tables.items())
+        }
+
+    # The operations
+
+    def _table(self, family: int, table: str) -> Table:
+        found = self.tables.get((family, table))
+        if found is None:
+            raise Refused(ENOENT)
+        return found
+
+    def _chain(self, family: int, table: str, chain: str) -> Chain:
+        found = self._table(family, table).chains.get(chain)
+        if found is None:
+            raise Refused(ENOENT)
+        return found
+
+    def _set(self, family: int, table: str, name: str) -> Set:
+        found = self._table(family, table).sets.get(name)
+        if found is None:
+            raise Refused(ENOENT)
+        return found
+
+    def _table_add(self, family: int, table: str) -> None:
+        self.tables.setdefault((family, table), Table())
+
+    def _chain_add(self, family: int, table: str, chain: str, hook: tuple[str, str, int] | None) -> None:
+        found = self._table(family, table).chains.setdefault(chain, Chain(hook))
+        if hook is not None and found.hook != hook:
+            raise Refused(EEXIST)
+
+    def _chain_flush(self, family: int, table: str, chain: str) -> None:
+        self._chain(family, table, chain).rules.clear()
+
+    def _chain_del(self, family: int, table: str, chain: str) -> None:
+        self._chain(family, table, chain)
+        found = self._table(family, table)
+        if any(chain in rule.targets() for rule in found.rules()):
+            raise Refused(EBUSY)
+        del found.chains[chain]
+
+    def _set_add(self, family: int, table: str, name: str, key: str) -> None:
+        if self._table(family, table).sets.setdefault(name, Set(key)).key != key:
+            raise Refused(EEXIST)
+
+    def _set_del(self, family: int, table: str, name: str) -> None:
+        self._set(family, table, name)
+        found = self._table(family, table)
+        if any(name in rule.sets() for rule in found.rules()):
+            raise Refused(EBUSY)
+        del found.sets[name]
+
+    def _rule_add(
+        self, family: int, table: str, chain: str, expressions: list[tuple[Any, ...]], comment: str
+    ) -> None:
+        where = self._chain(family, table, chain)
+        self._handle += 1
+        rule = Rule(self._handle, expressions, comment)
+        for target in rule.targets():
+            self._chain(family, table, target)
+        for name in rule.sets():
+            self._set(family, table, name)
+        where.rules.append(rule)
+
+    def _rule_del(self, family: int, table: str, chain: str, handle: int) -> None:
+        rules = self._chain(family, table, chain).rules
+        kept = [rule for rule in rules if rule.handle != handle]
+        if len(kept) == len(rules):
+            raise Refused(ENOENT)
+        rules[:] = kept
+
+    def _element_add(self, family: int, table: str, name: str, key: bytes, comment: str) -> None:
+        found = self._set(family, table, name)
+        if len(key) != _KEY_LENGTHS[found.key]:
+            raise Refused(EINVAL)
+        found.elements.setdefault(key, comment)  # as the kernel: the first comment stays
+
+    def _element_del(self, family: int, table: str, name: str, key: bytes) -> None:
+        if self._set(family, table, name).elements.pop(key, None) is None:
+            raise Refused(ENOENT)
+
+
+_VERBS: dict[str, Callable[..., None]] = {
+    "nft_table_add": FakeNft._table_add,
+    "nft_chain_add": FakeNft._chain_add,
+    "nft_chain_flush": FakeNft._chain_flush,
+    "nft_chain_del": FakeNft._chain_del,
+    "nft_set_add": FakeNft._set_add,
+    "nft_set_del": FakeNft._set_del,
+    "nft_rule_add": FakeNft._rule_add,
+    "nft_rule_del": FakeNft._rule_del,
+    "nft_element_add": FakeNft._element_add,
+    "nft_element_del": FakeNft._element_del,
+}

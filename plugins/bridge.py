@@ -1,0 +1,420 @@
+"""bridge: a pod on a Linux bridge of the node, by a veth pair.
+
+Options and their meaning are those of the Go plugin (containernetworking/plugins, plugins/main/bridge).
+Read ADD in `add`; what it makes is found again by DEL and GC through the attachment's record.
+"""
+
+from __future__ import annotations
+
+from cni import addr
+from cni.addr import family
+from cni.config import Reader, hardware_address, wrong
+from cni.errors import INTERNAL, INVALID_CONFIG, NOT_AVAILABLE, CniError, KernelError
+from cni.kernel import ops
+from cni.kernel.types import OPER_UP
+from cni.names import attachment_key, host_end, interface_fault, owner
+from cni.record import describe
+from cni.result import Interface, Result, Route, read_dns
+from cni.undo import Teardown
+from plugins import bridge_check, iptables, macspoof, masquerade, node_bridge, veth
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cni.context import Context
+    from cni.kernel.types import Link
+    from cni.request import Request
+
+    Subnet = tuple[bytes, int]
+
+ARGS = ("MAC",)
+NETNS = True
+
+# Seconds an ADD waits for the bridge port to forward; it takes about 0.1 ms.
+PORT_TIMEOUT = 1.0
+
+ETIMEDOUT = 110
+ENOENT = 2
+
+DEFAULT_VLAN = 1
+LAST_VLAN = 4094
+
+
+class Conf:
+    """The options of DROP-IN's bridge row, typed. `vlans` are the trunk's IDs, `mac` 6 bytes or None."""
+
+    __slots__ = (
+        "backend", "bridge", "disable_container_interface", "dns", "duplicate_detection", "force_address", "hairpin",
+        "ip_masq", "is_default_gateway", "is_gateway", "isolated", "layer3", "mac", "mac_spoof_check", "mtu",
+        "preserve_default_vlan", "promisc", "vlan", "vlans", "vlan_option",
+    )  # fmt: skip
+
+    def __init__(self, config: Reader, request: Request) -> None:
+        self.bridge = config.string("bridge", "cni0")
+        self.is_default_gateway = config.boolean("isDefaultGateway")
+        self.is_gateway = config.boolean("isGateway") or self.is_default_gateway
+        self.force_address = config.boolean("forceAddress")
+        self.ip_masq = config.boolean("ipMasq")
+        self.backend = config.string("ipMasqBackend") or masquerade.NFTABLES
+        self.mtu = config.integer("mtu", low=0, high=65535)
+        self.hairpin = config.boolean("hairpinMode")
+        self.promisc = config.boolean("promiscMode")
+        self.vlan = config.integer("vlan", low=0, high=LAST_VLAN)
+        self.vlans = _trunk(config)
+        self.preserve_default_vlan = config.boolean("preserveDefaultVlan")
+        self.mac_spoof_check = config.boolean("macspoofchk")
+        self.duplicate_detection = config.boolean("enabledad")
+        self.disable_container_interface = config.boolean("disableContainerInterface")
+        self.isolated = config.boolean("portIsolation")
+        self.mac = _mac(config, request)
+        self.layer3 = bool(config.object("ipam").string("type"))
+        self.dns = read_dns(config.object("dns"))
+        self.vlan_option = f"vlan: {self.vlan}" if self.vlan else f"vlanTrunk: {self.vlans}" if self.vlans else ""
+
+    def refuse_contradictions(self) -> None:
+        """CniError 7 for options that cannot be together. Not asked in DEL and GC, which must clean up."""
+        fault = interface_fault(self.bridge)
+        if fault:
+            raise wrong("bridge", f"an interface name ({fault})", self.bridge)
+        if self.backend not in masquerade.BACKENDS:
+            raise wrong("ipMasqBackend", 'unknown ipmasq backend: "nftables" or "iptables"', self.backend)
+        if self.layer3 and self.disable_container_interface:
+            raise CniError(
+                INVALID_CONFIG, "cannot use IPAM when DisableContainerInterface flag is set",
+                "remove `ipam` or disableContainerInterface",
+            )  # fmt: skip
+        if self.hairpin and self.promisc:
+            raise CniError(
+                INVALID_CONFIG, "cannot set hairpin mode and promiscuous mode at the same time",
+                "remove hairpinMode or promiscMode",
+            )  # fmt: skip
+
+
+def add(ctx: Context, conf: Conf) -> Result:
+    conf.refuse_contradictions()
+    veth.refuse_taken_name(ctx)
+    node_bridge.refuse_impossible(ctx.host, conf.bridge, vlan=conf.vlan_option)
+    lease = _lease(ctx, conf)
+    pair = veth.Pair(ctx, conf.mac or _default_mac(lease), conf.mtu)
+    _record(ctx, conf, pair, lease)
+    bridge = node_bridge.ensure(
+        ctx.host, conf.bridge, conf.mtu, promisc=conf.promisc, vlan_filtering=bool(conf.vlan_option)
+    )
+    gateway_link = _set_gateways(ctx, conf, bridge, lease)
+    host_link, pod_link = _attach(ctx, conf, pair, bridge)
+    if not conf.disable_container_interface:
+        _bring_up(ctx, conf, host_link, pod_link, lease)
+    if conf.ip_masq and lease.ips:
+        masquerade.add(ctx, conf.backend, _subnets(lease))
+    return _result(ctx, conf, [host_link, gateway_link], pod_link, lease)
+
+
+def delete(ctx: Context, conf: Conf) -> None:
+    request = ctx.request
+    record = ctx.records.read(request.container_id, request.ifname)
+    section = record["plugins"].get(ctx.plugin_type) if record else None
+    teardown = Teardown()
+    if section is not None:
+        _remove(ctx, section, request.container_id, request.ifname, teardown)
+        teardown.step("pod interface", lambda: veth.remove_pod_end(ctx))
+    else:
+        _remove_unrecorded(ctx, conf, teardown)
+    if conf.layer3:
+        teardown.step("lease", lambda: ctx.ipam.delete())
+    if not teardown.errors:
+        teardown.step("record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type))
+    teardown.finish()
+
+
+def check(ctx: Context, conf: Conf) -> None:
+    conf.refuse_contradictions()
+    if conf.layer3:
+        ctx.ipam.forward()
+    bridge_check.check(ctx, conf)
+
+
+def status(ctx: Context, conf: Conf) -> None:
+    """CniError 50 when no ADD can succeed."""
+    conf.refuse_contradictions()
+    try:
+        if conf.layer3:
+            ctx.ipam.forward()
+        node_bridge.refuse_impossible(ctx.host, conf.bridge, vlan=conf.vlan_option)
+        if conf.ip_masq:
+            masquerade.status(ctx, conf.backend)
+        if conf.is_gateway:
+            for configured in _families(conf, ctx):
+                node_bridge.refuse_forwarding(ctx.host, configured)
+    except CniError as error:
+        code = error.code if error.code > NOT_AVAILABLE and error.code < INTERNAL else NOT_AVAILABLE
+        raise CniError(code, f"bridge {conf.bridge} cannot serve ADD: {error.msg}", error.details) from None
+
+
+def gc(ctx: Context, conf: Conf) -> None:
+    """Remove what belongs to this network's attachments that are no longer valid, and nothing else."""
+    teardown = Teardown()
+    for record in ctx.records.all():
+        container_id, ifname = record["containerID"], record["ifname"]
+        section = record["plugins"].get(ctx.plugin_type)
+        if section is None or (container_id, ifname) in ctx.valid:
+            continue
+        before = len(teardown.errors)
+        _remove(ctx, section, container_id, ifname, teardown)
+        if len(teardown.errors) == before:
+            ctx.records.remove(container_id, ifname, ctx.plugin_type)
+    _remove_stale(ctx, teardown)
+    if conf.layer3:
+        teardown.step("leases", lambda: ctx.ipam.forward())
+    teardown.finish()
+
+
+def _lease(ctx: Context, conf: Conf) -> Result:
+    """The IPAM plugin's result with gateways and the default route filled in; an empty one on layer 2."""
+    if not conf.layer3:
+        return Result()
+    lease = ctx.ipam.add()
+    ctx.undo.push("release the lease", ctx.ipam.delete)
+    if not lease.ips:
+        raise CniError(INTERNAL, "IPAM plugin returned missing IP config: expected at least one address, found none")
+    if not conf.is_gateway:
+        return lease
+    for ip in lease.ips:
+        if ip.gateway is None:
+            ip.gateway = addr.following(addr.network(ip.packed, ip.prefix))
+        nowhere = bytes(len(ip.packed))
+        has_default = any(r.dst == nowhere and r.prefix == 0 and r.gateway is not None for r in lease.routes)
+        if conf.is_default_gateway and not has_default:
+            lease.routes.append(Route(nowhere, 0, ip.gateway))
+    return lease
+
+
+def _record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:
+    """Write down what will be made, before it is made."""
+    request = ctx.request
+    section: dict[str, Any] = {
+        "netns": {"path": request.netns, "dev": ctx.sandbox.dev, "ino": ctx.sandbox.ino},
+        "bridge": conf.bridge,
+        "vlan": conf.vlan,
+        "links": [{"name": pair.host_name, "mac": addr.unpack_mac(pair.host_mac)}],
+        "mac": addr.unpack_mac(pair.mac),
+        "addresses": [addr.unpack_cidr(*subnet) for subnet in _subnets(lease)],
+        "masquerade": conf.backend if conf.ip_masq and lease.ips else "",
+        "macspoofchk": conf.mac_spoof_check,
+    }
+    common = describe(ctx.network, request.container_id, request.ifname, request.args.values)
+    ctx.records.write(common, ctx.plugin_type, section)
+    ctx.undo.push("remove the record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type))
+
+
+def _set_gateways(ctx: Context, conf: Conf, bridge: Link, lease: Result) -> Link | None:
+    """Put the gateway addresses on the bridge, or with `vlan` on an interface of its own, which is returned."""
+    if not conf.is_gateway or not lease.ips:
+        return None
+    link = _ensure_vlan_interface(ctx, conf, bridge) if conf.vlan else bridge
+    gateways = [(ip.gateway, ip.prefix) for ip in lease.ips if ip.gateway]
+    for gateway in gateways:
+        node_bridge.set_gateway(ctx.host, link, gateway, gateways, force=conf.force_address)
+    for configured in sorted({family(packed) for packed, _ in gateways}):
+        node_bridge.enable_forwarding(ctx, configured)
+    return link if conf.vlan else None
+
+
+def _ensure_vlan_interface(ctx: Context, conf: Conf, bridge: Link) -> Link:
+    """`<bridge>.<vlan>`: a veth in the node's namespace whose other end is a port in that VLAN. Shared, stays."""
+    name = f"{conf.bridge}.{conf.vlan}"
+    link = ctx.host.link(name)
+    if link is None:
+        port, mac = host_end("vlan", conf.bridge, str(conf.vlan))
+        ctx.host.apply(ops.veth_add(port, mac, name, veth.random_mac(), None, bridge.mtu, bridge.index))
+        _set_vlans(ctx, conf, port, vlans=[])
+        ctx.host.apply(ops.link_set(name, up=True))
+        link = ctx.host.link(name)
+    if link is None:
+        raise CniError(INTERNAL, f"failed to find interface {name!r} after making it", "try again")
+    return link
+
+
+def _set_vlans(ctx: Context, conf: Conf, port: str, vlans: list[int]) -> None:
+    link = ctx.host.link(port)
+    if link is None or not conf.vlan_option:
+        return
+    changes = []
+    if not conf.preserve_default_vlan:
+        changes = [ops.vlan_del(link.index, vid) for vid in ctx.host.vlans(link.index)]
+    own = conf.vlan or (DEFAULT_VLAN if vlans else 0)
+    changes += [ops.vlan_add(link.index, first, last) for first, last in _spans(vlans)]
+    if own:  # last: the port's own VLAN may also be in the trunk
+        changes.append(ops.vlan_add(link.index, own, own, untagged=True))
+    ctx.host.apply(*changes)
+
+
+def _attach(ctx: Context, conf: Conf, pair: veth.Pair, bridge: Link) -> tuple[Link, Link]:
+    """Make the pair; returns its host's and its pod's end."""
+    port = []
+    if conf.hairpin or conf.isolated:
+        port.append(ops.port_set(pair.host_name, hairpin=conf.hairpin, isolated=conf.isolated))
+    veth.create(ctx, pair, bridge.index, *port)
+    _set_vlans(ctx, conf, pair.host_name, conf.vlans)
+    if conf.mac_spoof_check:
+        request = ctx.request
+        ctx.undo.push("macspoofchk", lambda: macspoof.remove(ctx.host, request.container_id, request.ifname))
+        macspoof.add(ctx.host, request.container_id, request.ifname, pair.host_name, pair.mac)
+    host_link = ctx.host.link(pair.host_name)
+    pod_link = ctx.sandbox.link(pair.ifname)
+    if host_link is None or pod_link is None:
+        raise CniError(INTERNAL, f"expected {pair.host_name} and {pair.ifname} after making them, found one gone")
+    return host_link, pod_link
+
+
+def _bring_up(ctx: Context, conf: Conf, host_link: Link, pod_link: Link, lease: Result) -> None:
+    """Set the pod's end up and return when packets pass: a port that does not forward yet lost the first
+    packet of one pod in ten."""
+    pod = ctx.sandbox
+    if lease.ips:
+        veth.configure(pod, pod_link, lease.ips, lease.routes, duplicate_detection=conf.duplicate_detection)
+    else:
+        pod.apply(ops.link_set(pod_link.index, up=True))
+    try:
+        ctx.host.wait_port(host_link.index, PORT_TIMEOUT)
+    except KernelError as error:
+        found = ctx.host.link(host_link.index)
+        if error.errno != ETIMEDOUT or found is None or found.operstate != OPER_UP:
+            raise
+        # Up, but not forwarding: a bridge with spanning tree takes 30 s, which no pod start waits for.
+        ctx.log(f"{host_link.name} is up but does not forward yet: {error.msg}")
+    if lease.ips:
+        veth.announce(pod, pod_link)
+
+
+def _result(ctx: Context, conf: Conf, host_links: list[Link | None], pod_link: Link, lease: Result) -> Result:
+    """prevResult, if there is one, and after it bridge, host's end, pod's end (and the VLAN's interface)."""
+    result = ctx.prev_result or Result()
+    # Asked again: a bridge that we did not make may have taken another MAC when the port joined.
+    bridge, (host_link, gateway_link) = ctx.host.link(conf.bridge), host_links
+    pod_index = len(result.interfaces) + 2
+    on_host = [Interface(link.name, addr.unpack_mac(link.mac), link.mtu) for link in (bridge, host_link) if link]
+    inside = Interface(pod_link.name, addr.unpack_mac(pod_link.mac), pod_link.mtu, ctx.request.netns)
+    result.interfaces += [*on_host, inside]
+    if gateway_link is not None:
+        result.interfaces.append(Interface(gateway_link.name, addr.unpack_mac(gateway_link.mac), gateway_link.mtu))
+    for ip in lease.ips:
+        ip.interface = pod_index
+    result.ips += lease.ips
+    result.routes += lease.routes
+    result.dns = conf.dns or lease.dns or result.dns
+    return result
+
+
+def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: str, teardown: Teardown) -> None:
+    """Remove what a record tells: link, neighbours, masquerade, MAC check."""
+    for link in section["links"]:
+        mac = addr.pack_mac(link["mac"]) or b""
+        teardown.step("link", lambda name=link["name"], mac=mac: veth.remove_host_end(ctx.host, name, mac))  # type: ignore[misc]
+    subnets = [subnet for subnet in map(addr.pack_cidr, section["addresses"]) if subnet]
+    key = attachment_key(container_id, ifname)
+    teardown.step("neighbours", lambda: _forget(ctx, section["bridge"], section["vlan"], subnets, key))
+    if section["masquerade"]:
+        teardown.step(
+            "masquerade", lambda: masquerade.remove(ctx, section["masquerade"], subnets, container_id, ifname)
+        )
+    if section["macspoofchk"]:
+        teardown.step("macspoofchk", lambda: macspoof.remove(ctx.host, container_id, ifname))
+
+
+def _remove_unrecorded(ctx: Context, conf: Conf, teardown: Teardown) -> None:
+    """The same with no record: from prevResult, the pod and the configuration; also what the Go plugin made."""
+    request = ctx.request
+    key = attachment_key(request.container_id, request.ifname)
+    subnets = [(ip.packed, ip.prefix) for ip in ctx.prev_result.ips] if ctx.prev_result else veth.pod_addresses(ctx)
+    subnets += [s for s in (addr.pack_cidr(cidr) for cidr, _ in ctx.records.held(key.__eq__)) if s and s not in subnets]
+    teardown.step("link", lambda: veth.remove_unrecorded(ctx))
+    teardown.step("neighbours", lambda: _forget(ctx, conf.bridge, conf.vlan, subnets, key))
+    if conf.ip_masq:
+        teardown.step("masquerade", lambda: masquerade.remove_held(ctx, subnets, key))
+        teardown.step("masquerade", lambda: iptables.remove_reference(ctx, request.container_id, request.ifname))
+    if conf.mac_spoof_check:
+        teardown.step("macspoofchk", lambda: macspoof.remove(ctx.host, request.container_id, request.ifname))
+
+
+def _remove_stale(ctx: Context, teardown: Teardown) -> None:
+    """GC of what has no record: links by their label, masqueraded addresses by their holder."""
+    keys = {attachment_key(*attachment) for attachment in ctx.valid}
+    labels = {owner(ctx.network, *attachment)[:255] for attachment in ctx.valid}
+    for link in ctx.host.links():
+        if link.alias.startswith(owner(ctx.network, "", "")[:-1]) and link.alias not in labels:
+            teardown.step("link", lambda index=link.index: ctx.host.delete_link(index))  # type: ignore[misc]
+    for cidr, key in ctx.records.held(lambda holder: holder not in keys):
+        subnet = addr.pack_cidr(cidr)
+        if subnet:
+            teardown.step("masquerade", lambda s=subnet, k=key: masquerade.remove_held(ctx, [s], k))  # type: ignore[misc]
+
+
+def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], key: str) -> None:
+    """Remove the node's neighbour entries for a pod's addresses, unless another pod holds them by now."""
+    link = ctx.host.link(f"{bridge}.{vlan}" if vlan else bridge)
+    for packed, prefix in subnets if link else []:
+        if link is None or ctx.records.holder(addr.unpack_cidr(packed, prefix)) not in ("", key):
+            continue
+        try:
+            ctx.host.apply(ops.neigh_del(link.index, packed))
+        except KernelError as error:
+            if error.errno != ENOENT:
+                raise
+
+
+def _subnets(lease: Result) -> list[Subnet]:
+    return [(ip.packed, ip.prefix) for ip in lease.ips]
+
+
+def _default_mac(lease: Result) -> bytes | None:
+    return veth.mac_of_address(lease.ips[0].packed) if lease.ips else None
+
+
+def _families(conf: Conf, ctx: Context) -> list[int]:
+    """The families that have forwarding to switch on. IPAM decides which are used; a kernel may lack IPv6."""
+    there = [f for f in (addr.AF_INET, addr.AF_INET6) if ctx.host.conf(f, "all", "forwarding") is not None]
+    return there if conf.layer3 else []
+
+
+def _trunk(config: Reader) -> list[int]:
+    """The IDs of `vlanTrunk`, sorted."""
+    found: set[int] = set()
+    for item in config.objects("vlanTrunk"):
+        low, high, one = (item.integer(key, 0, 1, LAST_VLAN) for key in ("minID", "maxID", "id"))
+        if bool(low) != bool(high):
+            missing = "maxID" if low else "minID"
+            raise CniError(
+                INVALID_CONFIG,
+                f"{item.path}: minID and maxID should be configured simultaneously, {missing} is missing",
+            )
+        if low > high:
+            raise CniError(INVALID_CONFIG, f"{item.path}: minID {low} is greater than maxID {high} in trunk parameter")
+        found.update(range(low, high + 1) if low else (), [one] if one else ())
+    return sorted(found)
+
+
+def _spans(vlans: list[int]) -> list[tuple[int, int]]:
+    """Sorted IDs as (first, last) of each unbroken run."""
+    spans: list[tuple[int, int]] = []
+    for vid in vlans:
+        if spans and spans[-1][1] == vid - 1:
+            spans[-1] = (spans[-1][0], vid)
+        else:
+            spans.append((vid, vid))
+    return spans
+
+
+def _mac(config: Reader, request: Request) -> bytes | None:
+    """The pod's MAC from CNI_ARGS, `args.cni.mac` or `runtimeConfig.mac`; the later one wins."""
+    found = [("CNI_ARGS MAC", request.args.get("MAC"))]
+    cni_args, runtime = config.object("args").object("cni"), config.object("runtimeConfig")
+    found += [(reader.at("mac"), reader.string("mac")) for reader in (cni_args, runtime)]
+    given = [(path, text) for path, text in found if text]
+    if not given:
+        return None
+    path, text = given[-1]
+    mac = hardware_address(path, text)
+    if addr.is_multicast_mac(mac):
+        raise wrong(path, "a unicast MAC address", text)
+    return mac

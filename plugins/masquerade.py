@@ -1,0 +1,172 @@
+"""Masquerading of a pod's traffic to the outside, for every plugin with `ipMasq`.
+
+nftables (the default) is one table of ours. A network has a chain in it, and in the chain one rule for each
+of its subnets; a pod is an element of that subnet's set, so the number of rules does not grow with pods:
+
+    table inet cnikit {
+        set pods-lab-0a010000/24 { type ipv4_addr; elements = { 10.1.0.2 comment "cnikit lab/pod1/eth0" } }
+        chain masq-lab {
+            type nat hook postrouting priority srcnat;
+            ip saddr @pods-lab-0a010000/24 ip daddr != 10.1.0.0/24 ip daddr != 224.0.0.0/4 masquerade comment "10.1.0.0/24"
+        }
+    }
+
+Who an element belongs to is not in the kernel (its comment is a label that the first writer sets): the
+network's `holders` (cni/record.py) tell it, and both change together under the network's lock. So when two
+attachments came to the same address one after the other, the DEL of the first leaves the second alone.
+
+iptables (`ipMasqBackend`) makes the very chains that the Go plugin makes (plugins/iptables.py).
+"""
+
+from __future__ import annotations
+
+from cni import addr, names
+from cni.errors import INTERNAL, CniError
+from cni.kernel import ops
+from cni.kernel.nftables import daddr_not_in, masquerade, nfproto, saddr_in_set
+from cni.kernel.ops import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
+from plugins import iptables
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni.context import Context
+    from cni.kernel.ops import Op
+
+    Subnet = tuple[bytes, int]  # an address's bytes and its prefix length
+
+TABLE = "cnikit"
+NFTABLES = "nftables"
+IPTABLES = "iptables"
+BACKENDS = (NFTABLES, IPTABLES)
+
+# NF_IP_PRI_NAT_SRC, which nft prints as `srcnat`.
+HOOK = ("nat", "postrouting", 100)
+
+# By address size: the nfproto, the set's key type and what multicast is.
+FAMILIES = {
+    4: (NFPROTO_IPV4, "ipv4_addr", (b"\xe0\0\0\0", 4)),
+    16: (NFPROTO_IPV6, "ipv6_addr", (b"\xff" + bytes(15), 8)),
+}
+
+# nft's own limit for names is 256 bytes.
+_LONGEST_NETWORK = 128
+
+
+def add(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
+    """Masquerade what comes from these addresses and leaves their subnets. Pushes its own undo."""
+    container_id, ifname = ctx.request.container_id, ctx.request.ifname
+    # Pushed first: half of it may have been done when it fails, and taking back what is not there is nothing.
+    ctx.undo.push("stop masquerading", lambda: remove(ctx, backend, addresses, container_id, ifname))
+    if backend == IPTABLES:
+        iptables.masquerade(ctx, addresses)
+        return
+    comment = names.owner(ctx.network, container_id, ifname)
+    with ctx.records.lock():
+        for packed, prefix in addresses:
+            ctx.records.hold(addr.unpack_cidr(packed, prefix), container_id, ifname)
+        elements = [
+            ops.nft_element_add(NFPROTO_INET, TABLE, set_name(ctx.network, subnet), subnet[0], comment[:255])
+            for subnet in addresses
+        ]
+        ctx.host.nft(*_missing(ctx, addresses), *elements)
+
+
+def remove(ctx: Context, backend: str, addresses: list[Subnet], container_id: str, ifname: str) -> None:
+    """Stop masquerading for an attachment, as far as it still holds the addresses. What is gone is fine."""
+    if backend == IPTABLES:
+        iptables.unmasquerade(ctx, container_id)
+    else:
+        remove_held(ctx, addresses, names.attachment_key(container_id, ifname))
+
+
+def remove_held(ctx: Context, addresses: list[Subnet], key: str) -> None:
+    """The same for nftables, by the attachment's key."""
+    with ctx.records.lock():
+        held = [subnet for subnet in addresses if ctx.records.holder(addr.unpack_cidr(*subnet)) == key]
+        there = [subnet for subnet in held if _has(ctx, subnet)]
+        if there:
+            ctx.host.nft(
+                *[ops.nft_element_del(NFPROTO_INET, TABLE, set_name(ctx.network, s), s[0]) for s in there]
+            )
+        for subnet in held:
+            ctx.records.release(addr.unpack_cidr(*subnet))
+
+
+def check(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
+    """CniError 999 that names the first thing missing."""
+    if backend == IPTABLES:
+        iptables.check(ctx, addresses)
+        return
+    chain = chain_name(ctx.network)
+    comments = {rule.comment for rule in ctx.host.nft_rules(NFPROTO_INET, TABLE, chain)}
+    key = names.attachment_key(ctx.request.container_id, ctx.request.ifname)
+    for subnet in addresses:
+        text = addr.unpack_cidr(*subnet)
+        if _subnet_text(subnet) not in comments:
+            raise _unwell(f"a rule for {_subnet_text(subnet)} in nftables chain inet {TABLE} {chain}, found none")
+        if not _has(ctx, subnet):
+            raise _unwell(f"{text} in nftables set inet {TABLE} {set_name(ctx.network, subnet)}, found it missing")
+        if ctx.records.holder(text) != key:
+            raise _unwell(f"{text} masqueraded for {key}, found it held by {ctx.records.holder(text) or 'nobody'}")
+
+
+def status(ctx: Context, backend: str) -> None:
+    """CniError when no ADD could masquerade."""
+    if backend == IPTABLES:
+        iptables.find_restore(ctx, 4)
+    else:
+        ctx.host.nft_has(NFPROTO_INET, TABLE)
+
+
+def chain_name(network: str) -> str:
+    """The chain of a network."""
+    return f"masq-{_short(network)}"
+
+
+def set_name(network: str, subnet: Subnet) -> str:
+    """The set of a network's pods in one subnet; its address in hex, because nft's names know no colon."""
+    packed, prefix = subnet
+    return f"pods-{_short(network)}-{addr.network(packed, prefix).hex()}/{prefix}"
+
+
+def _missing(ctx: Context, addresses: list[Subnet]) -> list[Op]:
+    """What makes table, chain, sets and rules complete; nothing on all but a network's first ADD.
+
+    A rule cannot be there without its set and chain, so asking for the rules is asking for all.
+    """
+    chain = chain_name(ctx.network)
+    comments = {rule.comment for rule in ctx.host.nft_rules(NFPROTO_INET, TABLE, chain)}
+    missing = {_subnet_text(subnet): subnet for subnet in addresses if _subnet_text(subnet) not in comments}
+    if not missing:
+        return []
+    made = [ops.nft_table_add(NFPROTO_INET, TABLE), ops.nft_chain_add(NFPROTO_INET, TABLE, chain, HOOK)]
+    for text, subnet in missing.items():
+        packed, prefix = subnet
+        proto, key, multicast = FAMILIES[len(packed)]
+        made.append(ops.nft_set_add(NFPROTO_INET, TABLE, set_name(ctx.network, subnet), key))
+        expressions = [
+            nfproto(proto),
+            saddr_in_set(proto, set_name(ctx.network, subnet)),
+            daddr_not_in(proto, addr.network(packed, prefix), prefix),
+            daddr_not_in(proto, *multicast),
+            masquerade(),
+        ]
+        made.append(ops.nft_rule_add(NFPROTO_INET, TABLE, chain, expressions, text))
+    return made
+
+
+def _has(ctx: Context, subnet: Subnet) -> bool:
+    return ctx.host.nft_has_element(NFPROTO_INET, TABLE, set_name(ctx.network, subnet), subnet[0])
+
+
+def _subnet_text(subnet: Subnet) -> str:
+    packed, prefix = subnet
+    return addr.unpack_cidr(addr.network(packed, prefix), prefix)
+
+
+def _short(network: str) -> str:
+    return network if len(network) <= _LONGEST_NETWORK else f"sha512-{names.digest(network).hex()[:64]}"
+
+
+def _unwell(what: str) -> CniError:
+    return CniError(INTERNAL, f"masquerade: expected {what}", "recreate the pod: its traffic to the outside is lost")

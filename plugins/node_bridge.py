@@ -1,0 +1,150 @@
+"""The bridge on the node: shared by all pods of a network, so it is made once, checked each time, and stays."""
+
+from __future__ import annotations
+
+from cni import addr
+from cni.addr import AF_INET6
+from cni.errors import INTERNAL, INVALID_CONFIG, UNSUPPORTED_FIELD, CniError, KernelError
+from cni.kernel import ops
+from cni.kernel.types import IFF_PROMISC
+from plugins.veth import EEXIST, ENOENT, random_mac
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni.context import Context
+    from cni.kernel import Namespace
+    from cni.kernel.types import Link
+
+    Subnet = tuple[bytes, int]
+
+RTPROT_RA = 9  # a route from a router advertisement
+
+
+def refuse_impossible(host: Namespace, name: str, *, vlan: str) -> None:
+    """CniError when the bridge can never be what is asked for, before anything is changed.
+
+    `vlan` is the option that needs VLAN filtering, with its value; empty when none does.
+    """
+    link = host.link(name)
+    if link is not None and link.kind != "bridge":
+        kind = link.kind or "physical or loopback"
+        raise CniError(
+            INVALID_CONFIG,
+            f"{name!r} already exists but is not a bridge: expected a bridge, found a {kind} interface",
+            "choose another `bridge` in the network configuration",
+        )
+    if vlan and not host.has_vlan_filtering():
+        raise CniError(
+            UNSUPPORTED_FIELD,
+            f"{vlan} is not supported here: expected a kernel with bridge VLAN filtering, found one without",
+            "use a kernel built with CONFIG_BRIDGE_VLAN_FILTERING, or remove the VLAN options",
+        )
+    if vlan and link is not None and not link.vlan_filtering:
+        raise CniError(
+            INVALID_CONFIG,
+            f"{vlan}: expected bridge {name} to filter VLANs, found it without vlan_filtering",
+            f"ip link set {name} type bridge vlan_filtering 1, or choose another `bridge`",
+        )
+
+
+def ensure(host: Namespace, name: str, mtu: int, *, promisc: bool, vlan_filtering: bool) -> Link:
+    """The bridge, made if need be, and up.
+
+    Its MAC is set when it is made: a bridge without one of its own takes that of a port and changes it as
+    pods come and go.
+    """
+    link = host.link(name)
+    if link is None:
+        try:
+            host.apply(ops.bridge_add(name, random_mac(), mtu, vlan_filtering=vlan_filtering))
+        except KernelError as error:
+            if error.errno != EEXIST:  # another pod's ADD was faster
+                raise
+        link = _existing(host, name)
+    set_known(host, name, "accept_ra", "0")
+    if not link.up or (promisc and not link.flags & IFF_PROMISC):
+        host.apply(ops.link_set(name, up=True, promisc=True if promisc else None))
+    return link
+
+
+def set_gateway(host: Namespace, link: Link, gateway: Subnet, ours: list[Subnet], *, force: bool) -> None:
+    """Make sure the bridge has a gateway address.
+
+    `ours` are all gateway addresses of this network. Another IPv4 address, or an IPv6 one of an overlapping
+    network, is refused, or removed with `force` (`forceAddress`).
+    """
+    packed, prefix = gateway
+    there = [(a.packed, a.prefix) for a in host.addresses(link.index) if len(a.packed) == len(packed)]
+    if gateway in there:
+        return
+    for other in there:
+        if other in ours or not _conflict(other, gateway):
+            continue
+        if not force:
+            raise CniError(
+                INTERNAL,
+                f'"{link.name}" already has an IP address different from {addr.unpack_cidr(*gateway)}: '
+                f"found {addr.unpack_cidr(*other)}",
+                f"ip address del {addr.unpack_cidr(*other)} dev {link.name}, or set forceAddress to true",
+            )
+        host.apply(ops.addr_del(link.index, *other))
+    try:
+        # NODAD: the first port makes the address tentative for 50 ms, in which the gateway does not answer.
+        host.apply(ops.addr_add(link.index, packed, prefix, nodad=True), ops.link_set(link.index, mac=link.mac))
+    except KernelError as error:
+        if error.errno != EEXIST:
+            raise
+
+
+def enable_forwarding(ctx: Context, family: int) -> None:
+    """Switch forwarding on for a family; warn when that cuts an uplink off from router advertisements."""
+    host = ctx.host
+    if host.conf(family, "all", "forwarding") == "1":
+        return
+    host.set_conf(family, "all", "forwarding", "1")
+    if family == AF_INET6:
+        for name in _uplinks_from_advertisements(host):
+            ctx.log(
+                f"IPv6 forwarding is on now: {name} has its default route from router advertisements, which the kernel "
+                f"ignores from now on; set net.ipv6.conf.{name}.accept_ra=2 to keep it"
+            )
+
+
+def refuse_forwarding(host: Namespace, family: int) -> None:
+    """KernelError when forwarding is off and cannot be switched on. Changes nothing."""
+    found = host.conf(family, "all", "forwarding")
+    if found != "1":
+        host.set_conf(family, "all", "forwarding", found or "0")
+
+
+def set_known(host: Namespace, name: str, key: str, value: str) -> None:
+    """Write an IPv6 setting of a link; a kernel without IPv6 has none."""
+    try:
+        host.set_conf(AF_INET6, name, key, value)
+    except KernelError as error:
+        if error.errno != ENOENT:
+            raise
+
+
+def _existing(host: Namespace, name: str) -> Link:
+    link = host.link(name)
+    if link is None or link.kind != "bridge":
+        found = "nothing" if link is None else f"a {link.kind} interface"
+        raise CniError(INTERNAL, f"could not lookup {name!r}: expected the bridge just made, found {found}", "try again")
+    return link
+
+
+def _conflict(other: Subnet, gateway: Subnet) -> bool:
+    if len(gateway[0]) == 4:
+        return True  # the reference allows one IPv4 address on a bridge
+    return addr.inside(gateway[0], *other) or addr.inside(other[0], *gateway)
+
+
+def _uplinks_from_advertisements(host: Namespace) -> list[str]:
+    found = []
+    for route in host.routes():
+        if route.prefix == 0 and len(route.dst) == 16 and route.protocol == RTPROT_RA:
+            link = host.link(route.oif)
+            if link is not None and host.conf(AF_INET6, link.name, "accept_ra") == "1":
+                found.append(link.name)
+    return found

@@ -1,0 +1,200 @@
+"""A pod's veth pair: made, given its addresses and routes, found again and removed. Shared by every plugin
+that connects a pod with one.
+
+The host's end has a name and MAC derived from the attachment (`names.host_end`): a link with both is ours.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cni import addr, names
+from cni.addr import AF_INET, AF_INET6
+from cni.errors import INTERNAL, CniError, KernelError
+from cni.kernel import ops
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni.context import Context
+    from cni.kernel import Namespace
+    from cni.kernel.ops import Op
+    from cni.kernel.types import Link
+    from cni.result import IPConfig, Route
+
+    Subnet = tuple[bytes, int]
+
+EEXIST = 17
+ENOENT = 2
+
+# How many names are tried for the host's end; each is 44 bits of hash.
+ATTEMPTS = 4
+
+# Seconds until duplicate address detection must have ended (`enabledad`); the kernel's default takes 1 to 2.
+DAD_TIMEOUT = 10.0
+
+LO = "lo"
+
+
+class Pair:
+    """What a pair will be, decided before the first effect so that the record can tell it."""
+
+    __slots__ = ("alias", "host_mac", "host_name", "ifname", "mac", "mtu")
+
+    def __init__(self, ctx: Context, mac: bytes | None, mtu: int) -> None:
+        """`mac` is the pod's (None: random, made here so that it is known beforehand); MTU 0 is the kernel's."""
+        request = ctx.request
+        self.ifname = request.ifname
+        self.mac = mac or random_mac()
+        self.mtu = mtu
+        self.alias = names.owner(ctx.network, request.container_id, request.ifname)
+        self.host_name, self.host_mac = _free_host_end(ctx)
+
+
+def random_mac() -> bytes:
+    """Six random bytes as a locally administered unicast MAC."""
+    raw = os.urandom(6)
+    return bytes([raw[0] & 0xFC | 0x02]) + raw[1:]
+
+
+def mac_of_address(packed: bytes) -> bytes:
+    """0a:58 and the last four bytes of an address: the same address always has the same MAC, so neighbour
+    entries of a former holder are right for the next one."""
+    return b"\x0a\x58" + packed[-4:]
+
+
+def refuse_taken_name(ctx: Context) -> None:
+    """CniError when the pod has an interface of this name already (spec, ADD)."""
+    ifname = ctx.request.ifname
+    if ctx.sandbox.link(ifname) is not None:
+        raise CniError(
+            INTERNAL,
+            f"container veth name ({ifname!r}) already exists in {ctx.request.netns}: expected a free CNI_IFNAME",
+            "DEL the earlier attachment first, or choose another CNI_IFNAME",
+        )
+
+
+def create(ctx: Context, pair: Pair, master: int, *port: Op) -> None:
+    """Make the pair with the host's end up and on bridge `master` (0 for none), and apply `port`, operations
+    on the host's end that go in the same send. Pushes its undo."""
+    ctx.undo.push(f"delete {pair.host_name}", lambda: remove_host_end(ctx.host, pair.host_name, pair.host_mac))
+    ctx.host.apply(
+        ops.veth_add(pair.host_name, pair.host_mac, pair.ifname, pair.mac, ctx.sandbox, pair.mtu, master),
+        ops.link_set(pair.host_name, alias=pair.alias[:255]),
+        *port,
+    )
+
+
+def configure(
+    pod: Namespace, link: Link, ips: list[IPConfig], routes: list[Route], *, duplicate_detection: bool
+) -> None:
+    """Give the pod's end its addresses and routes and set it up; with detection, wait for its verdict."""
+    _prepare(pod, link.name, {addr.family(ip.packed) for ip in ips}, duplicate_detection=duplicate_detection)
+    first: list[Op] = [ops.addr_add(link.index, ip.packed, ip.prefix, nodad=not duplicate_detection) for ip in ips]
+    first.append(ops.link_set(link.index, up=True))
+    then = _routes(link.index, ips, routes)
+    if duplicate_detection:
+        pod.apply(*first)
+        pod.wait_addresses(link.index, DAD_TIMEOUT)
+        pod.apply(*then)
+    else:
+        pod.apply(*first, *then)
+
+
+def announce(pod: Namespace, link: Link) -> None:
+    """Tell the segment where the pod's addresses are now: gratuitous ARP and unsolicited neighbour advertisement.
+
+    The kernel sends both when the MAC is set (also to what it was), given arp_notify and ndisc_notify. A
+    packet socket of our own would cost a grace period when it is closed.
+    """
+    pod.apply(ops.link_set(link.index, mac=link.mac))
+
+
+def remove_host_end(host: Namespace, name: str, mac: bytes) -> bool:
+    """Delete the host's end if the link of that name is ours; whether it was there."""
+    link = host.link(name)
+    if link is None or link.mac != mac:
+        return False
+    host.delete_link(link.index)
+    return True
+
+
+def remove_unrecorded(ctx: Context) -> None:
+    """Delete the pair of an attachment without a record: ours by its derived name, else whatever has the
+    name CNI_IFNAME in the pod (the reference made it)."""
+    request = ctx.request
+    for attempt in range(ATTEMPTS):
+        name, mac = names.host_end(ctx.network, request.container_id, request.ifname, attempt)
+        if remove_host_end(ctx.host, name, mac):
+            return
+    remove_pod_end(ctx)
+
+
+def remove_pod_end(ctx: Context) -> None:
+    """Delete the pod's interface of this name, if there is a pod and one in it."""
+    link = ctx.pod.link(ctx.request.ifname) if ctx.pod is not None else None
+    if ctx.pod is not None and link is not None:
+        ctx.pod.delete_link(link.index)
+
+
+def pod_addresses(ctx: Context) -> list[Subnet]:
+    """The global addresses that CNI_IFNAME has in the pod now; empty when there is no such link."""
+    link = ctx.pod.link(ctx.request.ifname) if ctx.pod is not None else None
+    if ctx.pod is None or link is None:
+        return []
+    return [(a.packed, a.prefix) for a in ctx.pod.addresses(link.index) if not a.packed.startswith(b"\xfe\x80")]
+
+
+def _free_host_end(ctx: Context) -> tuple[str, bytes]:
+    """Name and MAC for the host's end. A link left by a dead ADD of this very attachment is removed."""
+    request = ctx.request
+    for attempt in range(ATTEMPTS):
+        name, mac = names.host_end(ctx.network, request.container_id, request.ifname, attempt)
+        found = ctx.host.link(name)
+        if found is not None and found.mac == mac:
+            ctx.log(f"removing {name}, left by an earlier ADD of {request.container_id} {request.ifname}")
+            ctx.host.delete_link(found.index)
+            found = None
+        if found is None:
+            return name, mac
+    raise CniError(INTERNAL, f"failed to find a unique veth name: {ATTEMPTS} candidates are taken", "")
+
+
+def _prepare(pod: Namespace, ifname: str, families: set[int], *, duplicate_detection: bool) -> None:
+    if AF_INET in families:
+        pod.set_conf(AF_INET, ifname, "arp_notify", "1")
+    if AF_INET6 not in families:
+        return
+    for name in (LO, ifname):
+        if pod.conf(AF_INET6, name, "disable_ipv6") == "1":
+            pod.set_conf(AF_INET6, name, "disable_ipv6", "0")
+    # accept_dad also covers the link-local address, which no IFA_F_NODAD of ours reaches.
+    pod.set_conf(AF_INET6, ifname, "accept_dad", "1" if duplicate_detection else "0")
+    if duplicate_detection:
+        _set_if_known(pod, ifname, "enhanced_dad", "1")
+    _set_if_known(pod, ifname, "keep_addr_on_down", "1")
+    pod.set_conf(AF_INET6, ifname, "ndisc_notify", "1")
+
+
+def _set_if_known(pod: Namespace, ifname: str, key: str, value: str) -> None:
+    try:
+        pod.set_conf(AF_INET6, ifname, key, value)
+    except KernelError as error:
+        if error.errno != ENOENT:  # a kernel older than the key
+            raise
+
+
+def _routes(index: int, ips: list[IPConfig], routes: list[Route]) -> list[Op]:
+    """A route without a gateway takes the first one of its family, as the reference does."""
+    gateways: dict[int, bytes] = {}
+    for ip in ips:
+        if ip.gateway:
+            gateways.setdefault(len(ip.gateway), ip.gateway)
+    return [
+        ops.route_add(
+            index, route.dst, route.prefix, route.gateway or gateways.get(len(route.dst)),
+            metric=route.priority, table=route.table or 0, scope=route.scope or 0, mtu=route.mtu, advmss=route.advmss,
+        )
+        for route in routes
+    ]  # fmt: skip
+
+
