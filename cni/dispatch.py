@@ -11,7 +11,7 @@ from __future__ import annotations
 from cni import jsonio
 from cni.config import Reader, text
 from cni.context import Context
-from cni.errors import DECODING_FAILURE, INTERNAL, INVALID_CONFIG, INVALID_NETNS, CniError
+from cni.errors import DECODING_FAILURE, INTERNAL, IO_FAILURE, INVALID_CONFIG, INVALID_NETNS, CniError
 from cni.kernel import NetnsError
 from cni.lock import Lock
 from cni.names import attachment_key, identifier_fault
@@ -65,6 +65,9 @@ def serve(world: World, name: str, environ: Mapping[str, str], stdin: Stdin, wri
             call.context.undo.commit()
     except CniError as error:
         write(error_json(error, version))
+        return 1
+    except OSError as error:
+        write(error_json(CniError(IO_FAILURE, f"I/O failure: {error}"), version))
         return 1
     except Exception as error:  # the last line of defence: a CNI caller must get JSON, never a traceback
         write(error_json(_unexpected(error), version))
@@ -144,13 +147,18 @@ class Call:
         return None
 
     def _read_previous(self) -> None:
+        config, command = self.context.config, self.request.command
+        if config.raw("prevResult") is None:
+            return
+        # Imported here: most calls of an IPAM plugin have none.
         from cni.result import Result
 
-        config, command = self.context.config, self.request.command
-        if config.raw("prevResult") is not None:
+        try:
             self.context.prev_result = Result.read(config.object("prevResult"))
-        elif command == "CHECK" and self._module.NETNS:
-            raise CniError(INVALID_CONFIG, "required prevResult missing", "CHECK compares the pod with ADD's result")
+        except CniError as error:
+            if command != "DEL":
+                raise
+            self.context.log(f"{error.msg}; going on without it, DEL must not depend on it")
 
     def _open_netns(self) -> None:
         """Set `context.pod`, and refuse the caller's own namespace (code 8) or treat it as gone (DEL)."""

@@ -70,7 +70,9 @@ def _failure(name: str, status: int, stdout: bytes) -> CniError:
         return CniError(found["code"], str(found.get("msg", "")), str(found.get("details", "")))
     how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
     said = ascii(stdout[:200].decode("utf-8", "replace"))
-    return CniError(INTERNAL, f"plugin {name} {how} with no error object; stdout was {said}", "its stderr may tell more")
+    return CniError(
+        INTERNAL, f"plugin {name} {how} with no error object; stdout was {said}", "its stderr may tell more"
+    )
 
 
 def _communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
@@ -79,7 +81,7 @@ def _communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes) 
     try:
         try:
             pid = os.posix_spawn(
-                argv[0], argv, dict(environ),
+                argv[0], list(argv), dict(environ),
                 file_actions=[(os.POSIX_SPAWN_DUP2, their_in, 0), (os.POSIX_SPAWN_DUP2, their_out, 1)],
             )  # fmt: skip
         except OSError as error:
@@ -106,7 +108,7 @@ def _exchange(our_in: int, our_out: int, stdin: bytes) -> tuple[bytes, int]:
     poll = select.poll()
     poll.register(our_out, select.POLLIN)
     poll.register(our_in, select.POLLOUT)
-    collected = []
+    collected: list[bytes] = []
     while True:
         for fd, _ in poll.poll():
             if fd == our_in:

@@ -75,7 +75,7 @@ def _syntax(text: str, at: int, expected: str) -> CniError:
     found = text[at : at + 20] or "the end of the input"
     return CniError(
         DECODING_FAILURE,
-        f"not valid JSON at line {line} column {column}: expected {expected}, found {ascii(found)}",
+        f"not valid JSON at line {line} column {column}: expected {expected}, found {found!a}",
         "",
     )
 
@@ -108,7 +108,5 @@ class _Scanner:
     parse_constant = staticmethod(_constant)
 
 
-_scanner = _json.make_scanner(_Scanner)  # type: ignore[attr-defined]  # typeshed leaves the C module out
-_encoder = _json.make_encoder(  # type: ignore[attr-defined]
-    None, _unserialisable, _json.encode_basestring_ascii, None, ":", ",", False, False, False
-)
+_scanner = _json.make_scanner(_Scanner)  # type: ignore[arg-type]  # typeshed asks for an instance, CPython does not
+_encoder = _json.make_encoder(None, _unserialisable, _json.encode_basestring_ascii, None, ":", ",", False, False, False)

@@ -6,9 +6,9 @@ The allowed forms are the specification's (section 2, "Parameters") and the kern
 from __future__ import annotations
 
 try:
-    from _sha512 import sha512
+    from _sha512 import sha512  # type: ignore[import-not-found]  # typeshed leaves the C modules out
 except ImportError:  # Python 3.12 moved it
-    from _sha2 import sha512  # type: ignore[import-not-found, no-redef]  # typeshed knows neither
+    from _sha2 import sha512  # type: ignore[import-not-found]
 
 IFNAMSIZ = 16
 

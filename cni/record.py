@@ -13,6 +13,7 @@ attachment (a chain): each has a section of its own, and the last one to go take
 from __future__ import annotations
 
 import os
+from errno import ENOSPC
 
 from cni import jsonio
 from cni.errors import CniError
@@ -114,8 +115,10 @@ class Records:
         temporary = f"{self._attachments}/.{key}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = _make(lambda: os.open(temporary, flags, 0o600), self._attachments)
+        data = jsonio.encode(record)
         try:
-            os.write(fd, jsonio.encode(record))
+            if os.write(fd, data) != len(data):
+                raise OSError(ENOSPC, os.strerror(ENOSPC), temporary)
         except BaseException:
             _unlink(temporary)
             raise

@@ -214,5 +214,3 @@ def _cidr(reader: Reader, key: str) -> tuple[bytes, int]:
 def _unknown(reader: Reader, known: tuple[str, ...]) -> dict[str, Any]:
     lowered = {key.casefold() for key in known}
     return {key: value for key, value in reader.value.items() if key.casefold() not in lowered}
-
-

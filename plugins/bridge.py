@@ -6,6 +6,8 @@ Read ADD in `add`; what it makes is found again by DEL and GC through the attach
 
 from __future__ import annotations
 
+from errno import ENOENT, ETIMEDOUT
+
 from cni import addr
 from cni.addr import family
 from cni.config import Reader, hardware_address, wrong
@@ -33,9 +35,6 @@ NETNS = True
 
 # Seconds an ADD waits for the bridge port to forward; it takes about 0.1 ms.
 PORT_TIMEOUT = 1.0
-
-ETIMEDOUT = 110
-ENOENT = 2
 
 DEFAULT_VLAN = 1
 LAST_VLAN = 4094
@@ -121,7 +120,7 @@ def delete(ctx: Context, conf: Conf) -> None:
     else:
         _remove_unrecorded(ctx, conf, teardown)
     if conf.layer3:
-        teardown.step("lease", lambda: ctx.ipam.delete())
+        teardown.step("lease", lambda: _ipam_delete(ctx))
     if not teardown.errors:
         teardown.step("record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type))
     teardown.finish()
@@ -165,7 +164,7 @@ def gc(ctx: Context, conf: Conf) -> None:
             ctx.records.remove(container_id, ifname, ctx.plugin_type)
     _remove_stale(ctx, teardown)
     if conf.layer3:
-        teardown.step("leases", lambda: ctx.ipam.forward())
+        teardown.step("leases", lambda: _ipam_forward(ctx))
     teardown.finish()
 
 
@@ -189,6 +188,14 @@ def _lease(ctx: Context, conf: Conf) -> Result:
     return lease
 
 
+def _ipam_delete(ctx: Context) -> None:
+    ctx.ipam.delete()
+
+
+def _ipam_forward(ctx: Context) -> None:
+    ctx.ipam.forward()
+
+
 def _record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:
     """Write down what will be made, before it is made."""
     request = ctx.request
@@ -204,7 +211,9 @@ def _record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:
     }
     common = describe(ctx.network, request.container_id, request.ifname, request.args.values)
     ctx.records.write(common, ctx.plugin_type, section)
-    ctx.undo.push("remove the record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type))
+    ctx.undo.push(
+        "remove the record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type)
+    )
 
 
 def _set_gateways(ctx: Context, conf: Conf, bridge: Link, lease: Result) -> Link | None:

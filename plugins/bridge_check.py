@@ -7,7 +7,7 @@ have moved to another table. What is compared is what keeps the pod reachable.
 from __future__ import annotations
 
 from cni import addr
-from cni.errors import INTERNAL, CniError
+from cni.errors import INTERNAL, INVALID_CONFIG, CniError
 from plugins import macspoof, masquerade
 
 TYPE_CHECKING = False
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 def check(ctx: Context, conf: Conf) -> None:
     """CniError 999 that names the first difference: where, expected, found."""
     result = ctx.prev_result
-    if result is None:  # dispatch refuses a CHECK without one
-        return
+    if result is None:
+        raise CniError(
+            INVALID_CONFIG, "required prevResult missing", "pass ADD's result: CHECK compares the pod with it"
+        )
     index, expected = _pod_interface(ctx, result)
     pod_link = _link(ctx.sandbox, expected, "in the pod")
     bridge = ctx.host.link(conf.bridge)

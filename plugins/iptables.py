@@ -82,9 +82,9 @@ def check(ctx: Context, addresses: list[Subnet]) -> None:
     chain = chain_name(ctx.network, ctx.request.container_id)
     for size in {len(packed) for packed, _ in addresses}:
         proto, program, tables, _ = FAMILIES[size]
-        jumps = [rule for rule in ctx.host.nft_rules(proto, NAT, POSTROUTING) if chain in rule.targets]
+        jumps = any(chain in rule.targets for rule in ctx.host.nft_rules(proto, NAT, POSTROUTING))
         if not jumps and NAT in _lines(tables):
-            jumps = [line for line in _save(ctx, f"{program}-legacy") if line.endswith(f"-j {chain}")]
+            jumps = any(line.endswith(f"-j {chain}") for line in _save(ctx, f"{program}-legacy"))
         if not jumps:
             raise CniError(
                 INTERNAL, f"masquerade: expected a jump from {program} {NAT} {POSTROUTING} to {chain}, found none",

@@ -60,7 +60,7 @@ def check(host: Namespace, container_id: str, ifname: str) -> None:
     guarded = any(chain in rule.targets for rule in host.nft_rules(NFPROTO_BRIDGE, TABLE, BASE))
     if not guarded or len(host.nft_rules(NFPROTO_BRIDGE, TABLE, mac_chain)) != 2:
         raise CniError(
-            INTERNAL, f"macspoofchk: expected nftables chains bridge {TABLE} {chain} and {mac_chain}, found them broken",
+            INTERNAL, f"macspoofchk: expected chains {chain} and {mac_chain} in nftables table bridge {TABLE}, found them broken",
             "recreate the pod: it could send from another MAC",
         )  # fmt: skip
 

@@ -7,7 +7,8 @@ of its subnets; a pod is an element of that subnet's set, so the number of rules
         set pods-lab-0a010000/24 { type ipv4_addr; elements = { 10.1.0.2 comment "cnikit lab/pod1/eth0" } }
         chain masq-lab {
             type nat hook postrouting priority srcnat;
-            ip saddr @pods-lab-0a010000/24 ip daddr != 10.1.0.0/24 ip daddr != 224.0.0.0/4 masquerade comment "10.1.0.0/24"
+            ip saddr @pods-lab-0a010000/24 ip daddr != 10.1.0.0/24 ip daddr != 224.0.0.0/4 masquerade
+                comment "10.1.0.0/24"
         }
     }
 
@@ -85,9 +86,7 @@ def remove_held(ctx: Context, addresses: list[Subnet], key: str) -> None:
         held = [subnet for subnet in addresses if ctx.records.holder(addr.unpack_cidr(*subnet)) == key]
         there = [subnet for subnet in held if _has(ctx, subnet)]
         if there:
-            ctx.host.nft(
-                *[ops.nft_element_del(NFPROTO_INET, TABLE, set_name(ctx.network, s), s[0]) for s in there]
-            )
+            ctx.host.nft(*[ops.nft_element_del(NFPROTO_INET, TABLE, set_name(ctx.network, s), s[0]) for s in there])
         for subnet in held:
             ctx.records.release(addr.unpack_cidr(*subnet))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from errno import EEXIST, ENOENT
+
 from cni import addr
 from cni.addr import AF_INET6
 from cni.errors import INTERNAL, INVALID_CONFIG, UNSUPPORTED_FIELD, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import IFF_PROMISC
-from plugins.veth import EEXIST, ENOENT, random_mac
+from plugins.veth import random_mac
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,7 +132,9 @@ def _existing(host: Namespace, name: str) -> Link:
     link = host.link(name)
     if link is None or link.kind != "bridge":
         found = "nothing" if link is None else f"a {link.kind} interface"
-        raise CniError(INTERNAL, f"could not lookup {name!r}: expected the bridge just made, found {found}", "try again")
+        raise CniError(
+            INTERNAL, f"could not lookup {name!r}: expected the bridge just made, found {found}", "try again"
+        )
     return link
 
 

@@ -7,6 +7,7 @@ The host's end has a name and MAC derived from the attachment (`names.host_end`)
 from __future__ import annotations
 
 import os
+from errno import ENOENT
 
 from cni import addr, names
 from cni.addr import AF_INET, AF_INET6
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from cni.result import IPConfig, Route
 
     Subnet = tuple[bytes, int]
-
-EEXIST = 17
-ENOENT = 2
 
 # How many names are tried for the host's end; each is 44 bits of hash.
 ATTEMPTS = 4
@@ -196,5 +194,3 @@ def _routes(index: int, ips: list[IPConfig], routes: list[Route]) -> list[Op]:
         )
         for route in routes
     ]  # fmt: skip
-
-

@@ -151,7 +151,9 @@ def nft_table_add(family: int, table: str) -> Op:
 
 def nft_chain_add(family: int, table: str, chain: str, hook: tuple[str, str, int] | None = None) -> Op:
     """Make sure a chain is there; `hook` is (type, hook, priority), for example ("nat", "postrouting", 100)."""
-    return Op("nft_chain_add", f"add nftables chain {table} {chain}", family=family, table=table, chain=chain, hook=hook)
+    return Op(
+        "nft_chain_add", f"add nftables chain {table} {chain}", family=family, table=table, chain=chain, hook=hook
+    )
 
 
 def nft_chain_flush(family: int, table: str, chain: str) -> Op:

@@ -140,7 +140,7 @@ def _described(name: str, mac: bytes | None, mtu: int) -> bytes:
 
 
 def _new_link(flags: int, attributes: bytes, kind: str, data: bytes) -> Request:
-    info = nest(_IFLA_LINKINFO, attr(_IFLA_INFO_KIND, kind.encode()), data)
+    info = nest(_IFLA_LINKINFO, attr_text(_IFLA_INFO_KIND, kind), data)
     return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _IFINFO.pack(AF_UNSPEC, 0, 0, flags, flags) + attributes + info
 
 
@@ -196,7 +196,7 @@ def _port_set(link: str | int, hairpin: bool, isolated: bool) -> Request:
     # in the same batch has none that we know.
     index, name = _which(link)
     settings = attr(_IFLA_BRPORT_MODE, bytes([hairpin])) + attr(_IFLA_BRPORT_ISOLATED, bytes([isolated]))
-    port = attr(_IFLA_INFO_SLAVE_KIND, b"bridge") + nest(_IFLA_INFO_SLAVE_DATA, settings)
+    port = attr_text(_IFLA_INFO_SLAVE_KIND, "bridge") + nest(_IFLA_INFO_SLAVE_DATA, settings)
     return RTM_NEWLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + name + nest(_IFLA_LINKINFO, port)
 
 

@@ -80,7 +80,15 @@ class Route:
     __slots__ = ("dst", "gateway", "metric", "mtu", "oif", "prefix", "protocol", "scope", "table")
 
     def __init__(
-        self, dst: bytes, prefix: int, gateway: bytes | None, oif: int, table: int, metric: int, scope: int, mtu: int,
+        self,
+        dst: bytes,
+        prefix: int,
+        gateway: bytes | None,
+        oif: int,
+        table: int,
+        metric: int,
+        scope: int,
+        mtu: int,
         protocol: int = 0,
     ) -> None:
         self.dst = dst

@@ -548,8 +548,8 @@ def _same_path(one: Route, other: Route) -> bool:
 
 def _plain(value: Any, *without: str) -> dict[str, Any]:
     """An object's fields as a dict."""
-    fields = [slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ()) if slot not in without]
-    plain = {field: getattr(value, field) for field in sorted(fields)}
+    fields: set[str] = {slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ())}
+    plain = {field: getattr(value, field) for field in sorted(fields.difference(without))}
     if isinstance(plain.get("port"), Port):
         plain["port"] = _plain(plain["port"])
     return plain

@@ -95,7 +95,7 @@ class FakeNft:
         return {
             f"{family} {name}": {
                 "chains": {
-                    chain_name: {"hook": chain.hook, "rules": [(rule.expressions, rule.comment) for rule in chain.rules]}
+                    chain_name: {"hook": chain.hook, "rules": [(one.expressions, one.comment) for one in chain.rules]}
                     for chain_name, chain in sorted(table.chains.items())
                 },
                 "sets": {

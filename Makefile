@@ -1,0 +1,69 @@
+# `make help` lists the targets. Each sets up what it needs, and can be repeated.
+#
+# Nothing is written outside this folder, except by `install` and by apt-get.
+
+CNI_BIN_DIR ?= /opt/cni/bin
+
+PYTHON_VENV := .venv
+python := $(PYTHON_VENV)/bin/python
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+export PYTHONDONTWRITEBYTECODE := 1
+export PYTHONPATH := $(CURDIR)
+
+sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.c') cli/bundle.py requirements.lock
+cli_sources := $(shell find cni plugins ipam cli conf launcher -type f -not -name '*.pyc') requirements.lock
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format dist bench install clean lock setup peers
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+demo: dist ## two pods on one node: attach, ping, check, detach (needs root)
+	@[ "$$(id -u)" -eq 0 ] || { echo "make demo makes network namespaces: call it as root" >&2; exit 1; }
+	dist/cnikit demo
+
+test: setup dist peers ## everything: unit, kernel and end-to-end tests (needs root)
+	@[ "$$(id -u)" -eq 0 ] || { echo "make test makes network namespaces: call it as root" >&2; exit 1; }
+	@tests/setup/install-debian-packages test
+	CNIKIT_TEST_BIN=$(CURDIR)/dist/bin CNIKIT_TEST_PEERS=$(CURDIR)/.cache/peers $(python) -m pytest $(PYTEST_ARGS)
+
+check: setup ## lint, types and unit tests, in seconds
+	$(PYTHON_VENV)/bin/ruff check --quiet .
+	$(PYTHON_VENV)/bin/ruff format --check --quiet .
+	$(PYTHON_VENV)/bin/mypy
+	$(python) -m pytest -q tests/unit
+
+format: setup ## format the Python code
+	$(PYTHON_VENV)/bin/ruff format .
+
+dist: setup dist/bin/.made dist/.made ## build the executables: dist/bin/* and dist/cnikit
+
+bench: dist peers ## measure against the Go plugins; writes the table and the plot in docs/
+	@tests/setup/install-debian-packages test
+	CNIKIT_TEST_BIN=$(CURDIR)/dist/bin CNIKIT_TEST_PEERS=$(CURDIR)/.cache/peers $(python) tests/bench/run.py
+
+install: dist ## put the plugins into CNI_BIN_DIR (default /opt/cni/bin), safely on a running node
+	$(python) -m cli.install dist/bin "$(CNI_BIN_DIR)"
+
+clean: ## remove what make has made here
+	[ ! -d .cache/go ] || chmod -R u+w .cache/go
+	rm -rf dist .cache .venv
+
+lock: ## write requirements.lock anew, with the newest versions of what pyproject.toml names
+	tests/setup/write-lock
+
+setup:
+	@tests/setup/install-debian-packages build
+	@tests/setup/install-python-packages $(PYTHON_VENV)
+
+peers: setup
+	@tests/setup/install-go-peers .cache/peers
+
+dist/bin/.made: $(sources) | setup
+	$(python) -m cli.bundle --output dist/bin
+	@touch $@
+
+dist/.made: $(cli_sources) | setup
+	$(python) -m cli.bundle --command --output dist
+	@touch $@

@@ -1,0 +1,187 @@
+"""Build the executables with PyInstaller: one bundle for all plugins, and one for the `cnikit` command.
+
+    python -m cli.bundle --output dist/bin                                        our plugins
+    python -m cli.bundle --output DIR --plugin example=docs/example_plugin.py     and one of yours beside them
+    python -m cli.bundle --output dist --command                                  the command for people
+
+    DIR/bridge, DIR/host-local, ...     copies (hard links) of the launcher, launcher/launcher.c
+    DIR/.cnikit/VERSION/
+        cnikit-oneshot                  PyInstaller's bootloader with launcher/oneshot.py
+        modules.bin                     the code of cni/, plugins/ and ipam/, and of your plugins
+        base_library.zip/               what they need of the standard library. A folder in spite of its name, which
+                                        is the bootloader's for the first entry of sys.path (a zip costs 1 ms)
+        libpython3.11.so.1.0, ...       shared libraries
+        launcher                        what the files in DIR are copies of
+
+A default PyInstaller build starts in 37 ms, this one in 9; docs/adr/ has the steps and their measure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import marshal
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cli.install import exchange
+from cni import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGINS = {"bridge": "plugins.bridge", "loopback": "plugins.loopback", "host-local": "ipam.host_local"}
+
+# The launcher's bundle folder and program: of the plugins, and of the command.
+PLUGIN_BUNDLE = (".cnikit", "cnikit-oneshot")
+COMMAND_BUNDLE = (".cnikit-command", "cnikit-command")
+
+# What PyInstaller finds through imports that no call of ours ever makes (os.popen imports subprocess, ...).
+UNREACHED = (
+    "ctypes", "typing", "dataclasses", "pathlib", "logging", "json", "socket", "subprocess", "argparse", "contextlib",
+    "threading", "selectors", "signal", "multiprocessing", "asyncio", "tempfile", "shutil", "random", "hashlib",
+    "ssl", "zipfile", "bz2", "lzma", "inspect", "importlib.metadata", "importlib.resources", "email", "urllib",
+    "unittest", "pydoc", "decimal", "doctest", "pickle", "gettext", "platform", "sqlite3", "datetime", "_strptime",
+    "calendar", "ast", "textwrap", "string", "stringprep", "getopt", "fnmatch", "base64", "quopri", "copy",
+    "tracemalloc",
+)  # fmt: skip
+# The one-shot program runs in UTF-8 mode; the others are what a codec lookup may ask for.
+ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m cli.bundle", description="Build the executables.")
+    parser.add_argument("--output", type=Path, required=True, help="the folder to put them into")
+    parser.add_argument("--command", action="store_true", help="build the cnikit command instead of the plugins")
+    parser.add_argument("--plugin", action="append", default=[], metavar="NAME=FILE", help="also bundle this plugin")
+    arguments = parser.parse_args()
+    output = arguments.output.resolve()
+    if arguments.command:
+        build_command(output)
+    else:
+        build_plugins(output, dict(_plugin(parser, item) for item in arguments.plugin))
+
+
+def _plugin(parser: argparse.ArgumentParser, item: str) -> tuple[str, Path]:
+    name, _, file = item.partition("=")
+    path = Path(file).resolve()
+    if not name or "/" in name or not path.is_file() or not path.stem.isidentifier():
+        parser.error(f"--plugin {item}: expected NAME=FILE with a Python file that can be imported")
+    return name, path
+
+
+def build_plugins(output: Path, extra: dict[str, Path]) -> None:
+    """Build the bundle of our plugins and the `extra` ones (name to file), and a launcher for each."""
+    registry = {**PLUGINS, **{name: file.stem for name, file in extra.items()}}
+    paths = [str(ROOT), *(str(file.parent) for file in extra.values())]
+    spec = f"from cli.bundle import assemble_plugins\nassemble_plugins(globals(), {registry!r}, {paths!r})\n"
+    build(output, spec, PLUGIN_BUNDLE, list(registry))
+
+
+def build_command(output: Path) -> None:
+    """Build the `cnikit` command."""
+    spec = "from cli.bundle import assemble_command\nassemble_command(globals())\n"
+    build(output, spec, COMMAND_BUNDLE, ["cnikit"], "-DPEOPLE")
+
+
+def build(output: Path, spec: str, names: tuple[str, str], launchers: list[str], *defines: str) -> None:
+    """Freeze, compile the launcher, and put both into `output`: what is there may be in use."""
+    folder, program = names
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=output) as work:
+        bundle = freeze(Path(work), spec, program)
+        define = (f'-DFOLDER="{folder}"', f'-DPROGRAM="{program}"', *defines)
+        compile_launcher(bundle / "launcher", platform.machine(), *define)
+        place = output / folder / __version__
+        exchange(bundle, place)
+        for name in launchers:
+            link = Path(work) / "link"
+            os.link(place / "launcher", link)
+            link.replace(output / name)
+
+
+def freeze(work: Path, spec: str, program: str) -> Path:
+    """Run PyInstaller on a spec file; returns the folder it made."""
+    file = work / f"{program}.spec"
+    file.write_text(spec)
+    command = [sys.executable, "-m", "PyInstaller", "--log-level", "WARN", "--noconfirm"]
+    command += ["--distpath", str(work / "dist"), "--workpath", str(work / "work"), str(file)]
+    # The hash seed makes two builds of the same sources equal.
+    environ = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(work), "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+    subprocess.run(command, check=True, env=environ, cwd=ROOT)
+    return work / "dist" / program
+
+
+def assemble_plugins(pyinstaller: dict[str, Any], registry: dict[str, str], paths: list[str]) -> None:
+    """The body of the plugins' spec file; `pyinstaller` holds the names that PyInstaller gives to one."""
+    own = own_modules(registry)
+    extra = set(registry) - set(PLUGINS)
+    analysis = pyinstaller["Analysis"](
+        [str(ROOT / "launcher" / "oneshot.py")],
+        pathex=paths, hiddenimports=own, excludes=[] if extra else list(UNREACHED), noarchive=True, optimize=2,
+    )  # fmt: skip
+    modules: dict[str, tuple[bool, bytes]] = {}
+    library = []
+    for target, source, kind in analysis.datas:
+        name = target.removesuffix(".pyc").replace("/", ".")
+        module = name.removesuffix(".__init__")
+        if module in own:
+            modules[module] = (module != name, Path(source).read_bytes()[16:])  # the code follows a header of 16 bytes
+        elif not name.startswith("encodings.") or name.removeprefix("encodings.") in ENCODINGS:
+            library.append((f"base_library.zip/{target}" if target.endswith(".pyc") else target, source, kind))
+    missing = sorted(set(own) - set(modules))
+    if missing:
+        print(f"not found: {', '.join(missing)}")
+    blob = Path(pyinstaller["workpath"]) / "modules.bin"
+    blob.write_bytes(marshal.dumps((registry, modules)))
+    library.append((blob.name, str(blob), "DATA"))
+    # PyInstaller's own bootstrap, which `PYZ.dependencies` and the other scripts are, is what oneshot.py replaces.
+    archive = pyinstaller["PYZ"]([])
+    archive.dependencies = []
+    scripts = [entry for entry in analysis.scripts if entry[0] == "oneshot"]
+    program = PLUGIN_BUNDLE[1]
+    executable = pyinstaller["EXE"](
+        archive, scripts, [("X utf8_mode=1", None, "OPTION")],
+        exclude_binaries=True, name=program, contents_directory=".", strip=True, upx=False, console=True,
+    )  # fmt: skip
+    pyinstaller["COLLECT"](executable, analysis.binaries, library, name=program, strip=True, upx=False)
+
+
+def own_modules(registry: dict[str, str]) -> list[str]:
+    """The modules that go into modules.bin: all of ours but the runtime side and the test kit, and the plugins."""
+    files = [file for folder in ("cni", "plugins", "ipam") for file in sorted((ROOT / folder).rglob("*.py"))]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    ours = [name for name in names if not name.startswith(("cni.testing", "cni.runtime"))]
+    return list(dict.fromkeys([*ours, *registry.values()]))
+
+
+def assemble_command(pyinstaller: dict[str, Any]) -> None:
+    """The body of the command's spec file: an ordinary onedir build."""
+    names = [f"cli.{file.stem}" for file in sorted((ROOT / "cli").glob("*.py")) if file.stem not in ("bundle", "install")]
+    analysis = pyinstaller["Analysis"](
+        [str(ROOT / "launcher" / "command.py")],
+        pathex=[str(ROOT)], hiddenimports=[*names, *own_modules(PLUGINS)], datas=[(str(ROOT / "conf"), "conf")],
+        excludes=["PyInstaller", "pytest", "mypy", "tkinter", "matplotlib", "numpy", "grpc"],
+    )  # fmt: skip
+    program = COMMAND_BUNDLE[1]
+    executable = pyinstaller["EXE"](
+        pyinstaller["PYZ"](analysis.pure), analysis.scripts,
+        exclude_binaries=True, name=program, contents_directory=".", strip=True, upx=False, console=True,
+    )  # fmt: skip
+    pyinstaller["COLLECT"](executable, analysis.binaries, analysis.datas, name=program, strip=True, upx=False)
+
+
+def compile_launcher(output: Path, machine: str, *defines: str) -> None:
+    """Compile launcher/launcher.c for a machine (x86_64, aarch64): static, with no C compiler on this one."""
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl", "-Os", "-static", "-s"]
+    command += ["-std=gnu11", "-Wall", "-Wextra", "-Werror", f'-DVERSION="{__version__}"', *defines]
+    cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(ROOT / ".cache" / "zig")
+    environ = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+    command += ["-o", str(output), str(ROOT / "launcher" / "launcher.c")]
+    subprocess.run(command, check=True, env=environ)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Put built executables into a CNI bin directory of a running node: `python -m cli.install dist/bin /opt/cni/bin`.
+
+A plugin may be called at any moment, also while this runs. So nothing that is in use is ever written to or
+missing: everything is copied beside its place, synced, tried (VERSION), and only then renamed into it, the
+bundle first. Files of other makers and other versions of ours stay.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from cni import __version__
+
+BUNDLES = ".cnikit"
+RENAME_EXCHANGE = 2
+AT_FDCWD = -100
+
+
+class InstallError(Exception):
+    """The installation was refused or failed; the directory is as it was."""
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m cli.install FROM TO, for example: python -m cli.install dist/bin /opt/cni/bin")
+    try:
+        names = install(Path(sys.argv[1]), Path(sys.argv[2]))
+    except (InstallError, OSError) as error:
+        sys.exit(f"not installed: {error}")
+    print(f"installed {', '.join(names)} (cnikit {__version__}) in {sys.argv[2]}")
+
+
+def install(source: Path, target: Path) -> list[str]:
+    """Install every plugin of `source`; returns their names. InstallError or OSError when that failed."""
+    bundle = source / BUNDLES / __version__
+    names = launchers(source, bundle)
+    if not names:
+        raise InstallError(f"{source}: expected plugins and the folder {BUNDLES}/{__version__}; call make dist first")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (target / name).is_dir():
+            raise InstallError(f"{target / name} is a folder; remove it")
+    (target / BUNDLES).mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=target / BUNDLES) as stage:
+        staged = Path(stage)
+        shutil.copytree(bundle, staged / BUNDLES / __version__, symlinks=True)
+        for name in names:
+            shutil.copy2(source / name, staged / name)
+        sync(staged)
+        for name in names:
+            try_out(staged / name)
+        exchange(staged / BUNDLES / __version__, target / BUNDLES / __version__)
+        for name in names:
+            (staged / name).replace(target / name)
+        sync(target / BUNDLES, recursive=False)
+        sync(target, recursive=False)
+    return names
+
+
+def launchers(source: Path, bundle: Path) -> list[str]:
+    """The names in `source` that are copies of the bundle's launcher."""
+    try:
+        content = (bundle / "launcher").read_bytes()
+    except OSError:
+        return []
+    files = [file for file in sorted(source.iterdir()) if file.is_file() and file.stat().st_size == len(content)]
+    return [file.name for file in files if file.read_bytes() == content]
+
+
+def try_out(plugin: Path) -> None:
+    """Ask a plugin for its versions."""
+    ran = subprocess.run(
+        [plugin], env={"CNI_COMMAND": "VERSION"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+    )
+    try:
+        versions = json.loads(ran.stdout)["supportedVersions"]
+    except (ValueError, KeyError, TypeError):
+        versions = []
+    if ran.returncode != 0 or "1.1.0" not in versions:
+        said = (ran.stdout + ran.stderr).decode("utf-8", "replace").strip()
+        raise InstallError(f"{plugin.name} does not run from there (exit code {ran.returncode}): {said}")
+
+
+def exchange(new: Path, place: Path) -> None:
+    """Put `new` at `place` with no moment at which nothing is there; what was there is then at `new`."""
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        new.rename(place)
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(place), RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, os.strerror(number), str(place))
+    # A file system that cannot exchange (NFS): two renames, with a moment between them.
+    old = new.with_name(f"{new.name}.old")
+    place.rename(old)
+    new.rename(place)
+
+
+def sync(folder: Path, *, recursive: bool = True) -> None:
+    """Write a folder's entries, and with `recursive` everything in it, to the disk."""
+    paths = [folder, *(folder.rglob("*") if recursive else ())]
+    for path in paths:
+        if not path.is_symlink():
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+
+if __name__ == "__main__":
+    main()

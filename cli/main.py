@@ -1,0 +1,322 @@
+"""`cnikit`: attach, check and detach by hand, as cnitool does; lint, versions, and the demo.
+
+The environment variables and the container ID are cnitool's, so that each can take over what the other
+made: CNI_PATH, NETCONFPATH, CAP_ARGS, CNI_ARGS, CNI_IFNAME. Errors are one line on stderr and exit code 1.
+Modules that only one command needs are imported in that command: `cnikit add` should not pay for tables.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from cni import __version__, jsonio, netlist
+from cni.cache import Attachment
+from cni.config import Reader, mapping, text
+from cni.errors import INVALID_CONFIG, INVALID_ENVIRONMENT, CniError
+from cni.names import digest
+from cni.netlist import NetworkList, NotFoundError
+from cni.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Command(click.Group):
+    """Turns an error of any command into one line and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CniError as error:
+            fail(str(error))
+
+
+def fail(line: str) -> NoReturn:
+    """Tell what is wrong on stderr and exit with 1."""
+    say(f"error: {line}")
+    sys.exit(1)
+
+
+def say(line: str) -> None:
+    """One line for people, beside the result on stdout."""
+    click.echo(f"cnikit: {line}", err=True)
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Run CNI networks by hand.
+
+    \b
+    Environment:
+      NETCONFPATH  folder with the network lists (/etc/cni/net.d)
+      CNI_PATH     folders with the plugins, separated by ':'
+                   (the folder bin beside cnikit, then /opt/cni/bin)
+      CNI_IFNAME   the interface's name in the namespace (eth0)
+      CNI_ARGS     KEY=VALUE;KEY=VALUE, given to every plugin
+      CAP_ARGS     JSON object, given to plugins that declare the capability
+    """
+
+
+NETWORK = click.argument("network")
+NETNS = click.argument("netns", type=click.Path())
+
+
+@cli.command()
+@NETWORK
+@NETNS
+def add(network: str, netns: str) -> None:
+    """Attach the namespace NETNS to NETWORK and print the result."""
+    world = World(os.environ)
+    show(world.runtime.add(world.network(network), world.attachment(netns)))
+
+
+@cli.command(name="del")
+@NETWORK
+@NETNS
+def delete(network: str, netns: str) -> None:
+    """Detach the namespace NETNS from NETWORK; success when it is not attached."""
+    world = World(os.environ)
+    attachment = world.attachment(netns)
+    world.runtime.delete(world.network_or_cached(network, attachment), attachment)
+
+
+@cli.command()
+@NETWORK
+@NETNS
+def check(network: str, netns: str) -> None:
+    """Check that NETNS is still attached to NETWORK as ADD left it."""
+    world = World(os.environ)
+    found = world.network(network)
+    world.runtime.check(found, world.attachment(netns))
+    if found.disable_check:
+        say(f"network {network} has disableCheck: no plugin was asked")
+
+
+@cli.command()
+@NETWORK
+@click.argument("netns", required=False, type=click.Path())
+def status(network: str, netns: str | None) -> None:
+    """Ask whether NETWORK could take another pod now (NETNS is ignored, for cnitool's sake)."""
+    world = World(os.environ)
+    found = world.network(network)
+    if not world.runtime.status(found):
+        say(f"network {network} has cniVersion {found.version}, and STATUS came with 1.1.0: no plugin was asked")
+
+
+@cli.command()
+@NETWORK
+@click.option(
+    "--keep",
+    type=click.File("rb"),
+    help='JSON list of the attachments that live: [{"containerID": "...", "ifname": "eth0"}]; - reads stdin.',
+)
+def gc(network: str, keep: Any) -> None:
+    """Delete every attachment of NETWORK that is not in the --keep list.
+
+    Without --keep nothing is deleted: what would be is listed, and the exit code is 1.
+    """
+    world = World(os.environ)
+    found = world.network(network)
+    if found.disable_gc:
+        say(f"network {network} has disableGC: nothing is collected")
+        return
+    if keep is None:
+        _list_attachments(world, found)
+        fail(
+            "gc needs --keep: without a list of the attachments that live it would delete all of the above, "
+            "running pods included; pass --keep FILE (a file with [] deletes them all)"
+        )
+    world.runtime.gc(found, kept(keep.name, keep.read()))
+
+
+@cli.command()
+def version() -> None:
+    """Show this build's version and what the plugins on CNI_PATH support."""
+    from rich.console import Console
+    from rich.table import Table
+
+    world = World(os.environ)
+    console = Console(soft_wrap=True)
+    console.print(f"cnikit {__version__}")
+    table = Table("plugin", "spec versions", "file")
+    for name, file in plugins_on(world.path):
+        try:
+            supported = " ".join(world.runtime.versions(name))
+        except CniError as error:
+            supported = f"no answer to VERSION: {error.msg}"
+        table.add_row(name, supported, file)
+    if table.row_count:
+        console.print(table)
+    else:
+        say(f"no plugins in {':'.join(world.path)}: set CNI_PATH")
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True))
+def lint(files: tuple[str, ...]) -> None:
+    """Check network lists (files, or folders of them) and say how to mend what is wrong.
+
+    Exit code 1 when there is an error; warnings alone leave it 0.
+    """
+    from cli.lint import lint_paths
+
+    findings, checked = lint_paths(files, plugin_path(os.environ))
+    for finding in findings:
+        click.echo(finding.text())
+    errors = sum(finding.error for finding in findings)
+    say(f"{checked} files checked: {errors} errors, {len(findings) - errors} warnings")
+    sys.exit(1 if errors else 0)
+
+
+@cli.command()
+@click.option("--bin-dir", type=click.Path(exists=True, file_okay=False), help="The folder with the plugins to show.")
+def demo(bin_dir: str | None) -> None:
+    """Attach two pods in a small world of network namespaces, show all of it, and leave nothing. Needs root."""
+    from cli.demo import run_demo
+
+    sys.exit(run_demo(bin_dir or bundled_plugins()))
+
+
+class World:
+    """What the environment tells: where networks and plugins are, and the parameters of the attachment."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.folder = environ.get("NETCONFPATH") or netlist.DEFAULT_FOLDER
+        self.path = plugin_path(environ)
+        self.runtime = Runtime(self.path, plugin_environ(environ), time.monotonic, say)
+
+    def network(self, name: str) -> NetworkList:
+        """The network list of that name."""
+        return netlist.load(self.folder, name, say)
+
+    def network_or_cached(self, name: str, attachment: Attachment) -> NetworkList:
+        """For DEL, the cached list serves when the administrator has removed the file already."""
+        try:
+            return self.network(name)
+        except NotFoundError:
+            entry = self.runtime.cache.read(name, attachment)
+            if entry is None or entry.config is None:
+                raise
+            say(f"{self.folder} has no network {name!r} any more: using the configuration that ADD had")
+            found = NetworkList(entry.config)
+            found.append(netlist.folder_plugins(self.folder, name))
+            return found
+
+    def attachment(self, netns: str) -> Attachment:
+        """The attachment of a namespace, with cnitool's container ID."""
+        path = os.path.abspath(netns)
+        return Attachment(
+            f"cnitool-{digest(path)[:10].hex()}",
+            self._environ.get("CNI_IFNAME", "eth0"),
+            path,
+            cni_args(self._environ.get("CNI_ARGS", "")),
+            capability_args(self._environ.get("CAP_ARGS", "")),
+        )
+
+
+def cni_args(found: str) -> list[tuple[str, str]]:
+    """CNI_ARGS as pairs; CniError 4 for one without key or value."""
+    pairs = []
+    for pair in found.split(";") if found else []:
+        key, _, value = pair.partition("=")
+        if not key or not value or "=" in value:
+            raise CniError(INVALID_ENVIRONMENT, f"invalid CNI_ARGS pair {pair!r}: expected KEY=VALUE")
+        pairs.append((key, value))
+    return pairs
+
+
+def capability_args(found: str) -> dict[str, Any]:
+    """CAP_ARGS as an object; CniError when it is none."""
+    if not found:
+        return {}
+    try:
+        value = jsonio.decode(found)
+    except CniError as error:
+        raise CniError(error.code, f"CAP_ARGS: {error.msg}", 'expected a JSON object such as {"mac": "..."}') from None
+    return {} if value is None else mapping("CAP_ARGS", value)
+
+
+def kept(name: str, data: bytes) -> list[tuple[str, str]]:
+    """The --keep list as (container ID, interface) pairs."""
+    try:
+        value = jsonio.decode(data)
+        if not isinstance(value, list):
+            raise CniError(INVALID_CONFIG, f"expected a JSON list, found {jsonio.shown(value)}")
+        readers = [Reader(mapping(f"[{index}]", entry), f"[{index}]") for index, entry in enumerate(value)]
+        return [tuple(text(item.at(key), item.raw(key)) for key in ("containerID", "ifname")) for item in readers]  # type: ignore[misc]
+    except CniError as error:
+        hint = '[{"containerID": "...", "ifname": "eth0"}]'
+        raise CniError(error.code, f"--keep {name}: {error.msg}", f"expected a list such as {hint}") from None
+
+
+def show(result: dict[str, Any]) -> None:
+    """A result as indented JSON on stdout."""
+    import json
+
+    click.echo(json.dumps(result, indent=4))
+
+
+def plugin_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """What plugins inherit. A frozen cnikit runs with its bundle's libraries in front, which are not theirs."""
+    inherited = dict(environ)
+    if getattr(sys, "frozen", False):
+        inherited.pop("LD_LIBRARY_PATH", None)
+        before = inherited.pop("LD_LIBRARY_PATH_ORIG", "")
+        if before:
+            inherited["LD_LIBRARY_PATH"] = before
+    return inherited
+
+
+def plugin_path(environ: Mapping[str, str]) -> list[str]:
+    """The folders of CNI_PATH; without it the plugins of this build, then the usual place."""
+    given = [folder for folder in environ.get("CNI_PATH", "").split(":") if folder]
+    return given or [folder for folder in (bundled_plugins(), "/opt/cni/bin") if folder]
+
+
+def bundled_plugins() -> str:
+    """The folder `bin` beside the cnikit executable, `dist/bin` in a checkout; empty when there is none."""
+    program = os.path.dirname(os.path.realpath(sys.executable if getattr(sys, "frozen", False) else sys.argv[0]))
+    checkout = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "dist")
+    for folder in (program, os.path.dirname(program), checkout):
+        candidate = os.path.join(folder, "bin")
+        if os.path.isfile(os.path.join(candidate, "host-local")):
+            return candidate
+    return ""
+
+
+def plugins_on(path: list[str]) -> list[tuple[str, str]]:
+    """Name and file of each executable on the path; as with $PATH, the first of a name counts."""
+    found: dict[str, str] = {}
+    for folder in path:
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            file = os.path.join(folder, name)
+            if os.path.isfile(file) and os.access(file, os.X_OK):
+                found.setdefault(name, file)
+    return sorted(found.items())
+
+
+def _list_attachments(world: World, network: NetworkList) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cni.record import Records
+
+    rows = {(item.container_id, item.ifname): [item.netns, "cache"] for item in world.runtime.stale(network, ())}
+    for record in Records("/run/cnikit", network.name, time.monotonic, say).all():
+        row = rows.setdefault((record["containerID"], record["ifname"]), ["", ""])
+        row[1] = f"{row[1]}, record" if row[1] else "record"
+    table = Table("container ID", "interface", "namespace", "known from")
+    for (container_id, ifname), (netns, source) in sorted(rows.items()):
+        table.add_row(container_id, ifname, netns, source)
+    console = Console(soft_wrap=True)
+    console.print(table if rows else f"network {network.name} has no attachments that we know of")
+
+
+if __name__ == "__main__":
+    cli()

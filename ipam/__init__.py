@@ -1,0 +1,1 @@
+"""Address allocators: one module per driver, the range arithmetic, and the lease store with its index."""

@@ -1,0 +1,293 @@
+"""A hint beside the leases, so that no call has to walk them: who holds what, and which addresses are used.
+
+    <dataDir>/.cnikit/<network>/state         the index's version, the boot it was built in, the seals
+                                <key>         per attachment (`CONTAINER:IFNAME`) a symbolic link to
+                                              `BOOT MTIME ADDRESS ADDRESS...`
+                                used-<page>   bitmaps of 32,768 addresses each, one bit per address
+                                released      hashes of attachments released lately
+
+Nothing here is believed: `ipam/store.py` opens the lease file behind every answer. What has to be noticed is
+that somebody else (the Go host-local) has leased in between. He then has written `last_reserved_ip.N`, maybe
+with the text that was there, maybe within one tick of the file system's clock. So that file is *sealed*
+whenever we write it: its modification time is set to a moment in the past that never was, and recorded in
+`state`. Every other write puts the present there. Other times prove nothing: a folder's misses changes.
+
+BOOT and MTIME tell that a lease is ours and of which boot; a foreign one has `-`. MTIME is the low half of
+the lease file's modification time: a lease that Go has made again with the very same text is Go's.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cni import addr
+from cni.names import attachment_key, digest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Holder = tuple[str, str]  # container ID and interface; the latter is empty in files of the old format
+
+LAST_RESERVED = "last_reserved_ip."
+
+_HEADER = b"cnikit host-local index 1 "
+_SEAL = b"%016x\n"
+_SEAL_SIZE = 17
+_BOOT_SIZE = 8
+_SECOND = 1_000_000_000
+_PAGE = "used-"
+_PAGE_BITS = 15
+_PAGE_SIZE = 1 << _PAGE_BITS >> 3
+_RELEASED_SLOTS = 4096
+_RELEASED_SIZE = 8
+FOREIGN = "-"
+
+
+class Entry:
+    """What the index says an attachment holds: address texts, and for leases of ours their boot and time."""
+
+    __slots__ = ("addresses", "boot", "mtime")
+
+    def __init__(self, boot: str, mtime: str, addresses: list[str]) -> None:
+        self.boot = boot
+        self.mtime = mtime
+        self.addresses = addresses
+
+    def __str__(self) -> str:
+        return " ".join([self.boot, self.mtime, *self.addresses])
+
+    def vouches(self, address: str, mtime: str) -> bool:
+        """Whether the lease file of `address`, with that time, is one that we wrote."""
+        return self.boot != FOREIGN and self.mtime == mtime and address in self.addresses
+
+
+class Index:
+    """The index of one network. Call everything under the network's lock; writers are killed at any line."""
+
+    __slots__ = ("_leases", "_seals", "boot", "folder")
+
+    def __init__(self, folder: str, leases: str) -> None:
+        self.folder = folder
+        self._leases = leases
+        self._seals: list[int] = []
+        self.boot = ""
+
+    def load(self) -> bool:
+        """Whether the index knows of every lease: it is whole, and nobody else has leased since."""
+        data = _read(f"{self.folder}/state")
+        start = len(_HEADER) + _BOOT_SIZE + 1
+        if not data.startswith(_HEADER) or (len(data) - start) % _SEAL_SIZE or data[start - 1 : start] != b"\n":
+            return False
+        try:
+            seals = [int(data[at : at + _SEAL_SIZE - 1], 16) for at in range(start, len(data), _SEAL_SIZE)]
+        except ValueError:
+            return False
+        self.boot = data[len(_HEADER) : start - 1].decode("ascii", "replace")
+        self._seals = seals
+        # The one after the last must still be absent: Go releases the lock between two range sets.
+        return all(_mtime(self._last(n)) == seal for n, seal in enumerate([*seals, 0]))
+
+    def rebuild(self, boot: str, entries: Mapping[str, Entry], used: list[bytes]) -> None:
+        """Make the index say exactly this; `entries` by `key_of`, `used` every address that has a file."""
+        _unlink(f"{self.folder}/state")
+        os.makedirs(self.folder, 0o700, exist_ok=True)
+        self._rebuild_holders(entries)
+        self._rebuild_pages(used)
+        self.boot = boot
+        self._seals = []
+        while _mtime(self._last(len(self._seals))):
+            fd = os.open(self._last(len(self._seals)), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                self._seals.append(_seal(fd))
+            finally:
+                os.close(fd)
+        lines = b"".join(_SEAL % seal for seal in self._seals)
+        _write(f"{self.folder}/state", _HEADER + boot.encode("ascii") + b"\n" + lines)
+
+    def _rebuild_holders(self, entries: Mapping[str, Entry]) -> None:
+        for name in os.listdir(self.folder):
+            if ":" in name and name not in entries:
+                _unlink(f"{self.folder}/{name}")
+        for key, entry in entries.items():
+            if self._target(key) != str(entry):
+                self.put(key, entry)
+
+    def _rebuild_pages(self, used: list[bytes]) -> None:
+        pages: dict[str, bytearray] = {}
+        for packed in used:
+            name, bit = _place(packed)
+            page = pages.setdefault(name, bytearray(_PAGE_SIZE))
+            page[bit >> 3] |= 1 << (bit & 7)
+        for name in os.listdir(self.folder):
+            if name.startswith(_PAGE) and name not in pages:
+                _unlink(f"{self.folder}/{name}")
+        for name, page in pages.items():
+            _write(f"{self.folder}/{name}", page)
+
+    def get(self, key: str) -> Entry | None:
+        """The entry under a key (`key_of`); None when there is none or one that makes no sense."""
+        boot, *rest = self._target(key).split(" ")
+        return Entry(boot, rest[0], rest[1:]) if len(rest) > 1 else None
+
+    def put(self, key: str, entry: Entry) -> None:
+        """Replace an entry, at once and whole."""
+        path = f"{self.folder}/{key}"
+        temporary = f"{self.folder}/entry"
+        try:
+            os.symlink(str(entry), path)
+        except FileExistsError:
+            _unlink(temporary)
+            os.symlink(str(entry), temporary)
+            os.rename(temporary, path)
+
+    def drop(self, key: str) -> None:
+        """Forget an attachment, and remember for a while that it was released."""
+        self.remember(key)
+        _unlink(f"{self.folder}/{key}")
+
+    def _target(self, key: str) -> str:
+        try:
+            return os.readlink(f"{self.folder}/{key}")
+        except OSError:  # absent, or no link at all: an entry that says nothing
+            return ""
+
+    def first_unmarked(self, width: int, first: int, last: int) -> int | None:
+        """The first address from `first` to `last` that is not marked as used."""
+        at = first
+        while at <= last:
+            name, bit = _place(at.to_bytes(width, "big"))
+            page = _read(f"{self.folder}/{name}")[:_PAGE_SIZE]
+            free = ~int.from_bytes(page, "little") >> bit
+            at += (free & -free).bit_length() - 1
+            # A full page gives the first bit after it, which is the next page's first.
+            if at <= last and _place(at.to_bytes(width, "big"))[0] == name:
+                return at
+        return None
+
+    def mark(self, packed: bytes, *, used: bool) -> None:
+        """Set or clear an address's bit."""
+        name, bit = _place(packed)
+        fd = os.open(f"{self.folder}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            byte = (os.pread(fd, 1, bit >> 3) or b"\0")[0]
+            mask = 1 << (bit & 7)
+            os.pwrite(fd, bytes([byte | mask if used else byte & ~mask]), bit >> 3)
+        finally:
+            os.close(fd)
+
+    def last_reserved(self, index: int) -> bytes | None:
+        """The address that was last handed out from range set `index`."""
+        return addr.pack(_read(self._last(index)).decode("ascii", "replace"))
+
+    def reserved(self, index: int, address: str) -> None:
+        """Write `last_reserved_ip.N` as Go does, and seal it."""
+        text = address.encode("ascii")
+        # No O_TRUNC: on ext4 it makes close() wait for the disk.
+        fd = os.open(self._last(index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(fd, text, 0)
+            if os.fstat(fd).st_size > len(text):
+                os.ftruncate(fd, len(text))
+            seal = _seal(fd)
+        finally:
+            os.close(fd)
+        self._seals += [0] * (index + 1 - len(self._seals))
+        self._seals[index] = seal
+        fd = os.open(f"{self.folder}/state", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, _SEAL % seal, len(_HEADER) + _BOOT_SIZE + 1 + index * _SEAL_SIZE)
+        finally:
+            os.close(fd)
+
+    def remember(self, key: str) -> None:
+        """Note that an attachment holds nothing, so that its next DEL need not look for it."""
+        slot, mark = _released(key)
+        fd = os.open(f"{self.folder}/released", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(fd, mark, slot)
+        finally:
+            os.close(fd)
+
+    def remembers(self, key: str) -> bool:
+        slot, mark = _released(key)
+        try:
+            fd = os.open(f"{self.folder}/released", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            return os.pread(fd, _RELEASED_SIZE, slot) == mark
+        finally:
+            os.close(fd)
+
+    def _last(self, index: int) -> str:
+        return f"{self._leases}/{LAST_RESERVED}{index}"
+
+
+def key_of(holder: Holder) -> str:
+    """The file name that stands for a holder; an old lease's, which has no interface, ends in a colon."""
+    return attachment_key(*holder)
+
+
+def boot_tag(boot_id: str) -> str:
+    """What an entry keeps of the boot ID: with the rest it must stay short, since ext4 stores 59 bytes of a
+    symbolic link in the inode and takes a block for more."""
+    return digest(boot_id).hex()[:_BOOT_SIZE]
+
+
+def time_tag(mtime_ns: int) -> str:
+    return f"{mtime_ns & 0xFFFFFFFF:08x}"
+
+
+def _place(packed: bytes) -> tuple[str, int]:
+    """An address's page and its bit there."""
+    number = int.from_bytes(packed, "big")
+    return f"{_PAGE}{len(packed)}-{number >> _PAGE_BITS:x}", number & ((1 << _PAGE_BITS) - 1)
+
+
+def _released(key: str) -> tuple[int, bytes]:
+    found = digest(key)
+    return int.from_bytes(found[:4], "big") % _RELEASED_SLOTS * _RELEASED_SIZE, found[4 : 4 + _RELEASED_SIZE]
+
+
+def _seal(fd: int) -> int:
+    """Set a file's modification time to one that no write can give it: some nanosecond of the second before."""
+    second = os.fstat(fd).st_mtime_ns // _SECOND - 1
+    seal = second * _SECOND + int.from_bytes(os.urandom(4), "big") % _SECOND
+    os.utime(fd, ns=(seal, seal))
+    return seal
+
+
+def _mtime(path: str) -> int:
+    """A file's modification time; 0 when it is not there."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _read(path: str) -> bytes:
+    """A small file's bytes; none when it is not there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, data: bytes | bytearray) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,331 @@
+"""The lease store: the folder of the Go host-local, to the byte, with no walk on the usual path.
+
+    <dataDir>/<network>/<address>           `<containerID>\\r\\n<ifname>`; files of old versions hold the ID only
+                        last_reserved_ip.N  the address handed out last from range set N
+                        lock                flock, taken for every change
+
+The lease file decides, and `link(2)` of a complete file makes it, so that two never hold one address and
+nobody sees half a lease. The index (`ipam/index.py`) only says where to look. Its entry is written before
+the lease and removed after it; its bit for the address is set after and cleared before. So a writer killed
+anywhere leaves what the next call sees through: an entry with no lease behind it, or a lease with no bit.
+
+No fsync: no namespace survives a power loss, and leases of ours from before the last boot are released.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cni import addr
+from cni.errors import TRY_AGAIN, CniError
+from cni.lock import Lock
+from cni.names import identifier_fault, interface_fault
+from ipam.index import FOREIGN, LAST_RESERVED, Entry, Index, boot_tag, key_of, time_tag
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni.context import Log
+    from ipam.index import Holder
+
+DEFAULT_DATA_DIR = "/var/lib/cni/networks"
+OWN_FOLDER = ".cnikit"
+
+# Nothing that host-local writes is longer; more than this is somebody's own file.
+_LONGEST_LEASE = 4096
+_TRIES = 100
+
+
+class Lease:
+    """A lease file: whose it is (None: not in the format, left alone), and its time as the index keeps it."""
+
+    __slots__ = ("holder", "mtime", "torn")
+
+    def __init__(self, data: bytes, mtime_ns: int) -> None:
+        self.mtime = time_tag(mtime_ns)
+        self.torn = _is_torn(data)
+        self.holder = None if self.torn else _holder(data)
+
+
+class Store:
+    """One network's leases, from `with` on under its lock; CniError 11 when that takes too long.
+
+    `make` creates the folder, otherwise `exists` tells whether there is one to work on.
+    """
+
+    __slots__ = ("_boot", "_clock", "_index", "_lock", "_log", "_own", "_walked", "exists", "folder", "leases")
+
+    def __init__(
+        self, data_dir: str, network: str, clock: Callable[[], float], log: Log, boot_id: str, *, make: bool = False
+    ) -> None:
+        self.folder = f"{data_dir}/{network}"
+        self._own = f"{data_dir}/{OWN_FOLDER}/{network}"
+        self._clock = clock
+        self._log = log
+        self._boot = boot_tag(boot_id)
+        self._index = Index(self._own, self.folder)
+        self._lock: Lock | None = None
+        self._walked = False
+        # What the last walk found, by address: for messages and GC.
+        self.leases: dict[str, Holder] = {}
+        if make:
+            os.makedirs(self.folder, 0o755, exist_ok=True)
+        self.exists = os.path.isdir(self.folder)
+
+    def __enter__(self) -> Store:
+        if not self.exists:
+            return self
+        # Go's host-local creates the file with this mode.
+        self._lock = Lock(f"{self.folder}/lock", self._clock, mode=0o750)
+        try:
+            if not self._index.load() or self._index.boot != self._boot:
+                self.walk()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def held(self, holder: Holder) -> list[str]:
+        """The addresses that an attachment holds: its own leases and the old format's of its container."""
+        return self._verified(holder) + self._verified((holder[0], ""))
+
+    def held_after_walk(self, holder: Holder) -> list[str]:
+        """The same, surely: whom the index does not know is looked for in the folder."""
+        return self.held(holder) or (self.held(holder) if self.walk() else [])
+
+    def _verified(self, holder: Holder) -> list[str]:
+        entry = self._index.get(key_of(holder))
+        return [text for text in entry.addresses if self.holder_of(text) == holder] if entry else []
+
+    def lease(self, address: str) -> Lease | None:
+        """The lease file of an address; None when there is none."""
+        try:
+            fd = os.open(f"{self.folder}/{address}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return Lease(os.read(fd, _LONGEST_LEASE), os.fstat(fd).st_mtime_ns)
+        except IsADirectoryError:
+            return Lease(b"(a folder)", 0)
+        finally:
+            os.close(fd)
+
+    def holder_of(self, address: str) -> Holder | None:
+        """Who holds an address; None also when its file is nobody's lease."""
+        lease = self.lease(address)
+        return lease.holder if lease else None
+
+    def last_reserved(self, index: int) -> bytes | None:
+        """The address that was handed out last from range set `index`; None when that is not known."""
+        return self._index.last_reserved(index)
+
+    def next_free(self, width: int, first: int, last: int) -> int | None:
+        """The first free address from `first` to `last`, as integers of `width` bytes."""
+        at = first
+        while True:
+            found = self._index.first_unmarked(width, at, last)
+            if found is None or self.is_free(found.to_bytes(width, "big")):
+                return found
+            at = found + 1
+
+    def is_free(self, packed: bytes) -> bool:
+        """Whether nobody holds an address; a torn file and a dead lease of ours are taken away."""
+        address = addr.unpack(packed)
+        lease = self.lease(address)
+        if lease is None:
+            return True
+        if lease.torn:
+            self._set_aside(address)
+            return True
+        entry = self._index.get(key_of(lease.holder)) if lease.holder else None
+        known = entry is not None and address in entry.addresses
+        if not known and not self._walked:
+            self.walk()  # somebody else's, and the index knew nothing of it
+            return self.lease(address) is None
+        self._index.mark(packed, used=True)
+        return False
+
+    def take(self, holder: Holder, wanted: list[tuple[int, str]]) -> bool:
+        """Lease addresses (range set's index and text), all or none; False when one was taken meanwhile."""
+        taken: list[str] = []
+        temporary, mtime = self._write_lease(holder)
+        try:
+            self._announce(holder, mtime, [address for _, address in wanted])
+            for _, address in wanted:
+                os.link(temporary, f"{self.folder}/{address}")
+                taken.append(address)
+            for index, address in wanted:
+                self._index.mark(_packed(address), used=True)
+                self._index.reserved(index, address)
+        except FileExistsError:
+            # Only somebody who does not take the lock can have done this.
+            self.release(holder, taken)
+            return False
+        except BaseException:
+            self.release(holder, taken)
+            raise
+        finally:
+            os.unlink(temporary)
+        return True
+
+    def _write_lease(self, holder: Holder) -> tuple[str, str]:
+        """A complete lease file that is not at its place yet: its path and time."""
+        path = f"{self._own}/new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = os.open(path, flags, 0o600)
+        except FileExistsError:
+            os.unlink(path)  # of a killed writer, and maybe a name of its lease: never write into it
+            fd = os.open(path, flags, 0o600)
+        try:
+            os.write(fd, _text(holder))
+            return path, time_tag(os.fstat(fd).st_mtime_ns)
+        finally:
+            os.close(fd)
+
+    def _announce(self, holder: Holder, mtime: str, addresses: list[str]) -> None:
+        """Tell the index which leases will be there, beside those that are there."""
+        before = self._verified(holder)
+        if before:
+            # An entry has room for one time. What it does not vouch for is kept until somebody releases it.
+            self._index.put(key_of(holder), Entry(FOREIGN, FOREIGN, before + addresses))
+        else:
+            self._index.put(key_of(holder), Entry(self._boot, mtime, addresses))
+
+    def release(self, holder: Holder, addresses: list[str]) -> None:
+        """Free those of `addresses` that `holder` holds; others are left alone."""
+        key = key_of(holder)
+        for address in addresses:
+            lease = self.lease(address)
+            if lease is None or lease.holder == holder:
+                self._index.mark(_packed(address), used=False)
+                _unlink(f"{self.folder}/{address}")
+        entry = self._index.get(key)
+        rest = [text for text in entry.addresses if text not in addresses] if entry else []
+        if entry and rest:
+            self._index.put(key, Entry(entry.boot, entry.mtime, rest))
+        else:
+            self._index.drop(key)
+
+    def release_all(self, holder: Holder) -> None:
+        """Free all that an attachment holds; files of the old format only when it has no other, as Go does."""
+        if self._release_known(holder) or self._index.remembers(key_of(holder)):
+            return
+        self.walk()
+        if not self._release_known(holder):
+            self._index.remember(key_of(holder))
+
+    def _release_known(self, holder: Holder) -> bool:
+        for who in (holder, (holder[0], "")):
+            entry = self._index.get(key_of(who))
+            if entry:
+                held = self._verified(who)
+                self.release(who, entry.addresses)
+                if held:
+                    return True
+        return False
+
+    def walk(self) -> bool:
+        """Read every lease and rebuild the index, once per call of the plugin; whether it did."""
+        if self._walked:
+            return False
+        self._walked = True
+        found: dict[str, list[tuple[str, Lease]]] = {}
+        used: list[bytes] = []
+        dead = 0
+        for address in os.listdir(self.folder):
+            packed = addr.pack(address)
+            lease = self.lease(address) if packed and addr.unpack(packed) == address else None
+            if not packed or not lease:
+                continue
+            if lease.torn:
+                self._set_aside(address)
+            elif self._is_dead(address, lease):
+                _unlink(f"{self.folder}/{address}")
+                dead += 1
+            else:
+                used.append(packed)
+                if lease.holder:
+                    self.leases[address] = lease.holder
+                    found.setdefault(key_of(lease.holder), []).append((address, lease))
+        if dead:
+            self._log(f"{self.folder}: released {dead} leases from before the last boot")
+        self._index.rebuild(self._boot, {key: self._entry(key, leases) for key, leases in found.items()}, used)
+        return True
+
+    def is_dead(self, address: str) -> bool:
+        """Whether a lease is of ours and of an earlier boot: no namespace has outlived that."""
+        lease = self.lease(address)
+        return lease is not None and self._is_dead(address, lease)
+
+    def _is_dead(self, address: str, lease: Lease) -> bool:
+        entry = self._index.get(key_of(lease.holder)) if lease.holder else None
+        return entry is not None and entry.boot != self._boot and entry.vouches(address, lease.mtime)
+
+    def _entry(self, key: str, leases: list[tuple[str, Lease]]) -> Entry:
+        addresses = sorted(address for address, _ in leases)
+        before = self._index.get(key)
+        if before and all(before.vouches(address, lease.mtime) for address, lease in leases):
+            return Entry(before.boot, before.mtime, addresses)
+        return Entry(FOREIGN, FOREIGN, addresses)
+
+    def _set_aside(self, address: str) -> None:
+        """Move an empty or torn file out of the way: we hold the lock, so its writer is dead."""
+        quarantine = f"{self._own}/quarantine"
+        os.makedirs(quarantine, 0o700, exist_ok=True)
+        os.rename(f"{self.folder}/{address}", f"{quarantine}/{address}")
+        self._log(
+            f"{self.folder}/{address}: expected `containerID CR LF ifname`, found an empty or torn file of a writer "
+            f"that died; moved to {quarantine}, the address is free"
+        )
+
+
+def raced(folder: str) -> CniError:
+    """Somebody writes leases without taking the lock."""
+    return CniError(
+        TRY_AGAIN,
+        f"{folder}: expected to be the only writer under the lock, lost {_TRIES} addresses to another",
+        "find what writes there with `fuser -v`",
+    )
+
+
+def _text(holder: Holder) -> bytes:
+    return f"{holder[0]}\r\n{holder[1]}".encode("utf-8", "surrogateescape")
+
+
+def _holder(data: bytes) -> Holder | None:
+    """Container ID and interface of a lease, the latter empty in the old format; None for other text."""
+    container_id, separator, ifname = data.strip().decode("utf-8", "surrogateescape").partition("\r\n")
+    if identifier_fault(container_id) or (separator and interface_fault(ifname)):
+        return None
+    return container_id, ifname
+
+
+def _is_torn(data: bytes) -> bool:
+    """Whether a lease was cut short or lost its bytes in a power loss.
+
+    Text that is no lease is not torn: an operator keeps an address out of use by writing why.
+    """
+    return not data.strip() or b"\0" in data or (data.endswith(b"\r") or data.strip() + b"\r\n" == data)
+
+
+def _packed(address: str) -> bytes:
+    packed = addr.pack(address)
+    if packed is None:
+        raise ValueError(address)
+    return packed
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+_ = LAST_RESERVED

@@ -1,0 +1,166 @@
+/* The file that stands in the CNI bin directory: a small static program that starts the bundle.
+ *
+ * Every plugin's file is a copy of this one. It needs no library, no /proc, no environment and no working
+ * directory: it finds its own place, looks for the bundle `.cnikit/VERSION/` beside it (then in
+ * /usr/lib/cnikit), and executes the bundle's program there. When there is none, it says so as a CNI error.
+ *
+ * The bundle's program (PyInstaller's bootloader) would start itself twice, because it can set
+ * LD_LIBRARY_PATH for the next program only, and it needs a bundled libz before that. So this program sets
+ * what the bootloader would set, which saves the second start. None of it may reach the plugin's own
+ * children: variables of those names that the caller had are handed over in argv, and cni/main.py puts
+ * them back. The arguments are
+ *
+ *     PROGRAM CALLED SELF [NAME=VALUE...] "" [ARGUMENT...]
+ *
+ * CALLED is the path that was executed, SELF the real path of this file, NAME=VALUE what the caller had,
+ * ARGUMENT what the caller gave.
+ */
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <unistd.h>
+
+#ifndef VERSION
+#error "compile with -DVERSION=... (cli/bundle.py does)"
+#endif
+#ifndef FOLDER
+#define FOLDER ".cnikit"
+#endif
+#ifndef PROGRAM
+#define PROGRAM "cnikit-oneshot"
+#endif
+#define SYSTEM "/usr/lib/cnikit"
+
+extern char **environ;
+
+static char self[PATH_MAX];      /* the real path of this file */
+static char program[PATH_MAX];   /* the bundle's program, where it was looked for last */
+
+/* The variables that the bootloader reads: ours replace the caller's for the length of one start. */
+static int replaced(const char *entry)
+{
+    return !strncmp(entry, "LD_LIBRARY_PATH=", 16) || !strncmp(entry, "_PYI_", 5) || !strncmp(entry, "PYINSTALLER_", 12);
+}
+
+static char *joined(const char *left, const char *right)
+{
+    size_t length = strlen(left);
+    char *result = malloc(length + strlen(right) + 1);
+    if (result != NULL)
+        strcpy(stpcpy(result, left), right);
+    return result;
+}
+
+/* Fill `self`: from /proc, or where that is missing from the path that the kernel was given. */
+static int find_self(const char *called)
+{
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length > 0) {
+        self[length] = '\0';
+        return 1;
+    }
+    return realpath(called, self) != NULL;
+}
+
+/* What the bootloader of `program` would have put into its environment before its second start. */
+static char **prepared(char **environment)
+{
+    char *library_path = joined("LD_LIBRARY_PATH=", program), *archive = joined("_PYI_ARCHIVE_FILE=", program);
+
+    if (library_path == NULL || archive == NULL)
+        return NULL;
+    *strrchr(library_path, '/') = '\0';
+    *environment++ = library_path;
+    *environment++ = archive;
+    *environment++ = "_PYI_PARENT_PROCESS_LEVEL=-1";
+    return environment;
+}
+
+/* Execute the program of the bundle in `directory`; returns the error number when that failed. */
+static int start(const char *directory, const char *called, int argc, char **argv)
+{
+    int variables = 0, i;
+    char **arguments, **environment, **argument, **variable;
+
+    if (snprintf(program, sizeof program, "%s/" VERSION "/" PROGRAM, directory) >= (int)sizeof program)
+        return ENAMETOOLONG;
+    argument = malloc(sizeof program);
+    if (argument == NULL || realpath(program, (char *)argument) == NULL)
+        return errno;
+    strcpy(program, (char *)argument); /* the bootloader compares real paths */
+
+    while (environ[variables] != NULL)
+        variables++;
+    argument = arguments = calloc((size_t)(variables + argc) + 5, sizeof *arguments);
+    environment = calloc((size_t)variables + 4, sizeof *environment);
+    if (arguments == NULL || environment == NULL || (variable = prepared(environment)) == NULL)
+        return ENOMEM;
+    *argument++ = program;
+    *argument++ = (char *)called;
+    *argument++ = self;
+    for (i = 0; i < variables; i++)
+        if (replaced(environ[i]))
+            *argument++ = environ[i];
+        else
+            *variable++ = environ[i];
+    *argument++ = "";
+    for (i = 1; i < argc; i++)
+        *argument++ = argv[i];
+    execve(program, arguments, environment);
+    return errno;
+}
+
+/* One CNI error object on stdout, `text` with its quotes escaped; or plain text for people. */
+static int fail(const char *text, const char *details)
+{
+#ifdef PEOPLE
+    fprintf(stderr, "%s\n%s\n", text, details);
+#else
+    printf("{\"cniVersion\":\"1.1.0\",\"code\":999,\"msg\":\"");
+    for (; *text != '\0'; text++)
+        if (*text == '"' || *text == '\\' || (unsigned char)*text < ' ' || (unsigned char)*text >= 0x7f)
+            printf("\\u%04x", (unsigned char)*text);
+        else
+            putchar(*text);
+    printf("\",\"details\":\"%s\"}\n", details);
+#endif
+    return 1;
+}
+
+int main(int argc, char **argv)
+{
+    static char beside[PATH_MAX], text[3 * PATH_MAX];
+    const char *called = (const char *)getauxval(AT_EXECFN), *directories[] = {beside, SYSTEM};
+    size_t i;
+    int error;
+
+    if (called == NULL)
+        called = argc > 0 ? argv[0] : "";
+    if (!find_self(called)) {
+        snprintf(text, sizeof text, "cnikit cannot find its own place: no /proc/self/exe, and no file at %s", called);
+        return fail(text, "Call it by an absolute path, or mount /proc.");
+    }
+    snprintf(beside, sizeof beside, "%s", self);
+    strcpy(strrchr(beside, '/') + 1, "");
+    if (strlen(beside) + sizeof FOLDER > sizeof beside)
+        return fail("cnikit cannot look for its bundle: its own path is too long", "");
+    strcat(beside, FOLDER);
+    for (i = 0; i < 2; i++) {
+        error = start(directories[i], called, argc, argv);
+        if (error != ENOENT && error != ENOTDIR)
+            break;
+        if (access(program, F_OK) == 0) /* what is missing is its loader */
+            break;
+    }
+    if (i < 2)
+        snprintf(text, sizeof text, "cnikit " VERSION " cannot execute %s: %s", program, strerror(error));
+    else
+        snprintf(text, sizeof text, "cnikit " VERSION " has no bundle: expected it in %s/" VERSION " or in " SYSTEM "/" VERSION ", found neither", beside);
+    if (i < 2)
+        return fail(text, "The bundle needs this machine's architecture, glibc, and a file system without noexec.");
+    return fail(text, "Copy the folder " FOLDER " from beside the original file as well (cp -a), or run: make install");
+}

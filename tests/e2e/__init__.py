@@ -1,0 +1,1 @@
+"""End-to-end tests: the real executables, called by real clients, on a real kernel."""

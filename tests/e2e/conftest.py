@@ -1,0 +1,70 @@
+"""What the end-to-end tests stand on. Two variables say what is tested and against whom:
+
+    CNIKIT_TEST_BIN     folder with the executables under test (bridge, host-local, loopback)
+    CNIKIT_TEST_PEERS   folder with the reference's executables and cnitool
+
+The tests need root and these programs: ip, bridge, nft, iptables, nsenter, containerd, ctr, runc, podman, conmon
+and a static busybox. What is missing fails loudly.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.world import Node, Way
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def _folder(variable: str, programs: tuple[str, ...]) -> Path:
+    value = os.environ.get(variable, "")
+    if not value:
+        pytest.fail(f"{variable} is not set: expected the folder with {', '.join(programs)}", pytrace=False)
+    folder = Path(value).resolve()
+    missing = [program for program in programs if not os.access(folder / program, os.X_OK)]
+    if missing:
+        pytest.fail(f"{variable}={value}: no executable {', '.join(missing)} there", pytrace=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def peers() -> Path:
+    """The reference's executables and cnitool."""
+    return _folder("CNIKIT_TEST_PEERS", ("cnitool", "bridge", "host-local", "loopback"))
+
+
+@pytest.fixture(scope="session")
+def bin_dir() -> Path:
+    """The executables under test."""
+    return _folder("CNIKIT_TEST_BIN", ("bridge", "host-local", "loopback"))
+
+
+@pytest.fixture(scope="session", params=["one-shot"])
+def way(request: pytest.FixtureRequest, bin_dir: Path) -> Way:
+    """How the executables under test are reached; every test runs once for each parameter."""
+    return Way(request.param, bin_dir)
+
+
+@pytest.fixture(scope="session")
+def reference(peers: Path) -> Way:
+    """The reference's executables."""
+    return Way("reference", peers)
+
+
+@pytest.fixture
+def node(way: Way) -> Iterator[Node]:
+    """A fresh node."""
+    with Node(way) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_node(way: Way) -> Iterator[Node]:
+    """One node for a whole file: for many cheap calls that leave nothing behind."""
+    with Node(way) as made:
+        yield made
