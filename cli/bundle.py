@@ -47,6 +47,8 @@ UNREACHED = (
     "calendar", "ast", "textwrap", "string", "stringprep", "getopt", "fnmatch", "base64", "quopri", "copy",
     "tracemalloc",
 )  # fmt: skip
+# The runtime side of cni/: what calls plugins, and is in none.
+RUNTIME_SIDE = ("cni.runtime", "cni.netlist", "cni.cache")
 # The one-shot program runs in UTF-8 mode; the others are what a codec lookup may ask for.
 ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8")
 
@@ -133,9 +135,9 @@ def assemble_plugins(pyinstaller: dict[str, Any], registry: dict[str, str], path
             library.append((f"base_library.zip/{target}" if target.endswith(".pyc") else target, source, kind))
     missing = sorted(set(own) - set(modules))
     if missing:
-        print(f"not found: {', '.join(missing)}")
+        raise SystemExit(f"not found: {', '.join(missing)}")
     blob = Path(pyinstaller["workpath"]) / "modules.bin"
-    blob.write_bytes(marshal.dumps((registry, modules)))
+    blob.write_bytes(packed(registry, modules))
     library.append((blob.name, str(blob), "DATA"))
     # PyInstaller's own bootstrap, which `PYZ.dependencies` and the other scripts are, is what oneshot.py replaces.
     archive = pyinstaller["PYZ"]([])
@@ -149,12 +151,23 @@ def assemble_plugins(pyinstaller: dict[str, Any], registry: dict[str, str], path
     pyinstaller["COLLECT"](executable, analysis.binaries, library, name=program, strip=True, upx=False)
 
 
+def packed(registry: dict[str, str], modules: dict[str, tuple[bool, bytes]]) -> bytes:
+    """The content of modules.bin, which launcher/oneshot.py describes."""
+    index, code = {}, b""
+    for name, (package, data) in sorted(modules.items()):
+        index[name] = (package, len(code), len(data))
+        code += data
+    head = marshal.dumps((registry, index))
+    return len(head).to_bytes(8, "little") + head + code
+
+
 def own_modules(registry: dict[str, str]) -> list[str]:
     """The modules that go into modules.bin: all of ours but the runtime side and the test kit, and the plugins."""
     files = [file for folder in ("cni", "plugins", "ipam") for file in sorted((ROOT / folder).rglob("*.py"))]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
-    ours = [name for name in names if not name.startswith(("cni.testing", "cni.runtime"))]
-    return list(dict.fromkeys([*ours, *registry.values()]))
+    ours = [name for name in names if not name.startswith(("cni.testing", *RUNTIME_SIDE))]
+    # Every module of ours begins with an import from __future__.
+    return list(dict.fromkeys(["__future__", *ours, *registry.values()]))
 
 
 def assemble_command(pyinstaller: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ class SurpriseError(Exception):
 def run_demo(bin_dir: str) -> int:
     """Show everything; returns the exit code."""
     if not bin_dir:
-        click.echo("cnikit demo: no plugins found beside cnikit: build them with `make dist`, or give --bin-dir", err=True)
+        click.echo("cnikit demo: no plugins beside cnikit: build them with `make dist`, or give --bin-dir", err=True)
         return 1
     if os.geteuid() != 0:
         click.echo("cnikit demo: needs root, to make network namespaces: run it with sudo", err=True)
@@ -69,7 +69,8 @@ def run_demo(bin_dir: str) -> int:
     except KeyboardInterrupt:
         click.echo("\ncnikit demo: interrupted; its namespaces end with it, nothing is left", err=True)
         return 130
-    click.echo(f"\nAll of this in {time.monotonic() - start:.1f} s, in namespaces of its own: your machine is as it was.")
+    took = time.monotonic() - start
+    click.echo(f"\nAll of this in {took:.1f} s, in namespaces of its own: your machine is as it was.")
     return 0
 
 
@@ -164,7 +165,8 @@ class Demo:
 
     def _nothing_left(self) -> None:
         step("What is left")
-        none_left("links of the pods on the node", [n for n in sandbox.in_child(links) if n not in ("lo", UPLINK, BRIDGE)])
+        on_node = sandbox.in_child(links)
+        none_left("links of the pods on the node", [link for link in on_node if link not in ("lo", UPLINK, BRIDGE)])
         for name, pod in self._pods.items():
             none_left(f"links in {name} but lo", [link for link in sandbox.within(pod.netns, links) if link != "lo"])
         none_left("leased addresses", [name for name in names(f"{HOME}/leases/demo") if addr.pack(name)])
@@ -239,5 +241,3 @@ def told(text: str) -> None:
     """Something shown, indented below its title."""
     for line in text.splitlines():
         click.echo(f"   {line}")
-
-

@@ -16,8 +16,8 @@ import click
 
 from cni import __version__, jsonio, netlist
 from cni.cache import Attachment
-from cni.config import Reader, mapping, text
-from cni.errors import INVALID_CONFIG, INVALID_ENVIRONMENT, CniError
+from cni.config import Reader, items, mapping, text
+from cni.errors import INVALID_ENVIRONMENT, CniError
 from cni.names import digest
 from cni.netlist import NetworkList, NotFoundError
 from cni.runtime import Runtime
@@ -49,7 +49,7 @@ def say(line: str) -> None:
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Run CNI networks by hand.
+    r"""Run CNI networks by hand.
 
     \b
     Environment:
@@ -100,8 +100,8 @@ def check(network: str, netns: str) -> None:
 @cli.command()
 @NETWORK
 @click.argument("netns", required=False, type=click.Path())
-def status(network: str, netns: str | None) -> None:
-    """Ask whether NETWORK could take another pod now (NETNS is ignored, for cnitool's sake)."""
+def status(network: str, netns: str | None) -> None:  # noqa: ARG001 - cnitool asks for one too
+    """Ask whether NETWORK could take another pod now (NETNS plays no part)."""
     world = World(os.environ)
     found = world.network(network)
     if not world.runtime.status(found):
@@ -245,11 +245,11 @@ def capability_args(found: str) -> dict[str, Any]:
 def kept(name: str, data: bytes) -> list[tuple[str, str]]:
     """The --keep list as (container ID, interface) pairs."""
     try:
-        value = jsonio.decode(data)
-        if not isinstance(value, list):
-            raise CniError(INVALID_CONFIG, f"expected a JSON list, found {jsonio.shown(value)}")
-        readers = [Reader(mapping(f"[{index}]", entry), f"[{index}]") for index, entry in enumerate(value)]
-        return [tuple(text(item.at(key), item.raw(key)) for key in ("containerID", "ifname")) for item in readers]  # type: ignore[misc]
+        readers = [Reader(mapping(path, entry), path) for path, entry in items("", jsonio.decode(data))]
+        return [
+            (text(item.at("containerID"), item.raw("containerID")), text(item.at("ifname"), item.raw("ifname")))
+            for item in readers
+        ]
     except CniError as error:
         hint = '[{"containerID": "...", "ifname": "eth0"}]'
         raise CniError(error.code, f"--keep {name}: {error.msg}", f"expected a list such as {hint}") from None

@@ -22,13 +22,14 @@ def mentions(addresses: list[bytes]) -> int:
     bodies = [body for _, body in _dump(NFT_GETRULE)]
     for family, body in _dump(NFT_GETSET):
         attributes = _attributes(body)
-        bodies += [answer for _, answer in _dump(NFT_GETSETELEM, family, _pack(TABLE, attributes) + _pack(NAME, attributes))]
+        which = _pack(TABLE, attributes) + _pack(NAME, attributes)
+        bodies += [answer for _, answer in _dump(NFT_GETSETELEM, family, which)]
     return sum(body.count(address) for body in bodies for address in addresses)
 
 
 def _dump(kind: int, family: int = 0, payload: bytes = b"") -> list[tuple[int, bytes]]:
     """Family and attributes of each object that the kernel lists."""
-    found = []
+    found: list[tuple[int, bytes]] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
         body = struct.pack("=BBH", family, 0, 0) + payload
         sock.send(struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST_DUMP, 1, 0) + body)

@@ -30,8 +30,8 @@ MS_PRIVATE = 1 << 18
 NETNS_FOLDER = "/run/netns"
 
 # Echo request and reply, by address family.
-ECHO = {socket.AF_INET: (8, 0), socket.AF_INET6: (128, 129)}
-PROTOCOL = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
+ECHO: dict[int, tuple[int, int]] = {socket.AF_INET: (8, 0), socket.AF_INET6: (128, 129)}
+PROTOCOL: dict[int, int] = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
 
 class SandboxError(Exception):
@@ -113,7 +113,7 @@ def _answer(writer: int, function: Callable[[], Any]) -> NoReturn:
         answer = {"value": function()}
     except KeyboardInterrupt:
         answer = {"error": "interrupted"}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the parent tells what it was
         answer = {"error": f"{type(error).__name__}: {error}"}
     try:
         os.write(writer, json.dumps(answer).encode())
@@ -134,7 +134,7 @@ def ping(target: str, count: int, timeout: float) -> list[float]:
             head = struct.pack("!HH", os.getpid() & 0xFFFF, sequence)
             start = time.monotonic()
             sock.sendto(_echo(request, head), (target, 0))
-            _await_reply(sock, family, bytes([reply, 0]), head, start + timeout, target)
+            _await_reply(sock, target, bytes([reply, 0]), head, start + timeout)
             times.append((time.monotonic() - start) * 1000)
     return times
 
@@ -149,13 +149,13 @@ def _echo(kind: int, head: bytes) -> bytes:
     return packet[:2] + struct.pack("!H", ~total & 0xFFFF) + packet[4:]
 
 
-def _await_reply(sock: socket.socket, family: int, kind: bytes, head: bytes, deadline: float, target: str) -> None:
+def _await_reply(sock: socket.socket, target: str, kind: bytes, head: bytes, deadline: float) -> None:
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([sock], [], [], left)[0]:
             raise SandboxError(f"{target} did not answer a ping in time")
         message, sender = sock.recvfrom(2048)
-        message = icmp(family, message)
+        message = icmp(sock.family, message)
         if message[:2] == kind and message[4:8] == head and sender[0] == target:
             return
 
@@ -202,15 +202,15 @@ class Witness:
 def _watch(netns: str, ask: int, ready: int) -> list[str]:
     enter(netns)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
-    sockets = {socket.socket(family, socket.SOCK_RAW, PROTOCOL[family]): family for family in ECHO}
+    sockets = [socket.socket(family, socket.SOCK_RAW, PROTOCOL[family]) for family in ECHO]
     os.write(ready, b"\n")
-    sources = set()
+    sources: set[str] = set()
     while True:
-        readable = select.select([*sockets, ask], [], [])[0]
-        for sock in readable:
-            if sock != ask:
+        readable = select.select([ask, *(sock.fileno() for sock in sockets)], [], [])[0]
+        for sock in sockets:
+            if sock.fileno() in readable:
                 packet, sender = sock.recvfrom(2048)
-                if icmp(sockets[sock], packet)[0] == ECHO[sockets[sock]][0]:
+                if icmp(sock.family, packet)[0] == ECHO[sock.family][0]:
                     sources.add(sender[0])
         if readable == [ask]:  # asked, and no packet is waiting any more
             return sorted(sources)

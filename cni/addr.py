@@ -11,6 +11,7 @@ import _socket
 AF_INET = 2
 AF_INET6 = 10
 
+_V4_COMPATIBLE = bytes(12)
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -27,6 +28,9 @@ def pack(text: str) -> bytes | None:
 
 def unpack(packed: bytes) -> str:
     """`10.1.0.2`, `fd00::2`."""
+    if packed.startswith(_V4_COMPATIBLE) and len(packed) == 16 and packed[12:14] != bytes(2):
+        # libc writes these as `::0.1.0.2`, Go and RFC 5952 as `::1:2`. Lease files are named by this text.
+        return f"::{packed[12:14].hex().lstrip('0')}:{int.from_bytes(packed[14:], 'big'):x}"
     return _socket.inet_ntop(family(packed), packed)
 
 

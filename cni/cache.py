@@ -54,8 +54,10 @@ class Attachment:
 
 
 class Cached:
-    """One file of the cache. `config` is the network list as ADD had it, `result` ADD's final result; both
-    may be missing in files of old runtimes."""
+    """One file of the cache: the network list as ADD had it (`config`) and ADD's final result.
+
+    Both may be missing in files of old runtimes.
+    """
 
     __slots__ = ("attachment", "config", "network", "result")
 
@@ -162,18 +164,24 @@ class Cache:
             return None
         try:
             value = jsonio.decode(data)
-            if isinstance(value, dict) and value.get("kind") == KIND:
-                return _entry(Reader(value))
-            if legacy is not None and isinstance(value, dict) and value.get("cniVersion") in SUPPORTED:
-                legacy.result = value  # before cniCacheV1 the file was the result itself
+            if legacy is not None and _is_result(value):
+                legacy.result = value
                 return legacy
-            raise CniError(INTERNAL, f"expected a file of kind {KIND}, found {jsonio.shown(value)}")
+            return _entry(value)
         except (CniError, binascii.Error) as error:
             self._log(f"cannot use {path}: {error}; going on without it")
             return None
 
 
-def _entry(reader: Reader) -> Cached:
+def _is_result(value: Any) -> bool:
+    """Whether it is what runtimes wrote before `cniCacheV1`: the result itself."""
+    return isinstance(value, dict) and "kind" not in value and value.get("cniVersion") in SUPPORTED
+
+
+def _entry(value: Any) -> Cached:
+    if not isinstance(value, dict) or value.get("kind") != KIND:
+        raise CniError(INTERNAL, f"expected a file of kind {KIND}, found {jsonio.shown(value)}")
+    reader = Reader(value)
     attachment = Attachment(
         reader.string("containerId"),
         reader.string("ifName"),

@@ -3,8 +3,9 @@
 `import json` costs 6 ms, because its Python half compiles regular expressions. Its C half does all the
 work we need and imports in 0.1 ms, so decoding and encoding are done with that alone.
 
-Differences from `json`, all as Go's decoder has them: NaN and Infinity are refused, bytes that are not
-UTF-8 become U+FFFD, a repeated key takes the last place as well as the last value.
+Differences from `json`, all as Go's decoder has them: NaN, Infinity and numbers beyond a float's range are
+refused, bytes that are not UTF-8 and halves of surrogate pairs become U+FFFD, a repeated key takes the last place
+as well as the last value.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 WHITESPACE = " \t\n\r"
+_INFINITY = float("inf")
 
 
 def decode(data: bytes | str) -> Any:
@@ -57,7 +59,8 @@ def is_complete(data: bytes) -> bool:
 
 def _scan(text: str, start: int) -> tuple[Any, int]:
     try:
-        found: tuple[Any, int] = _scanner(text, start)
+        value, end = _scanner(text, start)
+        return _without_halves(value) if "\\ud" in text or "\\uD" in text else value, end
     except StopIteration as stop:
         raise _syntax(text, stop.value, "a JSON value") from None
     except RecursionError:
@@ -66,7 +69,6 @@ def _scan(text: str, start: int) -> tuple[Any, int]:
         # JSONDecodeError carries the position; a number of more than 4,300 digits or a NaN does not.
         at = getattr(error, "pos", start)
         raise _syntax(text, at, getattr(error, "msg", str(error))) from None
-    return found
 
 
 def _syntax(text: str, at: int, expected: str) -> CniError:
@@ -89,6 +91,24 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _without_halves(value: Any) -> Any:
+    """`value` without halves of surrogate pairs, which no file name, no message and no other program can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_without_halves(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_halves(key): _without_halves(item) for key, item in value.items()}
+    return value
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if value in (_INFINITY, -_INFINITY):
+        raise ValueError(f"the number {text} is out of range")
+    return value
+
+
 def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
@@ -103,7 +123,7 @@ class _Scanner:
     strict = True
     object_hook = None
     object_pairs_hook = staticmethod(_pairs)
-    parse_float = float
+    parse_float = staticmethod(_float)
     parse_int = int
     parse_constant = staticmethod(_constant)
 

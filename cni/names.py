@@ -36,8 +36,8 @@ def interface_fault(value: str) -> str:
         return f"is longer than {IFNAMSIZ - 1} bytes"
     if value in (".", ".."):
         return "must not be '.' or '..'"
-    if "/" in value or ":" in value or any(char.isspace() for char in value):
-        return "must not contain '/', ':' or white space"
+    if any(char in "/:\0" or char.isspace() for char in value):
+        return "must not contain '/', ':', NUL or white space"
     return ""
 
 

@@ -43,7 +43,7 @@ class PluginConf:
         if not self.type:
             raise CniError(
                 INVALID_CONFIG,
-                f"{reader.at('type')}: expected the name of a plugin's executable, found {jsonio.shown(reader.raw('type'))}",
+                f"{reader.at('type')}: expected a plugin's name, found {jsonio.shown(reader.raw('type'))}",
                 "each plugin of a network needs a type, for example bridge",
             )
         declared = reader.object("capabilities")
@@ -83,7 +83,7 @@ class NetworkList:
                 raise CniError(
                     INVALID_CONFIG,
                     "plugins: expected a list, because loadOnlyInlinedPlugins is true; found none",
-                    "add plugins, or leave loadOnlyInlinedPlugins out to load them from the folder named after the network",
+                    "add plugins, or leave loadOnlyInlinedPlugins out to load them from the network's folder",
                 )
             return []
         entries = items("plugins", found)
@@ -152,7 +152,7 @@ def load(folder: str, name: str, log: Log) -> NetworkList:
     if not found.plugins:
         raise CniError(
             INVALID_CONFIG,
-            f"{chosen}: plugins: expected at least one, found none here and none in {os.path.join(folder, name)}/*.conf",
+            f"{chosen}: plugins: expected at least one, found none here or in {os.path.join(folder, name)}/*.conf",
             "",
         )
     return found
@@ -186,7 +186,8 @@ def files(folder: str, extensions: tuple[str, ...]) -> list[str]:
     """The files of a folder with one of the extensions, by name; none when there is no such folder."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(e.path for e in entries if e.name.endswith(extensions) and not e.is_dir(follow_symlinks=False))
+            wanted = [entry for entry in entries if entry.name.endswith(extensions)]
+            return sorted(entry.path for entry in wanted if not entry.is_dir(follow_symlinks=False))
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -236,7 +237,7 @@ def _exact(value: dict[str, Any], key: str) -> Any:
 
 
 def _flag(value: dict[str, Any], key: str) -> bool:
-    """true or false; libcni takes the words in any case too."""
+    """A flag; libcni takes the words in any case too."""
     found = _exact(value, key)
     if found is None or isinstance(found, bool):
         return bool(found)

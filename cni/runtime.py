@@ -106,7 +106,7 @@ class Runtime:
         if not at_least(network.version, "0.4.0"):
             raise CniError(
                 INCOMPATIBLE_VERSION,
-                f"configuration version {network.version!r} does not support the CHECK command: expected 0.4.0 or newer",
+                f"configuration version {network.version!r} does not support the CHECK command: 0.4.0 brought it",
                 f"raise cniVersion of network {network.name}",
             )
         with self._turn(network.name, attachment):
@@ -254,9 +254,7 @@ class Runtime:
         try:
             return run(find(plugin.type, self._path), environ, jsonio.encode(config))
         except CniError as error:
-            raise CniError(
-                error.code, f"plugin {plugin.type} failed ({command}): {error.msg}", error.details
-            ) from None
+            raise CniError(error.code, f"plugin {plugin.type} failed ({command}): {error.msg}", error.details) from None
 
     def _speaks(self, plugin: PluginConf, version: str) -> None:
         supported = self.versions(plugin.type)
@@ -278,8 +276,11 @@ class Runtime:
 
 
 class _Turn:
-    """Whose turn it is: calls for one container follow one another, calls for different ones run side by
-    side, and GC (no attachment) runs alone in its network (spec section 3, "Lifecycle & Ordering")."""
+    """Whose turn it is (spec section 3, "Lifecycle & Ordering").
+
+    Calls for one container follow one another, calls for different ones run side by side, and GC (no
+    attachment) runs alone in its network.
+    """
 
     def __init__(self, folder: str, network: str, attachment: Attachment | None, clock: Callable[[], float]) -> None:
         os.makedirs(folder, 0o700, exist_ok=True)
@@ -331,8 +332,11 @@ def check_attachment(attachment: Attachment) -> None:
 
 
 def derive(plugin: PluginConf, inserted: dict[str, Any], drop: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The configuration a plugin gets (spec section 3, "Deriving request configuration"): as written, without
-    the keys in `drop` and those reserved for the runtime, and with `inserted`, which replaces other spellings."""
+    """The configuration a plugin gets (spec section 3, "Deriving request configuration").
+
+    As written, without the keys in `drop` and those reserved for the runtime, and with `inserted`, which
+    replaces every spelling of its keys.
+    """
     replaced = {key.casefold() for key in (*inserted, *drop, "prevResult")}
     kept = {
         key: value
@@ -363,7 +367,8 @@ def _common(network: NetworkList) -> dict[str, Any]:
 def _checked_result(plugin: PluginConf, answer: Any, version: str) -> dict[str, Any]:
     """ADD's answer with its cniVersion filled in; CniError 999 when it is no result."""
     if not isinstance(answer, dict):
-        raise CniError(INTERNAL, f"plugin {plugin.type} (ADD): expected a result on stdout, found {jsonio.shown(answer)}")
+        found = jsonio.shown(answer)
+        raise CniError(INTERNAL, f"plugin {plugin.type} (ADD): expected a result on stdout, found {found}")
     result = answer if answer.get("cniVersion") else {**answer, "cniVersion": version}
     if result["cniVersion"] not in SUPPORTED:
         raise CniError(

@@ -1,19 +1,18 @@
 """vip: gives a pod the address of a load balancer that answers for it (direct server return).
 
-The balancer hands a packet to the pod with its destination, the virtual IP, unchanged, so the pod must own that
-address, and must not answer ARP for it, or it would steal the address from the balancer. So the address goes
-on `lo`, and the pod's interface is told to answer only for its own. It stands in a chain after a plugin that makes
+The balancer passes a packet on with its destination, the virtual IP, unchanged. So the pod must own that address
+and must not speak ARP for it, or it would take the address from the balancer: the address goes on `lo`, and the
+pod's interface is told to keep quiet about it. It stands in a chain behind the plugin that makes
 the interface:
 
     {"type": "vip", "addresses": ["203.0.113.10", "2001:db8::10"]}
 
-This is the example of docs/plugin-guide.md, which goes through it line by line.
+This is the example of docs/plugin-guide.md, which explains it.
 """
 
 from __future__ import annotations
 
 from cni import addr
-from cni.addr import AF_INET, AF_INET6
 from cni.config import Reader, text, wrong
 from cni.errors import INTERNAL, INVALID_CONFIG, NOT_AVAILABLE, CniError
 from cni.kernel import ops
@@ -24,74 +23,71 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni.context import Context
     from cni.kernel import Namespace
-    from cni.kernel.types import Link
     from cni.request import Request
 
 ARGS = None
 NETNS = True
 
-# Answer ARP only for addresses of the asked interface, and never ask with the virtual IP as the sender.
-QUIET = (("arp_ignore", "1"), ("arp_announce", "2"))
+LO = 1  # the index of `lo` in every namespace
+
+# Answer ARP only for what the asked interface has, and do not ask in the virtual IP's name.
+QUIET = {"arp_ignore": "1", "arp_announce": "2"}
 
 
 class Conf:
-    """`addresses`: the virtual IPs, as bytes."""
+    """`vips` are the virtual IPs as bytes, 4 or 16 of them."""
 
     def __init__(self, config: Reader, _request: Request) -> None:
         self.vips = [_address(path, item) for path, item in config.array("addresses")]
 
 
 def add(ctx: Context, conf: Conf) -> Result:
-    pod, request, result = ctx.sandbox, ctx.request, ctx.prev_result
-    if result is None or pod.link(request.ifname) is None:
-        found = "no prevResult" if result is None else "no such interface in the pod"
-        raise CniError(INVALID_CONFIG, f"vip: expected {request.ifname} made by an earlier plugin, found {found}",
+    pod, ifname, result = ctx.sandbox, ctx.request.ifname, ctx.prev_result
+    if result is None or pod.link(ifname) is None:
+        raise CniError(INVALID_CONFIG, f"vip: expected an earlier plugin to have made {ifname}, found none",
                        "put vip behind bridge in the network's `plugins`")  # fmt: skip
-    attachment = describe(ctx.network, request.container_id, request.ifname, request.args.values)
-    ctx.records.write(attachment, ctx.plugin_type, {"addresses": [addr.unpack(vip) for vip in conf.vips]})
-    ctx.undo.push("remove the record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type))
-    for key, value in QUIET:
+    common = describe(ctx.network, ctx.request.container_id, ifname, ctx.request.args.values)
+    ctx.records.write(common, ctx.plugin_type, {"vips": [addr.unpack(vip) for vip in conf.vips]})
+    ctx.undo.push("remove the record", lambda: _forget(ctx, ctx.request.container_id, ifname))
+    for key, value in QUIET.items():
         _set(ctx, pod, key, value)
-    lo = _lo(pod)
     for vip in conf.vips:
-        pod.apply(ops.addr_add(lo.index, vip, len(vip) * 8, nodad=True))
+        pod.apply(ops.addr_add(LO, vip, len(vip) * 8, nodad=True))
         ctx.undo.push("remove the virtual IP", lambda vip=vip: _remove(pod, vip))  # type: ignore[misc]
-    result.interfaces.append(Interface(lo.name, mtu=lo.mtu, sandbox=request.netns))
+    result.interfaces.append(Interface("lo", sandbox=ctx.request.netns))
     result.ips += [IPConfig(vip, len(vip) * 8, None, len(result.interfaces) - 1) for vip in conf.vips]
     return result
 
 
 def delete(ctx: Context, _conf: Conf) -> None:
-    request = ctx.request
-    record = ctx.records.read(request.container_id, request.ifname)
+    record = ctx.records.read(ctx.request.container_id, ctx.request.ifname)
     ours = record["plugins"].get(ctx.plugin_type) if record else None
-    for vip in ours["addresses"] if ours and ctx.pod else []:
-        _remove(ctx.sandbox, addr.pack(vip) or b"")
-    ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type)
+    if ours and ctx.pod is not None:
+        for vip in ours["vips"]:
+            _remove(ctx.pod, addr.pack(vip) or b"")
+    _forget(ctx, ctx.request.container_id, ctx.request.ifname)
 
 
 def check(ctx: Context, conf: Conf) -> None:
-    pod, ifname = ctx.sandbox, ctx.request.ifname
-    there = [address.packed for address in pod.addresses(_lo(pod).index)]
+    there = [address.packed for address in ctx.sandbox.addresses(LO)]
     for vip in conf.vips:
         if vip not in there:
-            raise _unwell(f"{addr.unpack(vip)} on lo", ", ".join(map(addr.unpack, there)) or "no address")
-    for key, value in QUIET:
-        found = pod.conf(AF_INET, ifname, key)
+            _unwell(f"{addr.unpack(vip)} on lo", ", ".join(map(addr.unpack, there)) or "no address")
+    for key, value in QUIET.items():
+        found = ctx.sandbox.conf(addr.AF_INET, ctx.request.ifname, key)
         if found != value:
-            raise _unwell(f"net.ipv4.conf.{ifname}.{key} = {value}", found or "no such setting")
+            _unwell(f"{key} of {ctx.request.ifname} to be {value}", str(found))
 
 
 def status(ctx: Context, conf: Conf) -> None:
-    if any(len(vip) == 16 for vip in conf.vips) and ctx.host.conf(AF_INET6, "all", "forwarding") is None:
-        raise CniError(NOT_AVAILABLE, "vip: expected a kernel with IPv6, found none", "remove the IPv6 `addresses`")
+    if ctx.host.conf(addr.AF_INET6, "all", "forwarding") is None and any(len(vip) == 16 for vip in conf.vips):
+        raise CniError(NOT_AVAILABLE, "vip: expected a kernel with IPv6, found one without", "remove IPv6 addresses")
 
 
 def gc(ctx: Context, _conf: Conf) -> None:
     for record in ctx.records.all():
-        attachment = record["containerID"], record["ifname"]
-        if attachment not in ctx.valid:
-            ctx.records.remove(*attachment, ctx.plugin_type)
+        if (record["containerID"], record["ifname"]) not in ctx.valid:
+            _forget(ctx, record["containerID"], record["ifname"])
 
 
 def _address(path: str, item: object) -> bytes:
@@ -101,25 +97,21 @@ def _address(path: str, item: object) -> bytes:
     return packed
 
 
-def _lo(pod: Namespace) -> Link:
-    lo = pod.link("lo")
-    if lo is None:
-        raise _unwell("an interface lo", "none")
-    return lo
-
-
 def _set(ctx: Context, pod: Namespace, key: str, value: str) -> None:
     ifname = ctx.request.ifname
-    before = pod.conf(AF_INET, ifname, key)
-    pod.set_conf(AF_INET, ifname, key, value)
-    ctx.undo.push(f"set {key} back", lambda: pod.set_conf(AF_INET, ifname, key, before or "0"))
+    before = pod.conf(addr.AF_INET, ifname, key) or "0"
+    pod.set_conf(addr.AF_INET, ifname, key, value)
+    ctx.undo.push(f"set {key} back", lambda: pod.set_conf(addr.AF_INET, ifname, key, before))
 
 
 def _remove(pod: Namespace, vip: bytes) -> None:
-    lo = _lo(pod)
-    if vip in [address.packed for address in pod.addresses(lo.index)]:
-        pod.apply(ops.addr_del(lo.index, vip, len(vip) * 8))
+    if vip in [address.packed for address in pod.addresses(LO)]:
+        pod.apply(ops.addr_del(LO, vip, len(vip) * 8))
 
 
-def _unwell(expected: str, found: str) -> CniError:
-    return CniError(INTERNAL, f"vip: expected {expected} in the pod, found {found}", "recreate the pod")
+def _forget(ctx: Context, container_id: str, ifname: str) -> None:
+    ctx.records.remove(container_id, ifname, ctx.plugin_type)
+
+
+def _unwell(expected: str, found: str) -> None:
+    raise CniError(INTERNAL, f"vip: expected {expected} in the pod, found {found}", "recreate the pod")

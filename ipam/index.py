@@ -88,11 +88,16 @@ class Index:
         # The one after the last must still be absent: Go releases the lock between two range sets.
         return all(_mtime(self._last(n)) == seal for n, seal in enumerate([*seals, 0]))
 
-    def rebuild(self, boot: str, entries: Mapping[str, Entry], used: list[bytes]) -> None:
-        """Make the index say exactly this; `entries` by `key_of`, `used` every address that has a file."""
+    def rebuild(
+        self, boot: str, entries: Mapping[str, Entry], known: Mapping[str, Entry | None], used: list[bytes]
+    ) -> None:
+        """Make the index say exactly this; `entries` by `key_of`, `used` every address that has a file.
+
+        An entry that is the very one in `known` is there already.
+        """
         _unlink(f"{self.folder}/state")
         os.makedirs(self.folder, 0o700, exist_ok=True)
-        self._rebuild_holders(entries)
+        self._rebuild_entries(entries, known)
         self._rebuild_pages(used)
         self.boot = boot
         self._seals = []
@@ -105,12 +110,12 @@ class Index:
         lines = b"".join(_SEAL % seal for seal in self._seals)
         _write(f"{self.folder}/state", _HEADER + boot.encode("ascii") + b"\n" + lines)
 
-    def _rebuild_holders(self, entries: Mapping[str, Entry]) -> None:
+    def _rebuild_entries(self, entries: Mapping[str, Entry], known: Mapping[str, Entry | None]) -> None:
         for name in os.listdir(self.folder):
             if ":" in name and name not in entries:
                 _unlink(f"{self.folder}/{name}")
         for key, entry in entries.items():
-            if self._target(key) != str(entry):
+            if entry is not known.get(key):
                 self.put(key, entry)
 
     def _rebuild_pages(self, used: list[bytes]) -> None:
@@ -230,8 +235,10 @@ def key_of(holder: Holder) -> str:
 
 
 def boot_tag(boot_id: str) -> str:
-    """What an entry keeps of the boot ID: with the rest it must stay short, since ext4 stores 59 bytes of a
-    symbolic link in the inode and takes a block for more."""
+    """What an entry keeps of the boot ID.
+
+    It is short because ext4 stores 59 bytes of a symbolic link in the inode and takes a block for more.
+    """
     return digest(boot_id).hex()[:_BOOT_SIZE]
 
 

@@ -43,7 +43,9 @@ class Range:
         self.first = low + 1 if start is None else int.from_bytes(start, "big")
         self.last = (high - 1 if self.width == 4 else high) if end is None else int.from_bytes(end, "big")
         if self.first > self.last:
-            name, key, found = ("RangeStart", "rangeStart", start) if start is not None else ("RangeEnd", "rangeEnd", end)
+            name, key, found = (
+                ("RangeStart", "rangeStart", start) if start is not None else ("RangeEnd", "rangeEnd", end)
+            )
             order = f"the range would begin at {self.text(self.first)} and end at {self.text(self.last)}"
             what = f"{name} {addr.unpack(found or b'')} not in network {self.subnet()}"
             raise _invalid(reader, key, f"{what} in this order: {order}")

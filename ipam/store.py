@@ -1,6 +1,6 @@
-"""The lease store: the folder of the Go host-local, to the byte, with no walk on the usual path.
+r"""The lease store: the folder of the Go host-local, to the byte, with no walk on the usual path.
 
-    <dataDir>/<network>/<address>           `<containerID>\\r\\n<ifname>`; files of old versions hold the ID only
+    <dataDir>/<network>/<address>           `<containerID>\r\n<ifname>`; files of old versions hold the ID only
                         last_reserved_ip.N  the address handed out last from range set N
                         lock                flock, taken for every change
 
@@ -14,17 +14,17 @@ No fsync: no namespace survives a power loss, and leases of ours from before the
 
 from __future__ import annotations
 
+import errno
 import os
 
 from cni import addr
-from cni.errors import TRY_AGAIN, CniError
 from cni.lock import Lock
 from cni.names import identifier_fault, interface_fault
-from ipam.index import FOREIGN, LAST_RESERVED, Entry, Index, boot_tag, key_of, time_tag
+from ipam.index import FOREIGN, Entry, Index, boot_tag, key_of, time_tag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from cni.context import Log
     from ipam.index import Holder
@@ -34,7 +34,12 @@ OWN_FOLDER = ".cnikit"
 
 # Nothing that host-local writes is longer; more than this is somebody's own file.
 _LONGEST_LEASE = 4096
-_TRIES = 100
+
+# Bytes that no text has. After a power loss a file may be all zeros.
+_CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\r\n")
+
+# Another file system, or one without hard links.
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 class Lease:
@@ -157,7 +162,7 @@ class Store:
         try:
             self._announce(holder, mtime, [address for _, address in wanted])
             for _, address in wanted:
-                os.link(temporary, f"{self.folder}/{address}")
+                self._place(temporary, address, holder)
                 taken.append(address)
             for index, address in wanted:
                 self._index.mark(_packed(address), used=True)
@@ -176,17 +181,22 @@ class Store:
     def _write_lease(self, holder: Holder) -> tuple[str, str]:
         """A complete lease file that is not at its place yet: its path and time."""
         path = f"{self._own}/new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            fd = os.open(path, flags, 0o600)
+            return path, _create(path, _text(holder))
         except FileExistsError:
             os.unlink(path)  # of a killed writer, and maybe a name of its lease: never write into it
-            fd = os.open(path, flags, 0o600)
+            return path, _create(path, _text(holder))
+
+    def _place(self, temporary: str, address: str, holder: Holder) -> None:
+        """Put the lease at its address; FileExistsError when there is one."""
+        path = f"{self.folder}/{address}"
         try:
-            os.write(fd, _text(holder))
-            return path, time_tag(os.fstat(fd).st_mtime_ns)
-        finally:
-            os.close(fd)
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            # The network's folder is a mount of its own. The index then takes the lease for a foreign one.
+            _create(path, _text(holder))
 
     def _announce(self, holder: Holder, mtime: str, addresses: list[str]) -> None:
         """Tell the index which leases will be there, beside those that are there."""
@@ -235,63 +245,84 @@ class Store:
         if self._walked:
             return False
         self._walked = True
+        known: dict[str, Entry | None] = {}
         found: dict[str, list[tuple[str, Lease]]] = {}
         used: list[bytes] = []
-        dead = 0
+        for address, packed, lease in self._read_all():
+            key = key_of(lease.holder) if lease.holder else ""
+            if key and key not in known:
+                known[key] = self._index.get(key)
+            if self._is_dead(known.get(key), address, lease):
+                _unlink(f"{self.folder}/{address}")
+                self._log(f"released {address}, a lease of {key} from before the last boot")
+                continue
+            used.append(packed)
+            if lease.holder:
+                self.leases[address] = lease.holder
+                found.setdefault(key, []).append((address, lease))
+        entries = {key: _entry(known[key], leases) for key, leases in found.items()}
+        self._index.rebuild(self._boot, entries, known, used)
+        return True
+
+    def _read_all(self) -> Iterator[tuple[str, bytes, Lease]]:
+        """Every address that has a file, and the file; torn ones are set aside."""
         for address in os.listdir(self.folder):
             packed = addr.pack(address)
-            lease = self.lease(address) if packed and addr.unpack(packed) == address else None
-            if not packed or not lease:
+            lease = self.lease(address) if packed else None
+            if not packed or not lease or addr.unpack(packed) != address:
                 continue
             if lease.torn:
                 self._set_aside(address)
-            elif self._is_dead(address, lease):
-                _unlink(f"{self.folder}/{address}")
-                dead += 1
             else:
-                used.append(packed)
-                if lease.holder:
-                    self.leases[address] = lease.holder
-                    found.setdefault(key_of(lease.holder), []).append((address, lease))
-        if dead:
-            self._log(f"{self.folder}: released {dead} leases from before the last boot")
-        self._index.rebuild(self._boot, {key: self._entry(key, leases) for key, leases in found.items()}, used)
-        return True
+                yield address, packed, lease
 
-    def is_dead(self, address: str) -> bool:
-        """Whether a lease is of ours and of an earlier boot: no namespace has outlived that."""
+    def names(self) -> list[str]:
+        """What lies in the folder; read without the lock, for counting."""
+        return os.listdir(self.folder) if self.exists else []
+
+    def is_reclaimable(self, address: str) -> bool:
+        """Whether an ADD would take an address in spite of its file."""
         lease = self.lease(address)
-        return lease is not None and self._is_dead(address, lease)
+        if lease is None or lease.torn:
+            return True
+        return self._is_dead(self._index.get(key_of(lease.holder)) if lease.holder else None, address, lease)
 
-    def _is_dead(self, address: str, lease: Lease) -> bool:
-        entry = self._index.get(key_of(lease.holder)) if lease.holder else None
+    def _is_dead(self, entry: Entry | None, address: str, lease: Lease) -> bool:
+        """Whether a lease is of ours and of an earlier boot: no namespace has outlived that."""
         return entry is not None and entry.boot != self._boot and entry.vouches(address, lease.mtime)
-
-    def _entry(self, key: str, leases: list[tuple[str, Lease]]) -> Entry:
-        addresses = sorted(address for address, _ in leases)
-        before = self._index.get(key)
-        if before and all(before.vouches(address, lease.mtime) for address, lease in leases):
-            return Entry(before.boot, before.mtime, addresses)
-        return Entry(FOREIGN, FOREIGN, addresses)
 
     def _set_aside(self, address: str) -> None:
         """Move an empty or torn file out of the way: we hold the lock, so its writer is dead."""
         quarantine = f"{self._own}/quarantine"
         os.makedirs(quarantine, 0o700, exist_ok=True)
-        os.rename(f"{self.folder}/{address}", f"{quarantine}/{address}")
+        try:
+            os.rename(f"{self.folder}/{address}", f"{quarantine}/{address}")
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            os.unlink(f"{self.folder}/{address}")
         self._log(
             f"{self.folder}/{address}: expected `containerID CR LF ifname`, found an empty or torn file of a writer "
             f"that died; moved to {quarantine}, the address is free"
         )
 
 
-def raced(folder: str) -> CniError:
-    """Somebody writes leases without taking the lock."""
-    return CniError(
-        TRY_AGAIN,
-        f"{folder}: expected to be the only writer under the lock, lost {_TRIES} addresses to another",
-        "find what writes there with `fuser -v`",
-    )
+def _entry(before: Entry | None, leases: list[tuple[str, Lease]]) -> Entry:
+    """What the index shall say of these leases of one attachment: `before` itself when that still holds."""
+    addresses = sorted(address for address, _ in leases)
+    if before is None or not all(before.vouches(address, lease.mtime) for address, lease in leases):
+        before = before if before and before.boot == FOREIGN else Entry(FOREIGN, FOREIGN, addresses)
+    return before if sorted(before.addresses) == addresses else Entry(before.boot, before.mtime, addresses)
+
+
+def _create(path: str, data: bytes) -> str:
+    """Make a file, which must not be there yet; its time as the index keeps it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+        return time_tag(os.fstat(fd).st_mtime_ns)
+    finally:
+        os.close(fd)
 
 
 def _text(holder: Holder) -> bytes:
@@ -311,7 +342,9 @@ def _is_torn(data: bytes) -> bool:
 
     Text that is no lease is not torn: an operator keeps an address out of use by writing why.
     """
-    return not data.strip() or b"\0" in data or (data.endswith(b"\r") or data.strip() + b"\r\n" == data)
+    text = data.strip()
+    cut = b"\r\n" not in text and data.endswith((b"\r", b"\r\n"))
+    return not text or cut or len(text.translate(None, _CONTROL)) < len(text)
 
 
 def _packed(address: str) -> bytes:
@@ -326,6 +359,3 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
-
-
-_ = LAST_RESERVED

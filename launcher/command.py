@@ -8,5 +8,6 @@ from cni.main import Start
 
 start = Start(sys.argv)
 start.restore(os.environ)
+sys.executable = start.launcher
 sys.argv = [start.launcher, *start.arguments]
 cli(prog_name="cnikit")

@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,8 +38,9 @@
 
 extern char **environ;
 
-static char self[PATH_MAX];      /* the real path of this file */
-static char program[PATH_MAX];   /* the bundle's program, where it was looked for last */
+static char self[PATH_MAX];    /* the real path of this file */
+static char beside[PATH_MAX];  /* the folder of bundles beside it */
+static char program[PATH_MAX]; /* the bundle's program, where it was looked for last */
 
 /* The variables that the bootloader reads: ours replace the caller's for the length of one start. */
 static int replaced(const char *entry)
@@ -80,18 +82,28 @@ static char **prepared(char **environment)
     return environment;
 }
 
-/* Execute the program of the bundle in `directory`; returns the error number when that failed. */
-static int start(const char *directory, const char *called, int argc, char **argv)
+/* Fill `program` with the real path of the program in a folder of bundles; returns an error number or 0.
+ *
+ * The bootloader compares real paths, wants them in UTF-8, and LD_LIBRARY_PATH cannot hold ':', ';' and '$'.
+ */
+static int find_program(const char *bundles)
+{
+    static char path[PATH_MAX];
+
+    if (snprintf(path, sizeof path, "%s/" VERSION "/" PROGRAM, bundles) >= (int)sizeof path)
+        return ENAMETOOLONG;
+    strcpy(program, path);
+    if (realpath(path, program) == NULL)
+        return errno;
+    setlocale(LC_CTYPE, "C.UTF-8");
+    return strpbrk(program, ":;$") != NULL || mbstowcs(NULL, program, 0) == (size_t)-1 ? EILSEQ : 0;
+}
+
+/* Become `program`; returns an error number when that failed. */
+static int start(const char *called, int argc, char **argv)
 {
     int variables = 0, i;
     char **arguments, **environment, **argument, **variable;
-
-    if (snprintf(program, sizeof program, "%s/" VERSION "/" PROGRAM, directory) >= (int)sizeof program)
-        return ENAMETOOLONG;
-    argument = malloc(sizeof program);
-    if (argument == NULL || realpath(program, (char *)argument) == NULL)
-        return errno;
-    strcpy(program, (char *)argument); /* the bootloader compares real paths */
 
     while (environ[variables] != NULL)
         variables++;
@@ -131,36 +143,43 @@ static int fail(const char *text, const char *details)
     return 1;
 }
 
+/* Why the program at `program` did not start. */
+static int fail_start(int error)
+{
+    static char text[2 * PATH_MAX];
+
+    snprintf(text, sizeof text, "cnikit " VERSION " cannot execute %s: %s", program, strerror(error));
+    if (error == EILSEQ)
+        return fail(text, "Its path must be UTF-8, with no ':', ';' and '$'. Copy it to such a folder (cp -a).");
+    return fail(text, "The bundle needs this machine's architecture, glibc, and a file system without noexec.");
+}
+
+/* That there is no bundle. */
+static int fail_missing(void)
+{
+    static char text[2 * PATH_MAX];
+
+    snprintf(text, sizeof text, "cnikit " VERSION " has no bundle: expected the folder %s/" VERSION " or " SYSTEM "/" VERSION, beside);
+    return fail(text, "Copy the folder " FOLDER " from beside the original file as well (cp -a), or run: make install");
+}
+
 int main(int argc, char **argv)
 {
-    static char beside[PATH_MAX], text[3 * PATH_MAX];
-    const char *called = (const char *)getauxval(AT_EXECFN), *directories[] = {beside, SYSTEM};
+    const char *called = (const char *)getauxval(AT_EXECFN), *places[] = {beside, SYSTEM};
     size_t i;
     int error;
 
-    if (called == NULL)
-        called = argc > 0 ? argv[0] : "";
-    if (!find_self(called)) {
-        snprintf(text, sizeof text, "cnikit cannot find its own place: no /proc/self/exe, and no file at %s", called);
-        return fail(text, "Call it by an absolute path, or mount /proc.");
+    if (!find_self(called))
+        return fail("cnikit cannot find its own place: there is no /proc/self/exe", "Call it by an absolute path, or mount /proc.");
+    if (snprintf(beside, sizeof beside, "%.*s/" FOLDER, (int)(strrchr(self, '/') - self), self) >= (int)sizeof beside)
+        return fail("cnikit cannot look for its bundle: its own path is too long", "Copy it to a folder with a shorter name.");
+    for (i = 0; i < sizeof places / sizeof *places; i++) {
+        error = find_program(places[i]);
+        if (error == 0)
+            error = start(called, argc, argv);
+        else if (error == ENOENT || error == ENOTDIR)
+            continue;
+        return fail_start(error);
     }
-    snprintf(beside, sizeof beside, "%s", self);
-    strcpy(strrchr(beside, '/') + 1, "");
-    if (strlen(beside) + sizeof FOLDER > sizeof beside)
-        return fail("cnikit cannot look for its bundle: its own path is too long", "");
-    strcat(beside, FOLDER);
-    for (i = 0; i < 2; i++) {
-        error = start(directories[i], called, argc, argv);
-        if (error != ENOENT && error != ENOTDIR)
-            break;
-        if (access(program, F_OK) == 0) /* what is missing is its loader */
-            break;
-    }
-    if (i < 2)
-        snprintf(text, sizeof text, "cnikit " VERSION " cannot execute %s: %s", program, strerror(error));
-    else
-        snprintf(text, sizeof text, "cnikit " VERSION " has no bundle: expected it in %s/" VERSION " or in " SYSTEM "/" VERSION ", found neither", beside);
-    if (i < 2)
-        return fail(text, "The bundle needs this machine's architecture, glibc, and a file system without noexec.");
-    return fail(text, "Copy the folder " FOLDER " from beside the original file as well (cp -a), or run: make install");
+    return fail_missing();
 }

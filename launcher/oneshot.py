@@ -1,8 +1,8 @@
 """What the bundle runs first: our modules out of one file, then `cni.main`.
 
-PyInstaller's own bootstrap (an archive reader, three import hooks) costs 2 ms. Here the bundle keeps the
-code of all our modules in one file, `modules.bin`: the marshalled pair (registry, {name: (is package, code)}).
-The standard library lies beside it as plain files, most of what a call needs is frozen into the interpreter.
+PyInstaller's own bootstrap (an archive reader, three import hooks) costs 2 ms. Here the code of all our modules
+is in one file, `modules.bin` (cli/bundle.py writes it), and each is read when it is imported. The standard
+library lies beside it as plain files; most of what a call needs of it is frozen into the interpreter.
 """
 
 import gc
@@ -16,10 +16,17 @@ gc.disable()
 
 
 class OwnModules:
-    """Finder and loader of the modules in `modules.bin`."""
+    """Finder and loader of the modules in an open file.
 
-    def __init__(self, modules):
-        self._modules = modules
+    The file begins with 8 bytes, the length of the marshalled pair (registry, {name: (is package, offset, length)})
+    that follows; then comes the marshalled code. Offsets count from the end of the pair.
+    """
+
+    def __init__(self, fd):
+        self._fd = fd
+        length = int.from_bytes(posix.pread(fd, 8, 0), "little")
+        self._start = 8 + length
+        self.registry, self._modules = marshal.loads(posix.pread(fd, length, 8))
 
     def find_spec(self, name, path=None, target=None):
         found = self._modules.get(name)
@@ -29,19 +36,13 @@ class OwnModules:
         return None
 
     def exec_module(self, module):
-        exec(marshal.loads(self._modules[module.__name__][1]), module.__dict__)
+        _, offset, length = self._modules[module.__name__]
+        exec(marshal.loads(posix.pread(self._fd, length, self._start + offset)), module.__dict__)
 
 
-def read(path):
-    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    data = posix.read(fd, posix.fstat(fd).st_size)
-    posix.close(fd)
-    return data
-
-
-registry, modules = marshal.loads(read(sys._MEIPASS + "/modules.bin"))
-sys.meta_path.insert(0, OwnModules(modules))
+own_modules = OwnModules(posix.open(sys._MEIPASS + "/modules.bin", posix.O_RDONLY | posix.O_CLOEXEC))
+sys.meta_path.insert(0, own_modules)
 
 from cni.main import main
 
-main(registry, sys.argv)
+main(own_modules.registry, sys.argv)

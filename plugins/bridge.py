@@ -14,11 +14,11 @@ from cni.config import Reader, hardware_address, wrong
 from cni.errors import INTERNAL, INVALID_CONFIG, NOT_AVAILABLE, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import OPER_UP
-from cni.names import attachment_key, host_end, interface_fault, owner
+from cni.names import attachment_key, interface_fault, owner
 from cni.record import describe
 from cni.result import Interface, Result, Route, read_dns
 from cni.undo import Teardown
-from plugins import bridge_check, iptables, macspoof, masquerade, node_bridge, veth
+from plugins import bridge_check, bridge_vlan, iptables, macspoof, masquerade, node_bridge, veth
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ NETNS = True
 # Seconds an ADD waits for the bridge port to forward; it takes about 0.1 ms.
 PORT_TIMEOUT = 1.0
 
-DEFAULT_VLAN = 1
-LAST_VLAN = 4094
-
 
 class Conf:
     """The options of DROP-IN's bridge row, typed. `vlans` are the trunk's IDs, `mac` 6 bytes or None."""
@@ -46,7 +43,7 @@ class Conf:
     __slots__ = (
         "backend", "bridge", "disable_container_interface", "dns", "duplicate_detection", "force_address", "hairpin",
         "ip_masq", "is_default_gateway", "is_gateway", "isolated", "layer3", "mac", "mac_spoof_check", "mtu",
-        "preserve_default_vlan", "promisc", "vlan", "vlans", "vlan_option",
+        "preserve_default_vlan", "promisc", "vlan", "vlan_option", "vlans",
     )  # fmt: skip
 
     def __init__(self, config: Reader, request: Request) -> None:
@@ -59,8 +56,8 @@ class Conf:
         self.mtu = config.integer("mtu", low=0, high=65535)
         self.hairpin = config.boolean("hairpinMode")
         self.promisc = config.boolean("promiscMode")
-        self.vlan = config.integer("vlan", low=0, high=LAST_VLAN)
-        self.vlans = _trunk(config)
+        self.vlan = config.integer("vlan", low=0, high=bridge_vlan.LAST)
+        self.vlans = bridge_vlan.read_trunk(config)
         self.preserve_default_vlan = config.boolean("preserveDefaultVlan")
         self.mac_spoof_check = config.boolean("macspoofchk")
         self.duplicate_detection = config.boolean("enabledad")
@@ -220,7 +217,7 @@ def _set_gateways(ctx: Context, conf: Conf, bridge: Link, lease: Result) -> Link
     """Put the gateway addresses on the bridge, or with `vlan` on an interface of its own, which is returned."""
     if not conf.is_gateway or not lease.ips:
         return None
-    link = _ensure_vlan_interface(ctx, conf, bridge) if conf.vlan else bridge
+    link = bridge_vlan.ensure_gateway_interface(ctx, conf, bridge) if conf.vlan else bridge
     gateways = [(ip.gateway, ip.prefix) for ip in lease.ips if ip.gateway]
     for gateway in gateways:
         node_bridge.set_gateway(ctx.host, link, gateway, gateways, force=conf.force_address)
@@ -229,42 +226,13 @@ def _set_gateways(ctx: Context, conf: Conf, bridge: Link, lease: Result) -> Link
     return link if conf.vlan else None
 
 
-def _ensure_vlan_interface(ctx: Context, conf: Conf, bridge: Link) -> Link:
-    """`<bridge>.<vlan>`: a veth in the node's namespace whose other end is a port in that VLAN. Shared, stays."""
-    name = f"{conf.bridge}.{conf.vlan}"
-    link = ctx.host.link(name)
-    if link is None:
-        port, mac = host_end("vlan", conf.bridge, str(conf.vlan))
-        ctx.host.apply(ops.veth_add(port, mac, name, veth.random_mac(), None, bridge.mtu, bridge.index))
-        _set_vlans(ctx, conf, port, vlans=[])
-        ctx.host.apply(ops.link_set(name, up=True))
-        link = ctx.host.link(name)
-    if link is None:
-        raise CniError(INTERNAL, f"failed to find interface {name!r} after making it", "try again")
-    return link
-
-
-def _set_vlans(ctx: Context, conf: Conf, port: str, vlans: list[int]) -> None:
-    link = ctx.host.link(port)
-    if link is None or not conf.vlan_option:
-        return
-    changes = []
-    if not conf.preserve_default_vlan:
-        changes = [ops.vlan_del(link.index, vid) for vid in ctx.host.vlans(link.index)]
-    own = conf.vlan or (DEFAULT_VLAN if vlans else 0)
-    changes += [ops.vlan_add(link.index, first, last) for first, last in _spans(vlans)]
-    if own:  # last: the port's own VLAN may also be in the trunk
-        changes.append(ops.vlan_add(link.index, own, own, untagged=True))
-    ctx.host.apply(*changes)
-
-
 def _attach(ctx: Context, conf: Conf, pair: veth.Pair, bridge: Link) -> tuple[Link, Link]:
     """Make the pair; returns its host's and its pod's end."""
     port = []
     if conf.hairpin or conf.isolated:
         port.append(ops.port_set(pair.host_name, hairpin=conf.hairpin, isolated=conf.isolated))
     veth.create(ctx, pair, bridge.index, *port)
-    _set_vlans(ctx, conf, pair.host_name, conf.vlans)
+    bridge_vlan.set_port(ctx, conf, pair.host_name, conf.vlans)
     if conf.mac_spoof_check:
         request = ctx.request
         ctx.undo.push("macspoofchk", lambda: macspoof.remove(ctx.host, request.container_id, request.ifname))
@@ -384,34 +352,6 @@ def _families(conf: Conf, ctx: Context) -> list[int]:
     """The families that have forwarding to switch on. IPAM decides which are used; a kernel may lack IPv6."""
     there = [f for f in (addr.AF_INET, addr.AF_INET6) if ctx.host.conf(f, "all", "forwarding") is not None]
     return there if conf.layer3 else []
-
-
-def _trunk(config: Reader) -> list[int]:
-    """The IDs of `vlanTrunk`, sorted."""
-    found: set[int] = set()
-    for item in config.objects("vlanTrunk"):
-        low, high, one = (item.integer(key, 0, 1, LAST_VLAN) for key in ("minID", "maxID", "id"))
-        if bool(low) != bool(high):
-            missing = "maxID" if low else "minID"
-            raise CniError(
-                INVALID_CONFIG,
-                f"{item.path}: minID and maxID should be configured simultaneously, {missing} is missing",
-            )
-        if low > high:
-            raise CniError(INVALID_CONFIG, f"{item.path}: minID {low} is greater than maxID {high} in trunk parameter")
-        found.update(range(low, high + 1) if low else (), [one] if one else ())
-    return sorted(found)
-
-
-def _spans(vlans: list[int]) -> list[tuple[int, int]]:
-    """Sorted IDs as (first, last) of each unbroken run."""
-    spans: list[tuple[int, int]] = []
-    for vid in vlans:
-        if spans and spans[-1][1] == vid - 1:
-            spans[-1] = (spans[-1][0], vid)
-        else:
-            spans.append((vid, vid))
-    return spans
 
 
 def _mac(config: Reader, request: Request) -> bytes | None:

@@ -14,6 +14,8 @@ caller's undo.
 
 from __future__ import annotations
 
+from cni.errors import INVALID_NETNS, CniError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,12 +109,11 @@ if TYPE_CHECKING:
 
     __all__ = ["Kernel", "Namespace", "NetnsError", "Sequence"]
 
-from cni.errors import INVALID_NETNS, CniError
-
 
 class NetnsError(CniError):
     """No network namespace at a path (code 8). `gone` is true when that is what a dead pod leaves behind:
-    nothing at the path, or a plain file whose mount is no more."""
+    nothing at the path, or a plain file whose mount is no more.
+    """
 
     def __init__(self, path: str, found: str, gone: bool) -> None:  # noqa: FBT001 - one of two plain facts
         super().__init__(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import select
-from errno import EADDRNOTAVAIL, EINVAL, EIO, ENODEV, ENOBUFS, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, ETIMEDOUT
+from errno import EADDRNOTAVAIL, EBADF, EINVAL, EIO, ENOBUFS, ENODEV, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, ETIMEDOUT
 
 from cni import addr
 from cni.errors import KernelError
@@ -70,8 +70,13 @@ class Kernel:
 
     def hand_away(self, work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
         """Run `work` in a helper, after letting go of earlier ones that have ended by now."""
-        self._helpers = [helper for helper in self._helpers if not helper.release()]
+        self.release_helpers()
         return self._background(work, fds)
+
+    def release_helpers(self) -> bool:
+        """Let go of the helpers that have ended; whether none is left."""
+        self._helpers = [helper for helper in self._helpers if not helper.release()]
+        return not self._helpers
 
     def let_go(self, helper: Helper) -> None:
         if not helper.release():
@@ -99,7 +104,7 @@ class Namespace:
             self.close()
             raise
 
-    def __enter__(self) -> Namespace:
+    def __enter__(self) -> Namespace:  # noqa: PYI034 - typing.Self would be for subclasses, and there are none
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -125,8 +130,8 @@ class Namespace:
                 raise KernelError(op.text, errno, hint)
 
     def link(self, which: str | int) -> Link | None:
-        if isinstance(which, str) and len(which.encode("utf-8", "surrogateescape")) > 15:
-            return None  # no link has such a name, and the kernel would call it a malformed question
+        if not _can_be_link(which):
+            return None  # the kernel would call it a malformed question
         question = rtnetlink.link_question(which)
         answer = self._rtnetlink().ask(f"look up link {which}", rtnetlink.RTM_GETLINK, question, absent=(ENODEV,))
         return None if answer is None else rtnetlink.parse_link(answer)
@@ -291,6 +296,8 @@ class Namespace:
         self._conf = (Conf(IPV4_CONF), Conf(IPV6_CONF))
 
     def _open(self, protocol: int, groups: int = 0) -> Socket:
+        if self.fd < 0:
+            raise KernelError("use a network namespace that was closed", EBADF)
         if self._own:
             return Socket(protocol, groups)
         return netns.inside(self.fd, lambda: Socket(protocol, groups))
@@ -306,9 +313,18 @@ class Namespace:
         return self._nft
 
     def _conf_of(self, family: int) -> Conf:
+        if self._conf is None and self.fd < 0:
+            raise KernelError("use a network namespace that was closed", EBADF)
         if self._conf is None:  # the own namespace: another one's are opened on entering
             self._conf = (Conf(IPV4_CONF), Conf(IPV6_CONF))
         return self._conf[family == addr.AF_INET6]
+
+
+def _can_be_link(which: str | int) -> bool:
+    """Whether a link can have this name or index at all."""
+    if isinstance(which, int):
+        return 0 < which < 1 << 31
+    return "\0" not in which and len(which.encode("utf-8", "surrogateescape")) <= 15
 
 
 def _announced(watch: Socket, index: int) -> bool | None:
@@ -319,9 +335,7 @@ def _announced(watch: Socket, index: int) -> bool | None:
         if error.errno == ENOBUFS:
             return None
         raise
-    return any(
-        kind == rtnetlink.RTM_DELLINK and rtnetlink.parse_gone_link(body) == index for kind, body in notices
-    )
+    return any(kind == rtnetlink.RTM_DELLINK and rtnetlink.parse_gone_link(body) == index for kind, body in notices)
 
 
 def _delete(fd: int, index: int) -> int:
@@ -336,14 +350,14 @@ def _delete(fd: int, index: int) -> int:
     return EIO
 
 
-class _Child:
+class Child:
     """A forked helper."""
 
-    __slots__ = ("_fd", "_pid")
+    __slots__ = ("_fd", "pid")
 
     def __init__(self, fd: int, pid: int) -> None:
         self._fd = fd
-        self._pid = pid
+        self.pid = pid
 
     def fileno(self) -> int:
         return self._fd
@@ -353,12 +367,12 @@ class _Child:
             os.close(self._fd)
             self._fd = -1
         try:
-            return os.waitpid(self._pid, os.WNOHANG)[0] != 0
+            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
         except ChildProcessError:  # somebody else has waited for it
             return True
 
 
-def fork_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
+def fork_background(work: Callable[[], int], fds: tuple[int, ...]) -> Child:
     """Run `work` in a forked child, for a process that is about to exit.
 
     The child holds nothing of its parent but `fds`: with the standard streams it would keep the runtime
@@ -376,7 +390,7 @@ def fork_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
     os.close(writer)
     for fd in fds:
         os.close(fd)
-    return _Child(reader, pid)
+    return Child(reader, pid)
 
 
 def _close_all_but(*kept: int) -> None:

@@ -1,6 +1,6 @@
 """Netlink: messages, attributes and the socket that carries them (netlink(7), RFC 3549).
 
-Own codec, because importing a netlink library costs more than a whole ADD (docs: speed). Two protocols
+Own codec, because importing a netlink library takes far longer than a whole ADD. Two protocols
 stand on it: `rtnetlink.py` and `nftables.py` turn operations into requests and answers into values, both
 without I/O; this socket sends requests and finds each one's answer by its sequence number.
 

@@ -103,7 +103,8 @@ def inside(fd: int, action: Callable[[], T]) -> T:
 
 def _return(own: int) -> None:
     """Go back, or end the process: in a foreign namespace every further step, undo included, would hit the wrong
-    machine."""
+    machine.
+    """
     try:
         setns(own)
     except BaseException as error:  # noqa: BLE001 - nothing may get past here
@@ -112,7 +113,7 @@ def _return(own: int) -> None:
 
 
 def setns(fd: int) -> None:
-    """setns(2) of the calling thread into a network namespace. KernelError when that is refused."""
+    """Move the calling thread into a network namespace. KernelError when that is refused."""
     call = getattr(os, "setns", None)  # Python 3.12
     try:
         if call is not None:
@@ -124,10 +125,10 @@ def setns(fd: int) -> None:
 
 
 def _setns_through_libc(fd: int) -> None:
-    # The C half of ctypes: the Python half would be a third of a whole ADD.
+    # The C half of ctypes: all of it takes four times as long to import.
     import _ctypes
 
-    class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    class Int(_ctypes._SimpleCData):  # type: ignore[type-arg]  # noqa: SLF001 - it has no other name
         _type_ = "i"
 
     class Function(_ctypes.CFuncPtr):

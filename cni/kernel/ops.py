@@ -55,7 +55,8 @@ def veth_add(
     master: int = 0,
 ) -> Op:
     """Create a veth pair, this end up and on bridge `master` (0 for none), the peer already in its namespace
-    (None for this one), named and with its MAC. EEXIST when either name is taken."""
+    (None for this one), named and with its MAC. EEXIST when either name is taken.
+    """
     return Op(
         "veth_add", f"create veth {name} with peer {peer_name}",
         name=name, mac=mac, peer_name=peer_name, peer_mac=peer_mac, peer_netns=peer_netns, mtu=mtu, master=master,
@@ -127,7 +128,8 @@ def route_add(
 ) -> Op:
     """Add a route through a link. A second path to one network is no error, as with the reference: IPv6 uses
     both, IPv4 the later one. EEXIST for the same path. `table` 0 is `main`; 0 also leaves out metric, MTU and
-    advertised MSS."""
+    advertised MSS.
+    """
     via = f" via {addr.unpack(gateway)}" if gateway else ""
     return Op(
         "route_add", f"add route {addr.unpack_cidr(dst, prefix)}{via} dev {index}",
@@ -199,7 +201,8 @@ def nft_element_add(family: int, table: str, name: str, key: bytes, comment: str
 
 def nft_element_del(family: int, table: str, name: str, key: bytes) -> Op:
     """Take a key out of a set. ENOENT when it is not there: ask first (`nft_has_element`), a failed
-    transaction costs 6 ms."""
+    transaction costs 6 ms.
+    """
     return Op(
         "nft_element_del", f"delete element {key.hex()} of nftables set {table} {name}",
         family=family, table=table, name=name, key=key,

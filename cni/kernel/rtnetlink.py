@@ -29,6 +29,7 @@ from cni.kernel.types import IFF_PROMISC, IFF_UP, Address, Link, Port, Route
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from cni.kernel import Namespace
     from cni.kernel.netlink import Request
     from cni.kernel.ops import Op
@@ -144,12 +145,13 @@ def _new_link(flags: int, attributes: bytes, kind: str, data: bytes) -> Request:
     return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _IFINFO.pack(AF_UNSPEC, 0, 0, flags, flags) + attributes + info
 
 
-def _bridge_add(name: str, mac: bytes | None, mtu: int, vlan_filtering: bool) -> Request:
+def _bridge_add(*, name: str, mac: bytes | None, mtu: int, vlan_filtering: bool) -> Request:
     data = nest(_IFLA_INFO_DATA, attr(_IFLA_BR_VLAN_FILTERING, b"\1")) if vlan_filtering else b""
     return _new_link(0, _described(name, mac, mtu), "bridge", data)
 
 
 def _veth_add(
+    *,
     name: str,
     mac: bytes | None,
     peer_name: str,
@@ -166,6 +168,7 @@ def _veth_add(
 
 
 def _link_set(
+    *,
     link: str | int,
     up: bool | None = None,
     mtu: int | None = None,
@@ -191,7 +194,7 @@ def _link_set(
     return RTM_SETLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, index, flags, change) + attributes
 
 
-def _port_set(link: str | int, hairpin: bool, isolated: bool) -> Request:
+def _port_set(*, link: str | int, hairpin: bool, isolated: bool) -> Request:
     # Through IFLA_LINKINFO, because a PF_BRIDGE RTM_SETLINK takes an index only, and a port that is made
     # in the same batch has none that we know.
     index, name = _which(link)
@@ -207,7 +210,7 @@ def _vlans(kind: int, index: int, flags: int, infos: list[tuple[int, int]]) -> R
     return kind, 0, _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + nest(_IFLA_AF_SPEC, spec)
 
 
-def _vlan_add(index: int, first: int, last: int, untagged: bool, is_self: bool) -> Request:
+def _vlan_add(*, index: int, first: int, last: int, untagged: bool, is_self: bool) -> Request:
     flags = _BRIDGE_VLAN_INFO_PVID | _BRIDGE_VLAN_INFO_UNTAGGED if untagged else 0
     if first == last:
         infos = [(flags, first)]
@@ -220,12 +223,12 @@ def _vlan_del(index: int, vid: int) -> Request:
     return _vlans(RTM_DELLINK, index, _BRIDGE_FLAGS_MASTER, [(0, vid)])
 
 
-def _addr(kind: int, create: int, index: int, packed: bytes, prefix: int, flags: int, more: bytes) -> Request:
+def _address(index: int, packed: bytes, prefix: int, flags: int) -> bytes:
     header = _IFADDR.pack(addr.family(packed), prefix, flags, 0, index)
-    return kind, create, header + attr(_IFA_LOCAL, packed) + attr(_IFA_ADDRESS, packed) + more
+    return header + attr(_IFA_LOCAL, packed) + attr(_IFA_ADDRESS, packed)
 
 
-def _addr_add(index: int, packed: bytes, prefix: int, nodad: bool) -> Request:
+def _addr_add(*, index: int, packed: bytes, prefix: int, nodad: bool) -> Request:
     is_v6 = len(packed) == 16
     # IPv4 would store and show the flag, though it detects no duplicates.
     flags = _IFA_F_NODAD if nodad and is_v6 else 0
@@ -233,14 +236,15 @@ def _addr_add(index: int, packed: bytes, prefix: int, nodad: bool) -> Request:
     if not is_v6 and prefix < 31:  # RFC 3021: a /31 has none
         host = (1 << (32 - prefix)) - 1
         broadcast = attr(_IFA_BROADCAST, (int.from_bytes(packed, "big") | host).to_bytes(4, "big"))
-    return _addr(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, index, packed, prefix, flags, broadcast)
+    return RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, _address(index, packed, prefix, flags) + broadcast
 
 
 def _addr_del(index: int, packed: bytes, prefix: int) -> Request:
-    return _addr(RTM_DELADDR, 0, index, packed, prefix, 0, b"")
+    return RTM_DELADDR, 0, _address(index, packed, prefix, 0)
 
 
 def _route_add(
+    *,
     index: int,
     dst: bytes,
     prefix: int,

@@ -126,38 +126,36 @@ class FakeNft:
             raise Refused(ENOENT)
         return found
 
-    def _table_add(self, family: int, table: str) -> None:
+    def table_add(self, family: int, table: str) -> None:
         self.tables.setdefault((family, table), Table())
 
-    def _chain_add(self, family: int, table: str, chain: str, hook: tuple[str, str, int] | None) -> None:
+    def chain_add(self, family: int, table: str, chain: str, hook: tuple[str, str, int] | None) -> None:
         found = self._table(family, table).chains.setdefault(chain, Chain(hook))
         if hook is not None and found.hook != hook:
             raise Refused(EEXIST)
 
-    def _chain_flush(self, family: int, table: str, chain: str) -> None:
+    def chain_flush(self, family: int, table: str, chain: str) -> None:
         self._chain(family, table, chain).rules.clear()
 
-    def _chain_del(self, family: int, table: str, chain: str) -> None:
+    def chain_del(self, family: int, table: str, chain: str) -> None:
         self._chain(family, table, chain)
         found = self._table(family, table)
         if any(chain in rule.targets() for rule in found.rules()):
             raise Refused(EBUSY)
         del found.chains[chain]
 
-    def _set_add(self, family: int, table: str, name: str, key: str) -> None:
+    def set_add(self, family: int, table: str, name: str, key: str) -> None:
         if self._table(family, table).sets.setdefault(name, Set(key)).key != key:
             raise Refused(EEXIST)
 
-    def _set_del(self, family: int, table: str, name: str) -> None:
+    def set_del(self, family: int, table: str, name: str) -> None:
         self._set(family, table, name)
         found = self._table(family, table)
         if any(name in rule.sets() for rule in found.rules()):
             raise Refused(EBUSY)
         del found.sets[name]
 
-    def _rule_add(
-        self, family: int, table: str, chain: str, expressions: list[tuple[Any, ...]], comment: str
-    ) -> None:
+    def rule_add(self, family: int, table: str, chain: str, expressions: list[tuple[Any, ...]], comment: str) -> None:
         where = self._chain(family, table, chain)
         self._handle += 1
         rule = Rule(self._handle, expressions, comment)
@@ -167,33 +165,33 @@ class FakeNft:
             self._set(family, table, name)
         where.rules.append(rule)
 
-    def _rule_del(self, family: int, table: str, chain: str, handle: int) -> None:
+    def rule_del(self, family: int, table: str, chain: str, handle: int) -> None:
         rules = self._chain(family, table, chain).rules
         kept = [rule for rule in rules if rule.handle != handle]
         if len(kept) == len(rules):
             raise Refused(ENOENT)
         rules[:] = kept
 
-    def _element_add(self, family: int, table: str, name: str, key: bytes, comment: str) -> None:
+    def element_add(self, family: int, table: str, name: str, key: bytes, comment: str) -> None:
         found = self._set(family, table, name)
         if len(key) != _KEY_LENGTHS[found.key]:
             raise Refused(EINVAL)
         found.elements.setdefault(key, comment)  # as the kernel: the first comment stays
 
-    def _element_del(self, family: int, table: str, name: str, key: bytes) -> None:
+    def element_del(self, family: int, table: str, name: str, key: bytes) -> None:
         if self._set(family, table, name).elements.pop(key, None) is None:
             raise Refused(ENOENT)
 
 
 _VERBS: dict[str, Callable[..., None]] = {
-    "nft_table_add": FakeNft._table_add,
-    "nft_chain_add": FakeNft._chain_add,
-    "nft_chain_flush": FakeNft._chain_flush,
-    "nft_chain_del": FakeNft._chain_del,
-    "nft_set_add": FakeNft._set_add,
-    "nft_set_del": FakeNft._set_del,
-    "nft_rule_add": FakeNft._rule_add,
-    "nft_rule_del": FakeNft._rule_del,
-    "nft_element_add": FakeNft._element_add,
-    "nft_element_del": FakeNft._element_del,
+    "nft_table_add": FakeNft.table_add,
+    "nft_chain_add": FakeNft.chain_add,
+    "nft_chain_flush": FakeNft.chain_flush,
+    "nft_chain_del": FakeNft.chain_del,
+    "nft_set_add": FakeNft.set_add,
+    "nft_set_del": FakeNft.set_del,
+    "nft_rule_add": FakeNft.rule_add,
+    "nft_rule_del": FakeNft.rule_del,
+    "nft_element_add": FakeNft.element_add,
+    "nft_element_del": FakeNft.element_del,
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FaultyKernel:
-    """Wraps a kernel, the real or the fake one. `verbs` are the names of all verbs so far, `failed` the chosen one's."""
+    """Wraps a kernel, the real or the fake one. `verbs` names all verbs so far, `failed` the one that failed."""
 
     def __init__(self, kernel: Kernel, at: int = 0) -> None:
         self._kernel = kernel
@@ -70,7 +70,7 @@ class FaultyNamespace:
         """What a kernel keeps on its namespaces for itself."""
         return getattr(self._inner, name)
 
-    def __enter__(self) -> FaultyNamespace:
+    def __enter__(self) -> FaultyNamespace:  # noqa: PYI034 - no subclasses
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -149,11 +149,16 @@ def test_status_says_no_when_every_address_is_leased(node: Node, peers: Path) ->
     said = tool("status", pod)
 
     assert said.status == 1
-    assert "10.1.0.0/30" in said.stderr
+    assert "10.1.0.2" in said.stderr
+    assert "leased" in said.stderr
 
 
 def test_gc_of_cnitool_removes_every_attachment(node: Node, peers: Path) -> None:
-    """cnitool passes no list of valid attachments: libcni then deletes whatever its cache holds."""
+    """cnitool passes no list of valid attachments: libcni then deletes whatever its cache holds.
+
+    The GC that it sends to the plugin afterwards lacks the list too. A plugin may refuse that, as the specification
+    requires the list; the reference's bridge has no GC and says nothing.
+    """
     tool = Cnitool(node, peers, plugin(ipMasq=True), version="1.1.0")
     first = node.pod()
     assert tool("add", first).ok
@@ -163,8 +168,9 @@ def test_gc_of_cnitool_removes_every_attachment(node: Node, peers: Path) -> None
     for pod in pods:
         assert tool("add", pod).ok
 
-    tool("gc", pods[0]).silent()
+    answer = tool("gc", pods[0])
 
+    assert answer.ok or "cni.dev/valid-attachments" in answer.stderr
     wait_same(node.snapshot, before, "GC left something of the pods")
 
 

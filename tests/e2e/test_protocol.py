@@ -157,7 +157,7 @@ REFUSED = [
     *[
         pytest.param("ADD", conf(**{key: value}), {}, None, parts, id=f"both: {key}={json.dumps(value)[:40]}")
         for key, value, parts in (
-            ("vlan", 5000, ("VLAN ID 5000",)),
+            ("vlan", 5000, ("5000", "4094")),
             ("vlanTrunk", [{"minID": 5}], ("maxID",)),
             ("vlanTrunk", [{"minID": 9, "maxID": 5}], ("minID",)),
             ("vlanTrunk", [{"id": 0}], ()),

@@ -200,17 +200,22 @@ class Node:
             self._entered = True
             self.way.enter(self)
 
-    def executable(self, plugin: str) -> str:
-        return str(self.way.bin_dir / plugin)
+    def executable(self, plugin: str, way: Way | None = None) -> str:
+        return str((way or self.way).bin_dir / plugin)
 
     def environ(
-        self, command: str, pod: Pod | None = None, ifname: str = "eth0", env: Mapping[str, str | None] | None = None
+        self,
+        command: str,
+        pod: Pod | None = None,
+        ifname: str = "eth0",
+        env: Mapping[str, str | None] | None = None,
+        way: Way | None = None,
     ) -> dict[str, str]:
         """The environment a runtime gives; `env` overrides, None takes a variable away."""
         found: dict[str, str | None] = {
             "PATH": SEARCH_PATH,
             "CNI_COMMAND": command,
-            "CNI_PATH": str(self.way.bin_dir),
+            "CNI_PATH": str((way or self.way).bin_dir),
         }
         if pod is not None:
             found |= {"CNI_CONTAINERID": pod.container_id, "CNI_NETNS": pod.path, "CNI_IFNAME": ifname}
@@ -227,12 +232,13 @@ class Node:
         ifname: str = "eth0",
         env: Mapping[str, str | None] | None = None,
         timeout: float = GENEROUS,
+        way: Way | None = None,
     ) -> Answer:
-        """One call of a plugin, as a runtime makes it."""
+        """One call of a plugin, as a runtime makes it. `way` calls another party's executable on this node."""
         self.prepare()
         stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
-        environ = self.environ(command, pod, ifname, env)
-        return self.attempt(self.executable(plugin), env=environ, stdin=stdin, timeout=timeout)
+        environ = self.environ(command, pod, ifname, env, way)
+        return self.attempt(self.executable(plugin, way), env=environ, stdin=stdin, timeout=timeout)
 
     def start(
         self, plugin: str, command: str, conf: Mapping[str, Any], pod: Pod | None = None, ifname: str = "eth0"
@@ -402,6 +408,9 @@ class Outside:
             ["-n", self.pod.name, "link", "set", "eth0", "up"],
         ):
             node.run("ip", *args)
+        # What arrives is reported whatever its source is, although no route leads back.
+        for key in ("all", "eth0"):
+            node.run("ip", "netns", "exec", self.pod.name, "sysctl", "-qw", f"net.ipv4.conf.{key}.rp_filter=0")
 
     def address(self, family: int) -> str:
         return self.HOST4 if family == socket.AF_INET else self.HOST6

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from errno import EADDRNOTAVAIL, EBUSY, EEXIST, EHOSTUNREACH, EINVAL, EIO, ENETDOWN, ENETUNREACH, ENODEV, ENOENT, EOPNOTSUPP
+from errno import (
+    EADDRNOTAVAIL,
+    EBUSY,
+    EEXIST,
+    EHOSTUNREACH,
+    EINVAL,
+    EIO,
+    ENETDOWN,
+    ENETUNREACH,
+    ENODEV,
+    ENOENT,
+    EOPNOTSUPP,
+)
 from typing import TYPE_CHECKING
 
 import pytest
@@ -172,7 +184,7 @@ def test_nftables_is_answered_as_it_was_made(kernel: FakeKernel) -> None:
         (ops.nft_chain_add(INET, "none", "c"), ENOENT),
         (ops.nft_rule_add(INET, "t", "net1", [nftables.jump("none")]), ENOENT),
         (ops.nft_rule_del(INET, "t", "net1", 99), ENOENT),
-        (ops.nft_element_del(INET, "t", "pods", GATEWAY), ENOENT),
+        (ops.nft_element_del(INET, "t", "pods", DEFAULT), ENOENT),
         (ops.nft_element_add(INET, "t", "pods", bytes(16)), EINVAL),
     ],
 )

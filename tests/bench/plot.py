@@ -1,0 +1,88 @@
+"""The plot for the README: a bar per row, its length the ratio, the target a mark across it."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from tests.bench.rows import Outcome
+
+COLORS = {"met": "#2a9d6f", "MISSED": "#d1495b", "": "#8d99ae"}
+INK, FAINT, GRID = "#22303c", "#6b7785", "#e6eaee"
+WIDEST = 2.0  # a longer bar is cut there; its number tells
+ROW_INCHES, HEAD_INCHES, FOOT_INCHES = 0.5, 0.85, 1.0
+
+
+def draw(outcomes: Sequence[Outcome], caption: str, path: Path) -> None:
+    """Write a PNG."""
+    height = HEAD_INCHES + ROW_INCHES * len(outcomes) + FOOT_INCHES
+    figure = Figure(figsize=(9, height), dpi=160, facecolor="white")
+    axes = figure.add_subplot()
+    figure.subplots_adjust(left=0.25, right=0.985, top=1 - HEAD_INCHES / height, bottom=FOOT_INCHES / height)
+    _frame(axes, outcomes)
+    for place, outcome in enumerate(outcomes):
+        _bar(axes, place, outcome)
+    figure.text(
+        0.02, 1 - 0.32 / height, "cnikit: time of a whole call as a multiple of its peer's (shorter is better)",
+        fontsize=11, fontweight="bold", color=INK, va="center",
+    )  # fmt: skip
+    figure.legend(
+        handles=[
+            Line2D([], [], color=INK, linewidth=2.2, label="target, at most"),
+            Patch(color=COLORS["met"], label="met"),
+            Patch(color=COLORS["MISSED"], label="missed"),
+            Patch(color=COLORS[""], label="no target"),
+        ],
+        loc="center", bbox_to_anchor=(0.6, 0.58 / height), ncols=4, frameon=False, fontsize=8, labelcolor=INK,
+    )  # fmt: skip
+    wrapped = "\n".join(textwrap.wrap(caption, 160))
+    figure.text(0.02, 0.08 / height, wrapped, fontsize=6.5, color=FAINT, va="bottom")
+    figure.savefig(path)
+
+
+def _frame(axes: Axes, outcomes: Sequence[Outcome]) -> None:
+    axes.set_yticks(range(len(outcomes)), [_label(one) for one in outcomes], fontsize=8.5, color=INK)
+    axes.set_ylim(len(outcomes) - 0.5, -0.5)
+    axes.set_xlim(0, WIDEST * 1.35)
+    axes.set_xticks([0, 0.5, 1, 1.5, 2], ["0", "0.5x", "1x", "1.5x", "2x"], fontsize=8, color=FAINT)
+    axes.tick_params(length=0)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.axvline(1, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.text(1, -0.55, "as fast as the peer", ha="center", va="bottom", color=FAINT, fontsize=8)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _bar(axes: Axes, place: int, outcome: Outcome) -> None:
+    color, limit = COLORS[outcome.verdict], outcome.row.at_most
+    length = min(outcome.ratio, WIDEST)
+    axes.barh(place, length, height=0.5, color=color, zorder=2)
+    if limit is not None:
+        axes.plot([limit, limit], [place - 0.34, place + 0.34], color=INK, linewidth=2.2, zorder=4)
+    beside: dict[str, Any] = {"va": "center", "textcoords": "offset points", "xytext": (6, 0), "zorder": 3}
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    ratio = axes.annotate(
+        _times(outcome.ratio), (max(length, limit or 0), place),
+        fontsize=9, fontweight="bold", color=color, bbox=ground, **beside,
+    )  # fmt: skip
+    milliseconds = f"{outcome.ours.median:.1f} / {outcome.peer.median:.1f} ms"
+    axes.annotate(milliseconds, (1, 0.5), xycoords=ratio, fontsize=8, color=FAINT, bbox=ground, **beside)
+
+
+def _label(outcome: Outcome) -> str:
+    return f"{outcome.row.title}\nagainst {outcome.row.against}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"

@@ -1,0 +1,86 @@
+"""Measure cnikit's executables against the Go plugins and write what came out; `make bench` calls it.
+
+    CNIKIT_TEST_BIN=dist/bin CNIKIT_TEST_PEERS=.cache/peers python tests/bench/run.py
+
+It needs root. It writes bench.json and bench.png into --output, and the table into README.md between the
+marks `<!-- bench -->` and `<!-- /bench -->`, if they are there. With --only it writes nothing. A missed
+target is told in the table and is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.bench import report
+from tests.bench.rows import ROWS, Subject, measure
+from tests.bench.world import CallFailedError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEBIAN_PYTHON = "/usr/bin/python3.11"
+RUNS = 100
+REPORT_WIDTH = 130  # where no terminal tells one
+
+
+def main() -> None:
+    arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    console = Console(width=None if sys.stdout.isatty() else REPORT_WIDTH)
+    subject = Subject(_folder("CNIKIT_TEST_BIN"), _folder("CNIKIT_TEST_PEERS"), _python())
+    if os.geteuid() != 0:
+        sys.exit("the benchmark makes network namespaces: call it as root")
+    rows = [row for row in ROWS if not arguments.only or row.key in arguments.only]
+    try:
+        outcomes = measure(subject, rows, arguments.runs, lambda text: console.print(f"[dim]{text}"))
+    except CallFailedError as error:
+        sys.exit(f"the benchmark cannot go on: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing is written, and the nodes are gone")
+    facts = report.facts(subject)
+    report.show(console, outcomes, facts)
+    if arguments.only:
+        console.print("[dim]only a part was measured: no file is written")
+        return
+    written = report.write(outcomes, facts, arguments.output, arguments.readme)
+    console.print(f"[dim]written: {', '.join(map(str, written))}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    keys = [row.key for row in ROWS]
+    parser.add_argument("--runs", type=_runs, default=RUNS, metavar="N", help=f"counted calls of each kind ({RUNS})")
+    only = f"this row, and write no file; repeatable; one of {', '.join(keys)}"
+    parser.add_argument("--only", action="append", choices=keys, metavar="ROW", help=only)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs", metavar="DIR", help="where the files go (docs)")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE", help="where the table goes")
+    return parser.parse_args()
+
+
+def _runs(value: str) -> int:
+    number = int(value)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"expected at least 2, found {number}")
+    return number
+
+
+def _folder(variable: str) -> Path:
+    """A folder of plugins, as an absolute path: a node calls them from another place."""
+    value = os.environ.get(variable, "")
+    folder = Path(value).resolve()
+    if not value or not os.access(folder / "bridge", os.X_OK):
+        sys.exit(f"{variable}={value}: expected a folder with the executables bridge and host-local (see `make bench`)")
+    return folder
+
+
+def _python() -> str:
+    """Debian's interpreter, which is the faster build, or the one that runs this."""
+    return DEBIAN_PYTHON if os.access(DEBIAN_PYTHON, os.X_OK) else os.path.realpath(sys.executable)
+
+
+if __name__ == "__main__":
+    main()
