@@ -172,7 +172,9 @@ def own_modules(registry: dict[str, str]) -> list[str]:
 
 def assemble_command(pyinstaller: dict[str, Any]) -> None:
     """The body of the command's spec file: an ordinary onedir build."""
-    names = [f"cli.{file.stem}" for file in sorted((ROOT / "cli").glob("*.py")) if file.stem not in ("bundle", "install")]
+    names = [
+        f"cli.{file.stem}" for file in sorted((ROOT / "cli").glob("*.py")) if file.stem not in ("bundle", "install")
+    ]
     analysis = pyinstaller["Analysis"](
         [str(ROOT / "launcher" / "command.py")],
         pathex=[str(ROOT)], hiddenimports=[*names, *own_modules(PLUGINS)], datas=[(str(ROOT / "conf"), "conf")],

@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import click
+from pyroute2 import IPRoute
 
 from cli import nftscan, sandbox
 from cni import addr, netlist
@@ -181,8 +182,6 @@ class Demo:
 
 def connect(outside: str) -> None:
     """The wire between node and outside."""
-    from pyroute2 import IPRoute
-
     with IPRoute() as ip:
         ip.link("add", ifname=UPLINK, kind="veth", peer={"ifname": "eth0", "net_ns_fd": outside})
     configure(UPLINK, NODE)
@@ -191,8 +190,6 @@ def connect(outside: str) -> None:
 
 def configure(link: str, addresses: tuple[str, ...]) -> None:
     """Give a link its addresses and set it up, with no duplicate detection, which delays the first ping by 2 s."""
-    from pyroute2 import IPRoute
-
     path = f"/proc/sys/net/ipv6/conf/{link}/accept_dad"
     if os.path.exists(path):
         with open(path, "w") as file:
@@ -207,8 +204,6 @@ def configure(link: str, addresses: tuple[str, ...]) -> None:
 
 def links() -> list[str]:
     """The names of the links where the caller is."""
-    from pyroute2 import IPRoute
-
     with IPRoute() as ip:
         return [link.get("ifname") for link in ip.get_links()]
 

@@ -34,6 +34,8 @@ class Command(click.Group):
             return super().invoke(ctx)
         except CniError as error:
             fail(str(error))
+        except OSError as error:
+            fail(f"{error.filename or ctx.command_path}: {error.strerror}")
 
 
 def fail(line: str) -> NoReturn:
@@ -283,7 +285,8 @@ def bundled_plugins() -> str:
     """The folder `bin` beside the cnikit executable, `dist/bin` in a checkout; empty when there is none."""
     program = os.path.dirname(os.path.realpath(sys.executable if getattr(sys, "frozen", False) else sys.argv[0]))
     checkout = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "dist")
-    for folder in (program, os.path.dirname(program), checkout):
+    # A frozen program lies in a folder of its own below the one that holds its launcher.
+    for folder in (program, os.path.dirname(program), os.path.dirname(os.path.dirname(program)), checkout):
         candidate = os.path.join(folder, "bin")
         if os.path.isfile(os.path.join(candidate, "host-local")):
             return candidate

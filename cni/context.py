@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     class Log(Protocol):
         """Where a line for people goes (stderr in the one-shot executable)."""
 
-        def __call__(self, line: str) -> object: ...
+        def __call__(self, line: str, /) -> object: ...
 
     class Plugin(Protocol):
         """A plugin module."""

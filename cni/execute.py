@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _CHUNK = 65536
 
+# SIGPIPE and SIGXFSZ: the interpreter ignores them, and a child would inherit that.
+_IGNORED_BY_PYTHON = (13, 25)
+
 
 def find(plugin: str, path: Sequence[str]) -> str:
     """The executable of a plugin: the first file of that name in the folders of CNI_PATH. CniError 7 when none."""
@@ -83,6 +86,7 @@ def _communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes) 
             pid = os.posix_spawn(
                 argv[0], list(argv), dict(environ),
                 file_actions=[(os.POSIX_SPAWN_DUP2, their_in, 0), (os.POSIX_SPAWN_DUP2, their_out, 1)],
+                setsigdef=_IGNORED_BY_PYTHON,
             )  # fmt: skip
         except OSError as error:
             raise CniError(

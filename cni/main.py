@@ -222,7 +222,9 @@ def _boot_id() -> str:
 
 def _refuse(name: str, registry: Mapping[str, str]) -> NoReturn:
     has = ", ".join(sorted(registry))
-    error = CniError(INTERNAL, f"no plugin {name!r} in this bundle: it has {has}", "call the file by one of these names")
+    error = CniError(
+        INTERNAL, f"no plugin {name!r} in this bundle: it has {has}", "call the file by one of these names"
+    )
     try:
         _stdout(dispatch.error_json(error, LATEST))
     except OSError:

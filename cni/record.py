@@ -155,8 +155,10 @@ def _checked(record: Any) -> dict[str, Any]:
         found = record.get("version") if isinstance(record, dict) else record
         raise CniError(6, f"expected a record of version {VERSION - 1} or {VERSION}, found {jsonio.shown(found)}")
     texts = ("network", "containerID", "ifname")
-    if not all(isinstance(record.get(key), str) for key in texts) or not isinstance(record.get("plugins"), dict):
-        raise CniError(6, f"expected {', '.join(texts)} and plugins, found {jsonio.shown(sorted(record))}")
+    plugins = record.get("plugins")
+    sections = plugins.values() if isinstance(plugins, dict) else [None]
+    if not all(isinstance(record.get(key), str) for key in texts) or not all(isinstance(s, dict) for s in sections):
+        raise CniError(6, f"expected {', '.join(texts)} and plugins, found {jsonio.shown(record)}")
     return {"args": {}, **record, "version": VERSION}
 
 

@@ -23,6 +23,7 @@ from cni.errors import (
     INTERNAL,
     INVALID_CONFIG,
     INVALID_ENVIRONMENT,
+    IO_FAILURE,
     TRY_AGAIN,
     CniError,
     merge_errors,
@@ -80,6 +81,7 @@ class Runtime:
             if self.cache.read(network.name, attachment) is not None:
                 raise CniError(
                     INVALID_ENVIRONMENT,
+                    IO_FAILURE,
                     f"container {attachment.container_id} has interface {attachment.ifname} of network {network.name} "
                     f"already: {self.cache.path(network.name, attachment)}",
                     "run DEL first; ADD twice would leave the first one's addresses behind",
@@ -115,6 +117,7 @@ class Runtime:
             if entry is None or previous is None:
                 raise CniError(
                     INVALID_ENVIRONMENT,
+                    IO_FAILURE,
                     f"no result of ADD to check against: expected {self.cache.path(network.name, attachment)}",
                     "run ADD first, with the same network, namespace and interface name",
                 )
@@ -283,9 +286,14 @@ class _Turn:
     """
 
     def __init__(self, folder: str, network: str, attachment: Attachment | None, clock: Callable[[], float]) -> None:
-        os.makedirs(folder, 0o700, exist_ok=True)
         self._container: Lock | None = None
-        self._network = os.open(f"{folder}/{network}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.makedirs(folder, 0o700, exist_ok=True)
+            self._network = os.open(f"{folder}/{network}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise CniError(
+                IO_FAILURE, f"cannot lock {folder}/{network}: {error.strerror}", "a runtime needs root"
+            ) from None
         try:
             _flock(self._network, fcntl.LOCK_EX if attachment is None else fcntl.LOCK_SH, network, clock)
             if attachment is not None:

@@ -160,7 +160,7 @@ class Store:
         taken: list[str] = []
         temporary, mtime = self._write_lease(holder)
         try:
-            self._announce(holder, mtime, [address for _, address in wanted])
+            self._announce(holder, temporary, mtime, [address for _, address in wanted])
             for _, address in wanted:
                 self._place(temporary, address, holder)
                 taken.append(address)
@@ -198,14 +198,19 @@ class Store:
             # The network's folder is a mount of its own. The index then takes the lease for a foreign one.
             _create(path, _text(holder))
 
-    def _announce(self, holder: Holder, mtime: str, addresses: list[str]) -> None:
+    def _announce(self, holder: Holder, temporary: str, mtime: str, addresses: list[str]) -> None:
         """Tell the index which leases will be there, beside those that are there."""
+        key = key_of(holder)
+        entry = self._index.get(key)
         before = self._verified(holder)
-        if before:
-            # An entry has room for one time. What it does not vouch for is kept until somebody releases it.
-            self._index.put(key_of(holder), Entry(FOREIGN, FOREIGN, before + addresses))
-        else:
-            self._index.put(key_of(holder), Entry(self._boot, mtime, addresses))
+        if not entry or not before:
+            self._index.put(key, Entry(self._boot, mtime, addresses))
+            return
+        if entry.boot != FOREIGN:
+            # An entry has room for one time, so the new lease gets that of the ones before.
+            time = os.stat(f"{self.folder}/{before[0]}").st_mtime_ns
+            os.utime(temporary, ns=(time, time))
+        self._index.put(key, Entry(entry.boot, entry.mtime, before + addresses))
 
     def release(self, holder: Holder, addresses: list[str]) -> None:
         """Free those of `addresses` that `holder` holds; others are left alone."""

@@ -11,6 +11,10 @@ import posix
 import sys
 from _frozen_importlib import ModuleSpec
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
 # A call makes little garbage and lives for milliseconds.
 gc.disable()
 
@@ -22,25 +26,26 @@ class OwnModules:
     that follows; then comes the marshalled code. Offsets count from the end of the pair.
     """
 
-    def __init__(self, fd):
+    def __init__(self, fd: int) -> None:
         self._fd = fd
         length = int.from_bytes(posix.pread(fd, 8, 0), "little")
         self._start = 8 + length
         self.registry, self._modules = marshal.loads(posix.pread(fd, length, 8))
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         found = self._modules.get(name)
-        return None if found is None else ModuleSpec(name, self, is_package=found[0])
+        return None if found is None else ModuleSpec(name, self, is_package=found[0])  # type: ignore[arg-type]
 
-    def create_module(self, spec):
-        return None
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None  # the import system makes it
 
-    def exec_module(self, module):
+    def exec_module(self, module: "ModuleType") -> None:
         _, offset, length = self._modules[module.__name__]
         exec(marshal.loads(posix.pread(self._fd, length, self._start + offset)), module.__dict__)
 
 
-own_modules = OwnModules(posix.open(sys._MEIPASS + "/modules.bin", posix.O_RDONLY | posix.O_CLOEXEC))
+bundle = sys._MEIPASS  # type: ignore[attr-defined]  # set by the bootloader
+own_modules = OwnModules(posix.open(f"{bundle}/modules.bin", posix.O_RDONLY | posix.O_CLOEXEC))
 sys.meta_path.insert(0, own_modules)
 
 from cni.main import main

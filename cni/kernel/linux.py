@@ -212,7 +212,7 @@ class Namespace:
         watch = self._open(NETLINK_ROUTE, rtnetlink.RTMGRP_LINK)
         try:
             fd = self._open(NETLINK_ROUTE).detach()
-            helper = self._kernel.hand_away(lambda: _delete(fd, index), (fd,))
+            helper = self._kernel.hand_away(lambda: _delete(fd, index), (fd, *self._shared_nft()))
             try:
                 self._wait_gone(what, index, watch, helper)
             finally:
@@ -311,6 +311,18 @@ class Namespace:
         if self._nft is None:
             self._nft = self._open(NETLINK_NETFILTER)
         return self._nft
+
+    def _shared_nft(self) -> tuple[int, ...]:
+        """The nftables socket for a helper to hold as well.
+
+        A teardown that deletes links goes on to delete set elements. Closing the last reference to a socket
+        of nfnetlink waits until the kernel has freed what was deleted, a grace period of 6 to 20 ms; the
+        helper waits for one anyway.
+        """
+        try:
+            return (os.dup(self._nftables().fileno()),) if self._own else ()
+        except KernelError:
+            return ()  # a kernel without nftables
 
     def _conf_of(self, family: int) -> Conf:
         if self._conf is None and self.fd < 0:

@@ -12,11 +12,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cni import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("bridge", "host-local", "loopback")
@@ -49,7 +52,9 @@ def refused(ran: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
     return error
 
 
-def unshared(mounts: str, program: str | Path, *, environ: str = "CNI_COMMAND=VERSION") -> subprocess.CompletedProcess[bytes]:
+def unshared(
+    mounts: str, program: str | Path, *, environ: str = "CNI_COMMAND=VERSION"
+) -> subprocess.CompletedProcess[bytes]:
     """Call `program` in a mount namespace of its own, after the shell commands `mounts`."""
     script = f"set -e; {mounts}; exec env -i {environ} {program}"
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
@@ -172,14 +177,20 @@ def test_it_works_with_closed_descriptors(bin_dir: Path, closed: tuple[int, ...]
 
 def test_a_closed_stdout_is_a_failure(bin_dir: Path) -> None:
     ran = subprocess.run(
-        ["sh", "-c", f"exec {bin_dir}/bridge >&-"], env=VERSION, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        ["sh", "-c", f"exec {bin_dir}/bridge >&-"],
+        env=VERSION,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
     )
     assert ran.returncode == 1
     assert b"cannot write to stdout" in ran.stderr
 
 
 def test_it_works_from_a_read_only_file_system(bin_dir: Path) -> None:
-    assert answers(unshared(f"mount --bind {bin_dir} {bin_dir}; mount -o remount,bind,ro {bin_dir}", bin_dir / "bridge"))
+    assert answers(
+        unshared(f"mount --bind {bin_dir} {bin_dir}; mount -o remount,bind,ro {bin_dir}", bin_dir / "bridge")
+    )
 
 
 def test_it_works_with_no_place_to_write_or_execute(bin_dir: Path) -> None:
@@ -195,17 +206,25 @@ def test_it_works_where_there_is_nothing_but_glibc(bin_dir: Path, tmp_path: Path
     root = bare_machine(tmp_path / "root", bin_dir)
     assert sorted(entry.name for entry in root.iterdir()) == ["lib", "lib64", "opt"]
     for name in NAMES:
-        ran = call(f"/opt/cni/bin/{name}", preexec_fn=lambda: (os.chroot(root), os.chdir("/")))
+        ran = call(f"/opt/cni/bin/{name}", preexec_fn=enter(root))
         assert answers(ran)
 
 
 def test_it_says_so_where_there_is_no_glibc(bin_dir: Path, tmp_path: Path) -> None:
     root = bare_machine(tmp_path / "root", bin_dir)
     shutil.rmtree(root / "lib64")
-    ran = call("/opt/cni/bin/bridge", preexec_fn=lambda: (os.chroot(root), os.chdir("/")))
+    ran = call("/opt/cni/bin/bridge", preexec_fn=enter(root))
     error = refused(ran)
     assert "cannot execute /opt/cni/bin/.cnikit" in error["msg"]
     assert "glibc" in error["details"]
+
+
+def enter(root: Path) -> Callable[[], None]:
+    def change() -> None:
+        os.chroot(root)
+        os.chdir("/")
+
+    return change
 
 
 def bare_machine(root: Path, bin_dir: Path) -> Path:
@@ -319,7 +338,9 @@ def test_install_again_keeps_other_versions(installed: Path, bin_dir: Path) -> N
 
 
 def test_install_while_the_plugins_are_called(installed: Path, bin_dir: Path) -> None:
-    installing = subprocess.Popen([sys.executable, "-m", "cli.install", bin_dir, installed], cwd=ROOT, stdout=subprocess.PIPE)
+    installing = subprocess.Popen(
+        [sys.executable, "-m", "cli.install", bin_dir, installed], cwd=ROOT, stdout=subprocess.PIPE
+    )
     calls = 0
     while installing.poll() is None:
         assert answers(call(installed / "bridge"))

@@ -102,7 +102,9 @@ def test_imports_point_one_way(room: str) -> None:
 def test_no_plugin_imports_another() -> None:
     modules = {"plugins.bridge", "plugins.loopback", "ipam.host_local"}
     wrong = [
-        f"{relative(file)} imports {name}" for file in python_files("plugins", "ipam") for name in imports(file) & modules
+        f"{relative(file)} imports {name}"
+        for file in python_files("plugins", "ipam")
+        for name in imports(file) & modules
     ]
     assert wrong == []
 
@@ -139,7 +141,11 @@ def hidden_world(file: Path) -> list[str]:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.attr in world.get(node.value.id, ()):
                 found.append(f"{relative(file)}:{node.lineno}: {node.value.id}.{node.attr}")
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input", "exit"):
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("print", "input", "exit")
+        ):
             found.append(f"{relative(file)}:{node.lineno}: {node.func.id}()")
     return found
 

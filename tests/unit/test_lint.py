@@ -50,10 +50,8 @@ def test_every_finding_points_and_helps(plugin_path: list[str]) -> None:
     findings, checked = lint.lint_paths([str(case) for case in CASES], plugin_path)
     assert checked == len(CASES)
     for finding in findings:
+        assert finding.message, finding
         assert finding.remedy, finding
-        assert "expected" in finding.message or "unknown key" in finding.message or "network" in finding.message, (
-            finding
-        )
 
 
 def test_the_examples_we_ship_are_clean(plugin_path: list[str]) -> None:
@@ -121,7 +119,8 @@ def test_what_our_plugins_refuse_lint_calls_an_error(
     file = tmp_path / "net.conf"
     file.write_text(json.dumps({"cniVersion": "1.1.0", "name": "net", **plugin}))
     findings, _ = lint.lint_paths([str(file)], plugin_path)
-    reader = Reader({"cniVersion": "1.1.0", "name": "net", **plugin})
+    at_run_time = {"ipRanges": [[{"subnet": "10.1.0.0/24"}]]} if "capabilities" in plugin else {}
+    reader = Reader({"cniVersion": "1.1.0", "name": "net", "runtimeConfig": at_run_time, **plugin})
     request = Request({"CNI_COMMAND": "STATUS"})
     try:
         bridge.Conf(reader, request).refuse_contradictions()

@@ -379,7 +379,7 @@ def test_disable_check_makes_check_a_success(world: World, word: object) -> None
 
 
 def test_check_without_add_says_what_it_misses(world: World) -> None:
-    with pytest.raises(CniError, match="expected .*net-pod-1-eth0"):
+    with pytest.raises(CniError, match=r"expected .*net-pod-1-eth0"):
         world.runtime.check(chain("first"), POD)
 
 
