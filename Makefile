@@ -50,7 +50,7 @@ clean: ## remove what make has made here
 	[ ! -d .cache/go ] || chmod -R u+w .cache/go
 	rm -rf dist .cache .venv
 
-lock: ## write requirements.lock anew, with the newest versions of what pyproject.toml names
+lock: setup ## write requirements.lock anew, with the newest versions of what pyproject.toml names
 	tests/setup/write-lock
 
 setup:

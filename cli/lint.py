@@ -75,7 +75,12 @@ class Finding:
         """Two lines for people."""
         where = f"{self.path}: " if self.path else ""
         kind = "error" if self.error else "warning"
-        return f"{self.file}: {kind}: {where}{self.message}\n    remedy: {self.remedy}"
+        return f"{printable(f'{self.file}: {kind}: {where}{self.message}')}\n    remedy: {printable(self.remedy)}"
+
+
+def printable(line: str) -> str:
+    """A line for a terminal: what is in a file's keys and names must not steer it."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 class Report:
@@ -92,6 +97,11 @@ class Report:
     def warning(self, path: str, message: str, remedy: str) -> None:
         """Something that works, but hardly as meant."""
         self.findings.append(Finding(self._file, path, message, remedy, error=False))
+
+    def sound(self, path: str) -> bool:
+        """Whether there is no error at a path or below it so far."""
+        inside = (f"{path}.", f"{path}[") if path else ("",)
+        return not any(item.error and (item.path == path or item.path.startswith(inside)) for item in self.findings)
 
     def errors(self) -> int:
         """How many errors there are so far."""
@@ -212,7 +222,6 @@ def _word(key: str, found: Any, report: Report) -> Any:
 
 def _lint_plugin(plugin: dict[str, Any], path: str, report: Report, plugin_path: list[str], version: str) -> None:
     """One plugin's configuration: its schema and its IPAM's when we have them, then the rules."""
-    before = report.errors()
     kind = _get(plugin, "type")
     schema = _schema(kind) if isinstance(kind, str) and kind != "host-local" else None
     if schema is not None:
@@ -228,7 +237,7 @@ def _lint_plugin(plugin: dict[str, Any], path: str, report: Report, plugin_path:
         plugin = {**plugin, "ipam": ipam}
     lint_rules.reserved_keys(plugin, path, report)
     lint_rules.executables(plugin, path, report, plugin_path)
-    if report.errors() == before:
+    if report.sound(path):
         lint_rules.plugin(plugin, path, report, version)
 
 

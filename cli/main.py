@@ -46,7 +46,9 @@ def fail(line: str) -> NoReturn:
 
 def say(line: str) -> None:
     """One line for people, beside the result on stdout."""
-    click.echo(f"cnikit: {line}", err=True)
+    # A plugin's message may have line ends and worse; here it is one line.
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(line.split("\n")).rstrip())
+    click.echo(f"cnikit: {shown}", err=True)
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})

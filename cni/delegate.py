@@ -33,7 +33,7 @@ class Delegate:
         """The delegate's result. Its failure is followed by its DEL, as the spec asks."""
         try:
             answer = self._call(self._request)
-        except CniError:
+        except Exception:  # whatever it was: run in-process it can be more than a CniError
             self._clean_up()
             raise
         if not isinstance(answer, Result):
@@ -61,5 +61,5 @@ class Delegate:
     def _clean_up(self) -> None:
         try:
             self.delete()
-        except CniError as error:
+        except Exception as error:  # it must not hide why ADD failed
             self._world.log(f"ipam {self.name}: DEL after its failed ADD: {error}")

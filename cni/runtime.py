@@ -81,7 +81,6 @@ class Runtime:
             if self.cache.read(network.name, attachment) is not None:
                 raise CniError(
                     INVALID_ENVIRONMENT,
-                    IO_FAILURE,
                     f"container {attachment.container_id} has interface {attachment.ifname} of network {network.name} "
                     f"already: {self.cache.path(network.name, attachment)}",
                     "run DEL first; ADD twice would leave the first one's addresses behind",
@@ -117,7 +116,6 @@ class Runtime:
             if entry is None or previous is None:
                 raise CniError(
                     INVALID_ENVIRONMENT,
-                    IO_FAILURE,
                     f"no result of ADD to check against: expected {self.cache.path(network.name, attachment)}",
                     "run ADD first, with the same network, namespace and interface name",
                 )

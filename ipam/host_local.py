@@ -29,6 +29,7 @@ NETNS = False
 
 _TRIES = 100
 _NAMED_HOLDERS = 3
+_LONGEST_RESOLV_CONF = 1 << 20
 
 
 class Conf:
@@ -44,8 +45,8 @@ class Conf:
         if reader.raw("ipam") is None:
             raise CniError(INVALID_CONFIG, "IPAM config missing 'ipam' key", 'add "ipam": {"type": "host-local", ...}')
         ipam = reader.object("ipam")
-        self.data_dir = ipam.string("dataDir") or DEFAULT_DATA_DIR
-        self.resolv_conf = ipam.string("resolvConf")
+        self.data_dir = _path(ipam, "dataDir") or DEFAULT_DATA_DIR
+        self.resolv_conf = _path(ipam, "resolvConf")
         self.status_on_exhausted = ipam.boolean("statusOnExhausted", default=True)
         self.sets: list[RangeSet] = []
         self.requested: list[bytes] = []
@@ -299,11 +300,27 @@ def _address(text: str) -> bytes | None:
     return parsed[0] if parsed else None
 
 
+def _path(reader: Reader, key: str) -> str:
+    """A file's path; empty when absent."""
+    path = reader.string(key)
+    try:
+        if "\0" in path:
+            raise ValueError(path)
+        os.fsencode(path)
+    except ValueError:  # a NUL, or half a surrogate pair
+        raise wrong(reader.at(key), "a path", path) from None
+    return path
+
+
 def _read_resolv_conf(path: str) -> dict[str, Any]:
     """The result's `dns` from a file in the form of resolv.conf(5)."""
     try:
-        with open(path, "rb") as file:
-            lines = file.read().decode("utf-8", "replace").splitlines()
+        # Never wait for the writer of a pipe, nor for the end of a device.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            lines = os.read(fd, _LONGEST_RESOLV_CONF).decode("utf-8", "replace").splitlines()
+        finally:
+            os.close(fd)
     except OSError as error:
         what = f"ipam.resolvConf: open {path}: expected a readable file, found {errno_text(error.errno or 0)}"
         raise CniError(INVALID_CONFIG, what) from error

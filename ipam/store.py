@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
 OWN_FOLDER = ".cnikit"
 
-# Nothing that host-local writes is longer; more than this is somebody's own file.
-_LONGEST_LEASE = 4096
+# A container ID is as long as an environment variable may be.
+_USUAL_LEASE = 1024
+_LONGEST_LEASE = 1 << 18
 
 # Bytes that no text has. After a power loss a file may be all zeros.
 _CONTROL = bytes(byte for byte in range(32) if byte not in b"\t\r\n")
@@ -114,7 +115,10 @@ class Store:
         except FileNotFoundError:
             return None
         try:
-            return Lease(os.read(fd, _LONGEST_LEASE), os.fstat(fd).st_mtime_ns)
+            data = os.read(fd, _USUAL_LEASE)
+            if len(data) == _USUAL_LEASE:
+                data += os.read(fd, _LONGEST_LEASE)
+            return Lease(data, os.fstat(fd).st_mtime_ns)
         except IsADirectoryError:
             return Lease(b"(a folder)", 0)
         finally:

@@ -73,6 +73,9 @@ class Conf:
         fault = interface_fault(self.bridge)
         if fault:
             raise wrong("bridge", f"an interface name ({fault})", self.bridge)
+        gateway_link = f"{self.bridge}.{self.vlan}"
+        if self.vlan and self.is_gateway and interface_fault(gateway_link):
+            raise wrong("bridge", f"a shorter name, so that {gateway_link!r} can name the VLAN's gateway", self.bridge)
         if self.backend not in masquerade.BACKENDS:
             raise wrong("ipMasqBackend", 'unknown ipmasq backend: "nftables" or "iptables"', self.backend)
         if self.layer3 and self.disable_container_interface:
@@ -109,7 +112,7 @@ def add(ctx: Context, conf: Conf) -> Result:
 def delete(ctx: Context, conf: Conf) -> None:
     request = ctx.request
     record = ctx.records.read(request.container_id, request.ifname)
-    section = record["plugins"].get(ctx.plugin_type) if record else None
+    section = _section(ctx, record) if record else None
     teardown = Teardown()
     if section is not None:
         _remove(ctx, section, request.container_id, request.ifname, teardown)
@@ -152,7 +155,7 @@ def gc(ctx: Context, conf: Conf) -> None:
     teardown = Teardown()
     for record in ctx.records.all():
         container_id, ifname = record["containerID"], record["ifname"]
-        section = record["plugins"].get(ctx.plugin_type)
+        section = _section(ctx, record)
         if section is None or (container_id, ifname) in ctx.valid:
             continue
         before = len(teardown.errors)
@@ -281,6 +284,12 @@ def _result(ctx: Context, conf: Conf, host_links: list[Link | None], pod_link: L
     result.routes += lease.routes
     result.dns = conf.dns or lease.dns or result.dns
     return result
+
+
+def _section(ctx: Context, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Our section of an attachment's record; None when there is none, or one that lacks what `_remove` needs."""
+    section: dict[str, Any] = record["plugins"].get(ctx.plugin_type, {})
+    return section if set(_NEEDED).issubset(section) else None
 
 
 def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: str, teardown: Teardown) -> None:

@@ -104,7 +104,7 @@ class Namespace:
             self.close()
             raise
 
-    def __enter__(self) -> Namespace:  # noqa: PYI034 - typing.Self would be for subclasses, and there are none
+    def __enter__(self) -> Namespace:
         return self
 
     def __exit__(self, *exc: object) -> None:

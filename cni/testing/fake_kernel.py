@@ -98,7 +98,7 @@ class FakeNamespace:
     def world(self) -> World:
         return self._world
 
-    def __enter__(self) -> FakeNamespace:  # noqa: PYI034 - no subclasses
+    def __enter__(self) -> FakeNamespace:
         return self
 
     def __exit__(self, *exc: object) -> None:

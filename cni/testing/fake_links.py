@@ -340,7 +340,7 @@ class World:
             raise Refused(ENOENT)
         self.neighbours.remove((index, packed))
 
-    VERBS: dict[str, Callable[..., None]] = {  # noqa: RUF012 - a constant
+    VERBS: dict[str, Callable[..., None]] = {
         "bridge_add": _bridge_add,
         "veth_add": _veth_add,
         "link_set": _link_set,

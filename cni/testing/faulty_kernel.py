@@ -70,7 +70,7 @@ class FaultyNamespace:
         """What a kernel keeps on its namespaces for itself."""
         return getattr(self._inner, name)
 
-    def __enter__(self) -> FaultyNamespace:  # noqa: PYI034 - no subclasses
+    def __enter__(self) -> FaultyNamespace:
         return self
 
     def __exit__(self, *exc: object) -> None:

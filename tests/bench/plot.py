@@ -68,6 +68,8 @@ def _bar(axes: Axes, place: int, outcome: Outcome) -> None:
     color, limit = COLORS[outcome.verdict], outcome.row.at_most
     length = min(outcome.ratio, WIDEST)
     axes.barh(place, length, height=0.5, color=color, zorder=2)
+    if outcome.ratio > WIDEST:
+        axes.text(WIDEST - 0.06, place, "//", fontsize=15, color="white", va="center", ha="center", zorder=3)
     if limit is not None:
         axes.plot([limit, limit], [place - 0.34, place + 0.34], color=INK, linewidth=2.2, zorder=4)
     beside: dict[str, Any] = {"va": "center", "textcoords": "offset points", "xytext": (6, 0), "zorder": 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ NETWORK = {
             "ipMasq": True,
             "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "fd00:1::/64"}]]},
         },
+        {"type": "loopback"},
         {"type": "vip", "addresses": ["203.0.113.10", "2001:db8::10"]},
     ],
 }
@@ -95,6 +97,11 @@ def test_a_packet_for_the_virtual_address_arrives_and_arp_stays_unanswered(node:
         server.bind(("203.0.113.10", 0))
         assert datagram(balancer, server, "203.0.113.10") == "10.1.0.1"
 
+    node.run("ip", "-6", "route", "add", "2001:db8::10/128", "via", "fd00:1::2")
+    with node.socket(socket.AF_INET6) as balancer, pod.socket(socket.AF_INET6) as server:
+        server.bind(("2001:db8::10", 0))
+        assert datagram(balancer, server, "2001:db8::10") == "fd00:1::1"
+
     # A neighbour's way: who has it?
     node.run("ip", "route", "replace", "203.0.113.10/32", "dev", "cni0")
 
@@ -137,7 +144,7 @@ def test_check_tells_what_is_missing(node: Node, cnitool: Any) -> None:
 def test_gc_takes_the_records_of_dead_pods(node: Node, cnitool: Any) -> None:
     pod = node.pod()
     assert cnitool("add", pod).ok
-    conf = {"cniVersion": "1.1.0", "name": "balanced", **NETWORK["plugins"][1]}  # type: ignore[dict-item]
+    conf = {"cniVersion": "1.1.0", "name": "balanced", **NETWORK["plugins"][2]}  # type: ignore[dict-item]
     records = "/run/cnikit/networks/balanced/attachments"
     record = next(iter(node.files(records)))
     assert "vip" in json.loads(node.files(records)[record])["plugins"]

@@ -243,6 +243,15 @@ def bare_machine(root: Path, bin_dir: Path) -> Path:
     return root
 
 
+def test_the_launcher_is_small_and_static(bin_dir: Path) -> None:
+    assert (bin_dir / "bridge").stat().st_size < 64 * 1024
+    headers = subprocess.run(
+        ["readelf", "--wide", "-l", bin_dir / "bridge"], capture_output=True, text=True, check=True
+    )
+    assert "INTERP" not in headers.stdout
+    assert "DYNAMIC" not in headers.stdout
+
+
 def test_it_needs_no_newer_glibc_than_the_readme_says(bin_dir: Path) -> None:
     said = re.search(r"glibc (\d+)\.(\d+)", (ROOT / "README.md").read_text())
     assert said is not None, "README.md names no glibc version"

@@ -157,7 +157,7 @@ def test_forked_helper_holds_nothing_of_its_parent() -> None:
     lock_reader, lock_writer = os.pipe()
     go_reader, go_writer = os.pipe()
 
-    helper = fork_background(lambda: len(os.read(go_reader, 1)), (os.dup(go_reader),))
+    helper = fork_background(lambda: len(select.select([go_reader], (), (), 20)[0]), (go_reader,))
     os.close(lock_writer)
 
     # The child closes all but its own before it works, so the last writer is gone.
@@ -165,9 +165,9 @@ def test_forked_helper_holds_nothing_of_its_parent() -> None:
     assert os.read(lock_reader, 1) == b""
     os.close(go_writer)
     assert select.select([helper.fileno()], (), (), 10)[0] == [helper.fileno()]
+    assert os.read(helper.fileno(), 4) == (1).to_bytes(4, "little")
     until(helper.release)
     os.close(lock_reader)
-    os.close(go_reader)
 
 
 def test_helpers_leave_no_zombie(host_ns: Netns, pod_ns: Netns) -> None:

@@ -158,7 +158,8 @@ def test_own_plugin_s_unexpected_failure_is_followed_by_del(
         raise failure
 
     module = ModuleType("broken_ipam")
-    vars(module).update(ARGS=None, NETNS=False, Conf=lambda *_: None, add=add, delete=lambda *_: called.append("DEL"))
+    verbs = {"add": add, "delete": lambda *_: called.append("DEL"), "check": None, "status": None, "gc": None}
+    vars(module).update(ARGS=None, NETNS=False, Conf=lambda *_: None, **verbs)
     monkeypatch.setitem(sys.modules, "broken_ipam", module)
     node.registry = {**node.registry, "broken": "broken_ipam"}
     (node.bin_dir / "broken").touch(0o755)

@@ -7,6 +7,8 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cni.errors import CniError
 from tests.unit.leases import Pool
@@ -66,7 +68,9 @@ def test_a_released_address_is_the_last_to_be_used_again(pool: Pool) -> None:
 
 def test_routes_and_dns_come_from_the_configuration(pool: Pool) -> None:
     resolv = pool.folder / "resolv.conf"
-    resolv.write_text("# note\nnameserver 10.9.0.1\n; x\nnameserver 10.9.0.2 \ndomain a.example\nsearch b c\nsearch d\noptions ndots:2\nbad\n")
+    resolv.write_text(
+        "# note\nnameserver 10.9.0.1\n; x\nnameserver 10.9.0.2 \ndomain a.example\nsearch b c\nsearch d\noptions ndots:2\nbad\n"
+    )
     route = {
         "dst": "10.0.0.0/8", "gw": "10.1.0.9", "mtu": 1400, "advmss": 1300, "priority": 5, "table": 50, "scope": 253,
     }  # fmt: skip
@@ -197,6 +201,60 @@ def test_a_folder_that_cannot_be_made_is_told(pool: Pool) -> None:
     error = refusal(pool, "ADD", pool.conf())
     assert str(pool.data_dir) in error.msg
     assert "EEXIST" in error.msg or "ENOTDIR" in error.msg
+
+
+def test_a_container_id_of_any_length(pool: Pool) -> None:
+    long = "c" * 100_000
+    pool.add(long)
+    assert "duplicate" in refusal(pool, "ADD", pool.conf(), long).msg
+    pool.call("CHECK", pool.conf(), long)
+    pool.delete(long)
+    assert pool.leases() == {}
+
+
+def test_a_resolv_conf_that_never_ends_is_not_waited_for(pool: Pool) -> None:
+    pipe = pool.folder / "pipe"
+    os.mkfifo(pipe)
+    assert "dns" not in pool.call("ADD", pool.conf(resolvConf=str(pipe)))
+    assert "dns" not in pool.call("ADD", pool.conf(resolvConf="/dev/zero"), "next")
+    assert refusal(pool, "ADD", pool.conf(resolvConf=str(pool.folder)), "last").code == 7
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 300)
+    | st.sampled_from(["", "10.1.0.0/24", "10.1.0.9", "fd00::/64", "\0", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["subnet", "rangeStart", "rangeEnd", "gateway", "dst", "gw", "cni", "ips"]), inner
+        )
+    ),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(["ranges", "subnet", "routes", "dataDir", "resolvConf", "statusOnExhausted", "gateway"])
+
+
+@given(
+    verb=st.sampled_from(["ADD", "DEL", "CHECK", "STATUS"]),
+    ipam=st.dictionaries(KEYS, JSON, max_size=3),
+    top=st.dictionaries(st.sampled_from(["ipam", "args", "runtimeConfig"]), JSON, max_size=1),
+    args=st.sampled_from(["", "IP=", "IP=10.1.0.9", "IP=x", "IP=10.1.0.9/99"]),
+)
+def test_any_configuration_gives_an_answer_or_a_refusal(
+    tmp_path: Path, verb: str, ipam: dict[str, Any], top: dict[str, Any], args: str
+) -> None:
+    pool = Pool(tmp_path)
+    conf = {**pool.conf(), **top}
+    if isinstance(conf["ipam"], dict) and ipam.get("dataDir") not in ("10.1.0.0/24", "10.1.0.9", "fd00::/64", ""):
+        conf["ipam"] = {**pool.conf()["ipam"], **ipam}
+    try:
+        pool.call(verb, conf, "pod", args)
+    except CniError as error:
+        assert error.code in (4, 7, 11, 50, 999)
+        assert error.msg
+    pool.delete("pod")
 
 
 # DEL
@@ -370,3 +428,45 @@ def test_addresses_that_go_released_are_found_again_when_the_rest_is_used_up(poo
     pool.foreign_del("pod2")
     pool.call("STATUS", conf)
     assert pool.add("new", conf) == ["10.1.0.4"]
+
+
+# Cost
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, pool: Pool, container: str) -> list[list[str]]:
+    """The names of the `os` functions that ADD, CHECK, DEL and a repeated DEL use, in order."""
+    made: list[list[str]] = []
+
+    def noted(name: str) -> Any:
+        real = getattr(os, name)
+
+        def call(*args: Any, **keywords: Any) -> Any:
+            made[-1].append(name)
+            return real(*args, **keywords)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("open", "read", "pread", "write", "pwrite", "readlink", "stat", "fstat", "link", "unlink"):
+            patch.setattr(os, name, noted(name))
+        for name in ("listdir", "scandir", "walk"):
+            patch.setattr(os, name, lambda *_: pytest.fail("a folder was walked"))
+        for verb in ("ADD", "CHECK", "DEL", "DEL"):
+            made.append([])
+            pool.call(verb, pool.conf([{"subnet": "10.1.0.0/16"}]), container)
+    return made
+
+
+def test_no_folder_is_walked_and_the_cost_is_flat(pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also when all used addresses follow `last_reserved_ip`."""
+    pool.add("first")
+    few = calls_of(monkeypatch, pool, "pod")
+    crowded = Pool(tmp_path / "crowded")
+    crowded.network.mkdir(parents=True)
+    for number in range(4, 8000):
+        (crowded.network / f"10.1.{number >> 8}.{number & 255}").write_bytes(b"c%d\r\neth0" % number)
+    crowded.add("first", crowded.conf([{"subnet": "10.1.0.0/16"}]))
+    many = calls_of(monkeypatch, crowded, "pod")
+    assert crowded.add("second", crowded.conf([{"subnet": "10.1.0.0/16"}])) == ["10.1.31.64"]
+    again = calls_of(monkeypatch, crowded, "third")
+    assert few == many == again

@@ -83,8 +83,10 @@ class Leases(RuleBasedStateMachine):
     def granted(self, container: str, address: str) -> None:
         assert address in self.free()
         self.dead.pop(address, None)
+        # Beside a lease of Go's, a second one of the same attachment counts as Go's: it is not released for its age.
+        if self.ours.issuperset(self.of(container)):
+            self.ours.add(address)
         self.held[address] = container
-        self.ours.add(address)
 
     @rule(container=CONTAINERS)
     def delete(self, container: str) -> None:
@@ -122,7 +124,7 @@ class Leases(RuleBasedStateMachine):
             assert self.free()
 
     @rule(container=CONTAINERS, number=st.integers(0, 99), told=st.booleans())
-    def foreign_add(self, container: str, number: int, told: bool) -> None:
+    def foreign_add(self, container: str, number: int, *, told: bool) -> None:
         """Go leases; or it is killed before it has told `last_reserved_ip`, which nobody lets it do twice."""
         self.settle()
         free = [address for address in self.free() if address not in self.pool.leases()]
@@ -199,7 +201,7 @@ class LostIndex(Leases):
     @rule()
     def index_restored(self) -> None:
         if self.copy.exists():
-            shutil.rmtree(self.pool.own)
+            shutil.rmtree(self.pool.own, ignore_errors=True)
             shutil.copytree(self.copy, self.pool.own, symlinks=True)
 
     @rule()
@@ -209,9 +211,9 @@ class LostIndex(Leases):
 
 
 TestReboots = Reboots.TestCase
-TestReboots.settings = settings(max_examples=150, stateful_step_count=40)
+TestReboots.settings = settings(max_examples=40, stateful_step_count=40)
 TestLostIndex = LostIndex.TestCase
-TestLostIndex.settings = settings(max_examples=150, stateful_step_count=40)
+TestLostIndex.settings = settings(max_examples=40, stateful_step_count=40)
 
 
 # Killed writers. The child dies at its n-th system call that changes something; the parent goes on.
@@ -290,8 +292,10 @@ def test_an_add_killed_anywhere_shares_nothing_before_del(tmp_path: Path) -> Non
         assert holders.count("pod") <= 1
         pool.delete("pod")
         assert "pod\r\neth0" not in pool.leases().values()
-        for _ in range(2 if "pod" in holders else 1):
-            assert len(holders_of_a_full_pool(pool)) == 5
+        for container in ("late0", "late1", "late2", "late3", "late4", "other"):
+            pool.delete(container)
+        assert pool.leases() == {}
+        assert len(holders_of_a_full_pool(pool)) == 5
 
 
 def test_a_del_killed_anywhere_is_ended_by_the_next(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import fcntl
+import itertools
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +20,9 @@ from cni.cache import Attachment
 from cni.errors import CniError
 from cni.netlist import NetworkList
 from cni.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Appends environment and stdin to calls.jsonl; ADD adds an interface named after itself to prevResult.
 # `NAME.fails` makes it fail with the verb that is in the file, `NAME.says` replaces its answer.
@@ -495,3 +501,60 @@ def test_the_lists_of_a_folder_and_of_the_cache_are_put_together_in_del(world: W
     world.runtime.delete(netlist.load(str(folder), "net", world.said.append), POD)
 
     assert world.order() == [("DEL", "second"), ("DEL", "first")]
+
+
+# Whose turn it is
+
+
+def test_gc_waits_for_an_add_of_its_network_and_sees_what_it_made(world: World) -> None:
+    gate = world.bin / "gate"
+    os.mkfifo(gate)
+    blocking = PLUGIN.replace(
+        "stdin = json.load", f'open("{gate}").close() if verb == "ADD" else None\nstdin = json.load'
+    )
+    (world.bin / "first").write_text(blocking)
+    network = chain("first")
+    adding = threading.Thread(target=world.runtime.add, args=(network, POD))
+    collecting = threading.Thread(target=world.runtime.gc, args=(network, []))
+
+    adding.start()
+    with gate.open("w"):  # returns when the plugin runs, and holds it until the end of the block
+        collecting.start()
+        wait_until(lambda: holders(world.cache / "cnikit-locks" / "net") == 2)
+    adding.join()
+    collecting.join()
+
+    assert world.order() == [("ADD", "first"), ("DEL", "first"), ("GC", "first")]
+    assert world.cached() == []
+
+
+def test_the_wait_for_others_is_bounded(world: World) -> None:
+    world.runtime.add(chain("first"), POD)
+    seconds = itertools.count(0, 6)
+    hasty = Runtime([str(world.bin)], {}, lambda: float(next(seconds)), world.said.append, str(world.cache))
+    with (world.cache / "cnikit-locks" / "net").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(CniError, match="still at work") as caught:
+            hasty.delete(chain("first"), POD)
+    assert caught.value.code == 11
+    assert len(world.cached()) == 1
+
+
+def test_nothing_but_the_networks_lock_stays(world: World) -> None:
+    network = chain("first")
+    world.runtime.add(network, POD)
+    world.runtime.delete(network, POD)
+    assert [path.name for path in (world.cache / "cnikit-locks").iterdir()] == ["net"]
+
+
+def holders(path: Path) -> int:
+    """How many of this process's descriptors are open on a file."""
+    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    return sum(os.path.realpath(link) == str(path) for link in links)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        threading.Event().wait(0.005)
