@@ -40,7 +40,7 @@ COMMAND_BUNDLE = (".cnikit-command", "cnikit-command")
 
 # What PyInstaller finds through imports that no call of ours ever makes (os.popen imports subprocess, ...).
 UNREACHED = (
-    "ctypes", "typing", "dataclasses", "pathlib", "logging", "json", "socket", "subprocess", "argparse", "contextlib",
+    "ctypes", "typing", "dataclasses", "pathlib", "logging", "socket", "subprocess", "argparse", "contextlib",
     "threading", "selectors", "signal", "multiprocessing", "asyncio", "tempfile", "shutil", "random", "hashlib",
     "ssl", "zipfile", "bz2", "lzma", "inspect", "importlib.metadata", "importlib.resources", "email", "urllib",
     "unittest", "pydoc", "decimal", "doctest", "pickle", "gettext", "platform", "sqlite3", "datetime", "_strptime",

@@ -31,7 +31,7 @@ def decode(data: bytes | str) -> Any:
     value, end = _scan(text, start)
     rest = text[end:].lstrip(WHITESPACE)
     if rest:
-        raise _syntax(text, len(text) - len(rest), "one JSON value and nothing after it")
+        raise _syntax(text, len(text) - len(rest), "expected one JSON value and nothing after it")
     return value
 
 
@@ -62,22 +62,33 @@ def _scan(text: str, start: int) -> tuple[Any, int]:
         value, end = _scanner(text, start)
         return _without_halves(value) if "\\ud" in text or "\\uD" in text else value, end
     except StopIteration as stop:
-        raise _syntax(text, stop.value, "a JSON value") from None
+        raise _syntax(text, stop.value, "expected a JSON value") from None
+    except SystemError:
+        # The C half takes its error class from the Python half, if somebody has imported that by now. A syntax
+        # error is rare enough to pay for it.
+        import json.decoder  # noqa: F401, TID251
+
+        return _scan(text, start)
     except RecursionError:
         raise CniError(DECODING_FAILURE, "the JSON is nested too deeply", "") from None
     except ValueError as error:
         # JSONDecodeError carries the position; a number of more than 4,300 digits or a NaN does not.
-        at = getattr(error, "pos", start)
-        raise _syntax(text, at, getattr(error, "msg", str(error))) from None
+        problem = getattr(error, "msg", str(error))
+        raise _syntax(text, getattr(error, "pos", start), _ours(problem)) from None
 
 
-def _syntax(text: str, at: int, expected: str) -> CniError:
+def _ours(problem: str) -> str:
+    """Python's wording (`Expecting ',' delimiter`, `Unterminated string starting at`) as part of our sentence."""
+    return problem.replace("Expecting", "expected").removesuffix(" at").removesuffix(" starting")
+
+
+def _syntax(text: str, at: int, problem: str) -> CniError:
     line = text.count("\n", 0, at) + 1
     column = at - text.rfind("\n", 0, at)
     found = text[at : at + 20] or "the end of the input"
     return CniError(
         DECODING_FAILURE,
-        f"not valid JSON at line {line} column {column}: expected {expected}, found {found!a}",
+        f"not valid JSON at line {line} column {column}: {problem}, found {found!a}",
         "",
     )
 

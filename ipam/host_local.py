@@ -98,7 +98,7 @@ def check(ctx: Context, conf: Conf) -> None:
     expected = [item.packed for item in ctx.prev_result.ips] if ctx.prev_result else []
     try:
         with _store(ctx, conf) as store:
-            held = store.held_after_walk(who) if store.exists else []
+            held = store.held(who, search=True) if store.exists else []
             if not held:
                 what = f"host-local: Failed to find address added by container {who[0]}"
                 raise CniError(INTERNAL, f"{what}: expected a lease of {_shown(who)} in {store.folder}, found none")

@@ -96,13 +96,20 @@ class Store:
         if self._lock is not None:
             self._lock.close()
 
-    def held(self, holder: Holder) -> list[str]:
-        """The addresses that an attachment holds: its own leases and the old format's of its container."""
-        return self._verified(holder) + self._verified((holder[0], ""))
+    def held(self, holder: Holder, *, search: bool = False) -> list[str]:
+        """The addresses that an attachment holds: its own leases and the old format's of its container.
 
-    def held_after_walk(self, holder: Holder) -> list[str]:
-        """The same, surely: whom the index does not know is looked for in the folder."""
-        return self.held(holder) or (self.held(holder) if self.walk() else [])
+        `search` looks in the folder for an attachment that the index does not know.
+        """
+        found = self._verified(holder) + self._verified(_old(holder))
+        if (self._is_doubtful(holder) or (search and not found)) and self.walk():
+            return self._verified(holder) + self._verified(_old(holder))
+        return found
+
+    def _is_doubtful(self, holder: Holder) -> bool:
+        """Whether the index tells of leases that are not there: a writer died, or somebody else released them."""
+        entry = self._index.get(key_of(holder))
+        return entry is not None and len(self._verified(holder)) < len(entry.addresses)
 
     def _verified(self, holder: Holder) -> list[str]:
         entry = self._index.get(key_of(holder))
@@ -233,6 +240,8 @@ class Store:
 
     def release_all(self, holder: Holder) -> None:
         """Free all that an attachment holds; files of the old format only when it has no other, as Go does."""
+        if self._is_doubtful(holder):
+            self.walk()
         if self._release_known(holder) or self._index.remembers(key_of(holder)):
             return
         self.walk()
@@ -240,13 +249,11 @@ class Store:
             self._index.remember(key_of(holder))
 
     def _release_known(self, holder: Holder) -> bool:
-        for who in (holder, (holder[0], "")):
-            entry = self._index.get(key_of(who))
-            if entry:
-                held = self._verified(who)
-                self.release(who, entry.addresses)
-                if held:
-                    return True
+        for who in (holder, _old(holder)):
+            held = self._verified(who)
+            if held:
+                self.release(who, held)
+                return True
         return False
 
     def walk(self) -> bool:
@@ -332,6 +339,11 @@ def _create(path: str, data: bytes) -> str:
         return time_tag(os.fstat(fd).st_mtime_ns)
     finally:
         os.close(fd)
+
+
+def _old(holder: Holder) -> Holder:
+    """Who holds the leases of the old format, which name no interface."""
+    return holder[0], ""
 
 
 def _text(holder: Holder) -> bytes:

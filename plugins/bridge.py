@@ -36,6 +36,9 @@ NETNS = True
 # Seconds an ADD waits for the bridge port to forward; it takes about 0.1 ms.
 PORT_TIMEOUT = 1.0
 
+# What DEL and GC need of a record's section.
+_NEEDED = ("links", "addresses", "bridge", "vlan", "masquerade", "macspoofchk")
+
 
 class Conf:
     """The options of DROP-IN's bridge row, typed. `vlans` are the trunk's IDs, `mac` 6 bytes or None."""

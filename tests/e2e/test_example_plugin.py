@@ -92,19 +92,17 @@ def test_a_packet_for_the_virtual_address_arrives_and_arp_stays_unanswered(node:
     assert cnitool("add", pod).ok
 
     # The balancer's way: the pod's own address as the next hop.
-    node.run("ip", "route", "add", "203.0.113.10/32", "via", "10.1.0.2")
-    with node.socket() as balancer, pod.socket() as server:
-        server.bind(("203.0.113.10", 0))
-        assert datagram(balancer, server, "203.0.113.10") == "10.1.0.1"
-
-    node.run("ip", "-6", "route", "add", "2001:db8::10/128", "via", "fd00:1::2")
-    with node.socket(socket.AF_INET6) as balancer, pod.socket(socket.AF_INET6) as server:
-        server.bind(("2001:db8::10", 0))
-        assert datagram(balancer, server, "2001:db8::10") == "fd00:1::1"
+    for family, virtual, own, gateway in (
+        (socket.AF_INET, "203.0.113.10", "10.1.0.2", "10.1.0.1"),
+        (socket.AF_INET6, "2001:db8::10", "fd00:1::2", "fd00:1::1"),
+    ):
+        node.run("ip", "route", "add", virtual, "via", own)
+        with node.socket(family) as balancer, pod.socket(family) as server:
+            server.bind((virtual, 0))
+            assert datagram(balancer, server, virtual) == gateway
 
     # A neighbour's way: who has it?
-    node.run("ip", "route", "replace", "203.0.113.10/32", "dev", "cni0")
-
+    node.run("ip", "route", "replace", "203.0.113.10", "dev", "cni0")
     with node.socket() as neighbour:
         neighbour.sendto(b"anybody?", ("203.0.113.10", 9))
 

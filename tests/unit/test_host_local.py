@@ -295,6 +295,16 @@ def test_del_falls_back_to_the_old_format(pool: Pool) -> None:
     assert pool.leases() == {"10.1.0.52": "pod2"}
 
 
+def test_a_lease_of_ours_rewritten_in_the_old_format_is_still_the_containers(pool: Pool) -> None:
+    pool.add("pod")
+    (pool.network / "10.1.0.2").unlink()
+    pool.plant("10.1.0.2", "pod")
+    assert "duplicate allocation" in refusal(pool, "ADD", pool.conf()).msg
+    (pool.network / "10.1.0.2").rename(pool.network / "10.1.0.9")
+    pool.delete("pod")
+    assert pool.leases() == {}
+
+
 def test_del_finds_a_lease_that_left_no_trace_in_last_reserved_ip(pool: Pool) -> None:
     """Go was killed between its two files, or somebody copied a lease in."""
     pool.add("pod")

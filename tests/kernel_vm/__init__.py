@@ -1,0 +1,1 @@
+"""Another Linux kernel for tests that need what the running one may lack."""

@@ -1,0 +1,366 @@
+"""The pages under docs/ say what the code does: every name that is claimed, every option that is read."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cni import __version__, cache, netlist
+from cni.config import Reader
+from cni.errors import CniError
+from cni.kernel.ops import NFPROTO_BRIDGE, NFPROTO_INET
+from cni.request import Request
+from cni.version import SUPPORTED
+from ipam import host_local, store
+from plugins import bridge, iptables, loopback
+from tests.unit.calls import POD, Node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+REGISTRY = (ROOT / "docs/registry.md").read_text()
+OPTIONS = (ROOT / "docs/options.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+PLUGINS = {"bridge": "plugins.bridge", "host-local": "ipam.host_local", "loopback": "plugins.loopback"}
+FAMILIES = {NFPROTO_INET: "inet", NFPROTO_BRIDGE: "bridge"}
+
+# Every option that changes something on the node.
+EVERYTHING = {
+    "cniVersion": "1.1.0",
+    "name": "net",
+    "type": "bridge",
+    "isDefaultGateway": True,
+    "ipMasq": True,
+    "vlan": 100,
+    "macspoofchk": True,
+    "enabledad": True,
+}
+RANGES = [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]]
+
+
+def cells(page: str, column: int = 0) -> list[str]:
+    """What stands in backquotes in one column of the page's tables."""
+    rows = [line.split("|")[1:] for line in page.splitlines() if line.startswith("| ")]
+    return [text for row in rows if len(row) > column for text in re.findall(r"`([^`]+)`", row[column])]
+
+
+class TestRegistry:
+    """What one ADD with everything on leaves behind is in docs/registry.md."""
+
+    @pytest.fixture
+    def node(self, tmp_path: Path) -> Node:
+        node = Node(tmp_path, registry=PLUGINS)
+        ipam = {"type": "host-local", "dataDir": str(tmp_path / "leases"), "ranges": RANGES}
+        self.before = node.kernel.snapshot()
+        assert node.call("bridge", "ADD", {**EVERYTHING, "ipam": ipam}).status == 0
+        return node
+
+    def test_nftables(self, node: Node) -> None:
+        for key, table in node.kernel.snapshot()["own"]["nft"].items():
+            number, name = key.split()
+            label = f"`{FAMILIES[int(number)]} {name}`"
+            assert label in REGISTRY
+            for chain, content in table["chains"].items():
+                assert f"`{general(chain)}`" in REGISTRY, chain
+                if content["hook"]:
+                    kind, hook, priority = content["hook"]
+                    row = next(line for line in REGISTRY.splitlines() if f"`{general(chain)}`" in line)
+                    assert label in row
+                    assert f"type `{kind}`, hook `{hook}`" in row
+                    assert str(priority) in row
+                for _, comment in content["rules"]:
+                    assert f"`{general(comment)}`" in REGISTRY or "its comment is the subnet" in REGISTRY
+            for name, content in table["sets"].items():
+                assert f"`{general(name)}`" in REGISTRY, name
+                assert content["key"] in REGISTRY
+                assert {f"`{general(comment)}`" in REGISTRY for comment in content["elements"].values()} == {True}
+
+    def test_links(self, node: Node) -> None:
+        links = node.kernel.snapshot()["own"]["links"]
+        for name, link in links.items():
+            derived = re.sub(r"^veth[0-9a-f]{11}$", "veth` + 11 hex digits", name)
+            known = {
+                "lo": "lo",
+                "cni0": "`cni0`",
+                "cni0.100": "`<bridge>.<vlan>`",
+                "veth` + 11 hex digits": f"`{derived}",
+            }
+            assert known[derived] in REGISTRY
+            assert not link["alias"] or f"`{general(link['alias'])}`" in REGISTRY
+        mac = node.kernel.snapshot()[POD]["links"]["eth0"]["mac"].hex(":")
+        assert f"`{mac[:5]}`" in REGISTRY
+
+    def test_settings(self, node: Node) -> None:
+        after = node.kernel.snapshot()
+        changed = {
+            f"{'node' if where == 'own' else 'pod'} ipv{4 if family == 2 else 6} {link} {key}"
+            for where in after
+            for family, by_link in after[where]["conf"].items()
+            for link, keys in by_link.items()
+            for key, value in keys.items()
+            if value != self.before[where]["conf"][family].get(link, self.before[where]["conf"][family]["default"])[key]
+        }
+        # Forwarding of `all` is that of every link.
+        changed = {text for text in changed if not (text.endswith(" forwarding") and " all " not in text)}
+        assert changed >= {"node ipv4 all forwarding", "pod ipv4 eth0 arp_notify"}
+        for text in changed:
+            where, family, link, key = text.split()
+            name = {"eth0": "IFNAME", "cni0": "<bridge>"}.get(link, link)
+            rows = [line for line in REGISTRY.splitlines() if line.startswith(f"| {where} | ")]
+            assert any(f"net.{family}.conf.{name}." in row and key in row for row in rows), text
+
+    def test_every_setting_that_the_code_can_write(self) -> None:
+        keys = {
+            argument.value
+            for call in calls_in("plugins", ("set_conf", "set_known", "_set_if_known"))
+            for argument in call.args
+            if isinstance(argument, ast.Constant) and argument.value not in ("all", "0", "1")
+        }
+        assert "ndisc_notify" in keys
+        assert [key for key in sorted(keys) if key not in REGISTRY] == []
+
+    def test_files(self, node: Node, tmp_path: Path) -> None:
+        for root, where in ((node.run_dir, "/run/cnikit"), (tmp_path / "leases", store.DEFAULT_DATA_DIR)):
+            files = [path for path in root.rglob("*") if path.is_symlink() or path.is_file()]
+            assert len(files) > 2
+            for file in files:
+                assert is_registered(f"{where}/{general(str(file.relative_to(root)))}"), file
+
+    def test_every_path_in_the_code(self) -> None:
+        ours = ("/run/cnikit", "/var/lib/cni", "/opt/cni", "/usr/lib/cnikit", "/etc/cni", "/proc/")
+        ignored = ("/run/cnikit-demo", "/proc/self", "/proc/thread-self", "/proc/sys/net")
+        found = {
+            text
+            for folder in ("cni", "plugins", "ipam", "launcher", "cli")
+            for path in (ROOT / folder).rglob("*")
+            if path.suffix in (".py", ".c") and "testing" not in path.parts
+            for text in re.findall(r'"(/[a-z]+/[^" ]*)"', path.read_text())
+            if text.startswith(ours) and not text.startswith(ignored)
+        }
+        assert found >= {"/usr/lib/cnikit", "/run/cnikit"}
+        assert [text for text in sorted(found) if text not in REGISTRY] == []
+
+    def test_names_of_the_reference_and_of_the_cache(self) -> None:
+        assert f"`inet {iptables.GO_TABLE}`, chain `{iptables.GO_CHAIN}`" in REGISTRY
+        assert f"`{iptables.chain_name('net', 'ctr')[:4]}` and 24 hex digits" in REGISTRY
+        attachment = cache.Attachment("CONTAINER", "IFNAME")
+        path = cache.Cache(cache.DEFAULT_FOLDER, print).path("NETWORK", attachment)
+        assert f"`{path}`" in REGISTRY
+        assert f"`{netlist.DEFAULT_FOLDER}`" in REGISTRY
+
+    def test_reserved_numbers_do_not_meet(self) -> None:
+        bits = [int(text, 16) for text in re.findall(r"^\| `(0x[0-9a-f]{8})` \|", REGISTRY, re.MULTILINE)]
+        mask = int(re.findall(r"mask of all is `(0x[0-9a-f]+)`", REGISTRY)[0], 16)
+        assert len(bits) == 5
+        assert sum(bits) == mask
+        assert mask & (0x4000 | 0x8000 | 0x2000 | 0x00FF0000) == 0
+
+
+class TestOptions:
+    """Every option that the code reads is in docs/options.md and in conf/schema, with the same type and default."""
+
+    @pytest.fixture
+    def read(self, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+        """The keys that the three Conf classes ask for, with positions left out: `ipam.ranges[][].subnet`."""
+        found: set[str] = set()
+        original = Reader.raw
+
+        def raw(reader: Reader, key: str) -> Any:
+            found.add(re.sub(r"\[\d+\]", "[]", reader.at(key)))
+            return original(reader, key)
+
+        monkeypatch.setattr(Reader, "raw", raw)
+        conf = {
+            "vlanTrunk": [{"id": 1}],
+            "ipam": {"type": "host-local", "ranges": RANGES, "routes": [{"dst": "0.0.0.0/0", "table": 1, "scope": 0}]},
+            "args": {"cni": {"ips": ["10.1.0.9"]}},
+            "runtimeConfig": {"ipRanges": [[{"subnet": "10.2.0.0/24"}]]},
+        }
+        environ = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "a", "CNI_NETNS": "/b", "CNI_IFNAME": "c"}
+        for module in (bridge, host_local, loopback):
+            module.Conf(Reader(conf), Request(environ))
+        return found
+
+    def test_each_is_documented(self, read: set[str]) -> None:
+        documented = set(re.findall(r"`([^`]+)`", OPTIONS))
+        missing = [key for key in sorted(read) if not {key, key.removeprefix("ipam.")} & documented]
+        # Objects on the way, and lists of the dns object.
+        allowed = {"args", "args.cni", "runtimeConfig", "ipam.type", "ipam.rangeStart", "ipam.rangeEnd", "ipam.gateway"}
+        assert [key for key in missing if key not in allowed and "ipRanges" not in key and "dns." not in key] == []
+
+    def test_none_is_documented_that_nobody_reads(self, read: set[str]) -> None:
+        sections = re.split(r"^## ", OPTIONS, flags=re.MULTILINE)
+        of_bridge = cells(next(text for text in sections if text.startswith("bridge\n")))
+        of_host_local = cells(next(text for text in sections if text.startswith("host-local\n")))
+        assert len(of_bridge) > 20
+        assert len(of_host_local) > 15
+        args = {"MAC", "IP"}
+        assert [key for key in of_bridge if key not in read | args] == []
+        assert [key for key in of_host_local if not {key, f"ipam.{key}"} & (read | args)] == []
+
+    def test_each_has_a_schema(self, read: set[str]) -> None:
+        known = schema_keys("bridge") | {f"ipam.{key}" for key in schema_keys("host-local")}
+        # Put in by the runtime: they stand in no file.
+        missing = [key for key in sorted(read) if key not in known and not key.startswith("runtimeConfig")]
+        assert [key for key in missing if not key.startswith("dns.")] == []
+
+    @pytest.mark.parametrize("plugin", ["bridge", "host-local"])
+    def test_types_and_defaults_are_the_schemas(self, plugin: str) -> None:
+        properties = schema(plugin)["properties"]
+        section = next(
+            text for text in re.split(r"^## ", OPTIONS, flags=re.MULTILINE) if text.startswith(f"{plugin}\n")
+        )
+        compared = 0
+        for line in section.splitlines():
+            row = [cell.strip() for cell in line.split("|")[1:-1]]
+            key = row[0].strip("`") if row else ""
+            if key not in properties or len(row) != 4 or "$ref" in properties[key]:
+                continue
+            assert row[1] == properties[key]["type"], key
+            default = json.loads(row[2].strip("`")) if row[2].startswith("`") else None
+            assert default == properties[key].get("default"), key
+            compared += 1
+        assert compared >= 6
+
+    def test_defaults_are_the_codes(self) -> None:
+        empty = bridge.Conf(Reader({}), Request({"CNI_COMMAND": "STATUS"}))
+        properties = schema("bridge")["properties"]
+        assert (empty.bridge, empty.backend) == (
+            properties["bridge"]["default"],
+            properties["ipMasqBackend"]["default"],
+        )
+        assert [empty.mtu, empty.vlan, empty.is_gateway, empty.ip_masq, empty.mac_spoof_check] == [
+            0,
+            0,
+            False,
+            False,
+            False,
+        ]
+        ipam = host_local.Conf(Reader({"ipam": {"ranges": RANGES}}), Request({"CNI_COMMAND": "STATUS"}))
+        assert ipam.status_on_exhausted is schema("host-local")["properties"]["statusOnExhausted"]["default"]
+        assert ipam.data_dir == schema("host-local")["properties"]["dataDir"]["default"]
+
+
+class TestPages:
+    """Links lead somewhere, commands exist, versions are right."""
+
+    @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+    def test_links(self, page: Path) -> None:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), target
+
+    @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+    def test_make_targets(self, page: Path) -> None:
+        targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE))
+        assert named <= targets
+
+    @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+    def test_commands_of_cnikit(self, page: Path) -> None:
+        from cli.main import cli
+
+        named = set(re.findall(r"(?:^|`|dist/)cnikit ([a-z]+)", page.read_text(), re.MULTILINE))
+        assert named <= set(cli.commands)
+
+    @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+    def test_files_that_are_named(self, page: Path) -> None:
+        folders = "cni|plugins|ipam|launcher|cli|conf|tests|docs"
+        for name in re.findall(rf"`((?:{folders})/[\w./-]+\.(?:py|c|md|json))`", page.read_text()):
+            assert (ROOT / name).is_file(), name
+
+    def test_readme_names_every_version(self) -> None:
+        readme = (ROOT / "README.md").read_text()
+        assert [version for version in SUPPORTED if version not in readme] == []
+        assert readme.count("<!-- bench -->") == readme.count("<!-- /bench -->") == 1
+
+    def test_changelog_has_this_version(self) -> None:
+        assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+    def test_the_call_in_the_plugin_guide_works(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        guide = (ROOT / "docs/plugin-guide.md").read_text()
+        (code,) = [block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "dispatch.serve" in block]
+        exec(code.replace("/tmp/vip-example", str(tmp_path)), {})  # noqa: S102 - it is ours
+        result = json.loads(capsys.readouterr().out)
+        assert [ip["address"] for ip in result["ips"]] == ["203.0.113.10/32"]
+
+    def test_the_networks_in_the_pages_are_clean(self, tmp_path: Path) -> None:
+        lists = [
+            block
+            for page in PAGES
+            for block in re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL)
+            if '"plugins": [' in block
+        ]
+        assert len(lists) >= 2
+        for number, block in enumerate(lists):
+            file = tmp_path / f"{number}.conflist"
+            file.write_text(block)
+            try:
+                assert netlist.read(str(file)).version == "1.1.0"
+            except CniError as error:
+                pytest.fail(f"{block}\n{error}")
+
+
+def general(text: str) -> str:
+    """A name of the test's world with the placeholders that the page uses; the container is `ctr`."""
+    text = (
+        text.replace("ctr:eth0", "KEY")
+        .replace("ctr-eth0", "CONTAINER-IFNAME")
+        .replace("net/ctr/eth0", "NETWORK/CONTAINER/IFNAME")
+    )
+    text = re.sub(r"^(masq|pods)-net\b", r"\1-NETWORK", text)
+    text = re.sub(r"NETWORK-[0-9a-f]{8,32}/\d+$", "NETWORK-HEX/LENGTH", text)
+    return re.sub(r"(^|/)net(/|:|$)", r"\1NETWORK\2", text)
+
+
+def is_registered(path: str) -> bool:
+    """Whether a path is one of the first column's of a table with files."""
+    folder, _, name = path.rpartition("/")
+    name = re.sub(r"^(10\.1|fd00)[0-9a-f.:]*(_\d+)?$", lambda found: "ADDRESS_LENGTH" if found[2] else "ADDRESS", name)
+    name = re.sub(r"^last_reserved_ip\.\d$", "last_reserved_ip.N", name)
+    name = re.sub(r"^used-.*", "used-*", name)
+    rows = [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in REGISTRY.splitlines() if line.startswith("| `/")]
+    return any(row[0] == f"{folder}/{name}" or (row[0].startswith(f"{folder}/") and name in row[1:]) for row in rows)
+
+
+def calls_in(folder: str, functions: tuple[str, ...]) -> Iterator[ast.Call]:
+    """Every call of these functions in a folder's files."""
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                if name in functions:
+                    yield node
+
+
+def schema(plugin: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "conf/schema" / f"{plugin}.json").read_text())
+    return found
+
+
+def schema_keys(plugin: str) -> set[str]:
+    """The keys of a schema with their paths, through `$ref`, objects and arrays."""
+    whole = schema(plugin)
+    found: set[str] = set()
+
+    def walk(part: dict[str, Any], path: str) -> None:
+        if "$ref" in part:
+            target: Any = whole
+            for step in part["$ref"].removeprefix("#/").split("/"):
+                target = target[step]
+            walk(target, path)
+        for key, value in part.get("properties", {}).items():
+            name = f"{path}.{key}" if path else key
+            found.add(name)
+            walk(value, name)
+        if "items" in part:
+            walk(part["items"], f"{path}[]")
+
+    walk(whole, "")
+    return found
