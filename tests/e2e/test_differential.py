@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import example, given, note, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.e2e.known_differences import NORMALISED, Observation, counterpart
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NAMES = ("one", "two", "three")
+
+# No shrinking: a case is a few lines anyway, and every try costs processes.
+TRIED = (Phase.explicit, Phase.generate)
 
 LOOK = """
 echo '[' && ip -j -d addr && echo ',' && ip -j -4 route show table all && echo ',' && ip -j -6 route show table all
@@ -93,7 +96,6 @@ def play(sides: tuple[Side, Side], plugin: str, conf: dict[str, Any], steps: lis
                 known[(step.pod, step.ifname)] = answer.result
             answers.append(answer)
         where = f"step {number} {step}\ntheirs: {answers[0]}\nours:   {answers[1]}"
-        note(where)
         assert (answers[0].status == 0) == (answers[1].status == 0), where
         if answers[0].ok:
             assert bool(answers[0].stdout) == bool(answers[1].stdout), where
@@ -123,7 +125,7 @@ def compare(
         return seen[0] == seen[1]
 
     try:
-        wait_until(same, "both sides alike", 3.0)
+        wait_until(same, "both sides alike", 1.5)
     except AssertionError:
         parts = [difference(*(flat(observation[key]) for observation in seen)) for key in ("result", "pod", "node", "leases")]
         raise AssertionError("gone: only theirs; new: only ours\n" + "\n".join(filter(None, parts)) + f"\n{where}") from None
@@ -316,7 +318,7 @@ def conf_for_ipam(version: str, ipam: Any, **more: Any) -> dict[str, Any]:
 class TestBridge:
     """bridge with host-local: ADD, CHECK, DEL, DEL, and a second pod in between."""
 
-    @settings(max_examples=110)
+    @settings(max_examples=110, phases=TRIED)
     @given(conf=bridge_conf(), args=CNI_ARGS, two=st.booleans())
     def test_life_of_a_pod(self, sides: tuple[Side, Side], conf: dict[str, Any], args: str, two: bool) -> None:  # noqa: FBT001
         self.renew(sides)
@@ -329,7 +331,7 @@ class TestBridge:
 
         play(sides, "bridge", conf, steps)
 
-    @settings(max_examples=40)
+    @settings(max_examples=40, phases=TRIED)
     @given(conf=bridge_conf(), wrong=WRONG_VALUES, command=st.sampled_from(["ADD", "ADD", "DEL"]))
     def test_a_wrong_configuration(self, sides: tuple[Side, Side], conf: dict[str, Any], wrong: dict[str, Any], command: str) -> None:
         self.renew(sides)
@@ -369,7 +371,7 @@ class TestHostLocal:
         max_size=7,
     )
 
-    @settings(max_examples=110)
+    @settings(max_examples=110, phases=TRIED)
     @given(version=OFTEN_NEW, ipam=host_local(), steps=STEPS)
     @example(version="0.2.0", ipam={"type": "host-local", "ranges": [[V4[0]], [V4[6]]]}, steps=[Step("ADD")])
     @example(version="1.0.0", ipam={"type": "host-local", "ranges": [[V4[5]]]}, steps=[Step("ADD"), Step("ADD", "two"), Step("DEL"), Step("ADD", "two")])
@@ -380,7 +382,7 @@ class TestHostLocal:
 
         play(sides, "host-local", conf_for_ipam(version, ipam), steps, kernel=False)
 
-    @settings(max_examples=40)
+    @settings(max_examples=40, phases=TRIED)
     @given(
         leases=st.dictionaries(
             st.sampled_from([f"10.1.0.{last}" for last in range(1, 7)]),

@@ -12,7 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.e2e.world import Answer, Node, Pod, Way
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.ours  # the reference panics at [null] in vlanTrunk, an
 PLUGINS = ("bridge", "host-local", "loopback")
 COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 LONGER_THAN_ANY_WAIT = 40.0
+TRIED = (Phase.explicit, Phase.generate)  # no shrinking: every try costs processes
 
 # A configuration that uses nearly every key, so that each can be broken.
 FULL: dict[str, Any] = {
@@ -176,7 +177,7 @@ ENVIRONMENT = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-@settings(max_examples=60)
+@settings(max_examples=60, phases=TRIED)
 @given(command=st.sampled_from(COMMANDS), stdin=STDIN)
 @example(command="ADD", stdin=b"[" * 100_000)
 @example(command="VERSION", stdin=b"[" * 100_000)
@@ -196,7 +197,7 @@ def test_any_stdin(lab: tuple[Node, Pod], plugin: str, command: str, stdin: byte
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-@settings(max_examples=60)
+@settings(max_examples=60, phases=TRIED)
 @given(env=ENVIRONMENT, stdin=st.just(json.dumps(FULL).encode()) | STDIN)
 def test_any_environment(lab: tuple[Node, Pod], plugin: str, env: dict[str, Any], stdin: bytes) -> None:
     """`PATH` and the rest may be anything as well: an executable of the node's own takes nothing from them."""
@@ -220,7 +221,7 @@ SWAPS = [
 
 @pytest.mark.parametrize("plugin", PLUGINS)
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
-@settings(max_examples=120)
+@settings(max_examples=120, phases=TRIED)
 @given(swap=st.sampled_from(SWAPS))
 def test_a_valid_configuration_with_one_value_replaced(
     lab: tuple[Node, Pod], plugin: str, command: str, swap: tuple[tuple[str | int, ...], Any]
@@ -230,7 +231,7 @@ def test_a_valid_configuration_with_one_value_replaced(
 
 
 @pytest.mark.ours
-@settings(max_examples=80)
+@settings(max_examples=80, phases=TRIED)
 @given(swap=st.sampled_from([(path, new) for path, new in SWAPS if path and path[0] in {"ipam", "runtimeConfig", "dns"}]))
 def test_a_wrong_value_is_named_with_its_path(lab: tuple[Node, Pod], swap: tuple[tuple[str | int, ...], Any]) -> None:
     """A refusal that blames the configuration (code 7) names the key that was changed, or one below or above it."""
