@@ -193,7 +193,7 @@ class World:
         self._environ = environ
         self.folder = environ.get("NETCONFPATH") or netlist.DEFAULT_FOLDER
         self.path = plugin_path(environ)
-        self.runtime = Runtime(self.path, plugin_environ(environ), time.monotonic, say)
+        self.runtime = Runtime(self.path, dict(environ), time.monotonic, say)
 
     def network(self, name: str) -> NetworkList:
         """The network list of that name."""
@@ -264,17 +264,6 @@ def show(result: dict[str, Any]) -> None:
     import json
 
     click.echo(json.dumps(result, indent=4))
-
-
-def plugin_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """What plugins inherit. A frozen cnikit runs with its bundle's libraries in front, which are not theirs."""
-    inherited = dict(environ)
-    if getattr(sys, "frozen", False):
-        inherited.pop("LD_LIBRARY_PATH", None)
-        before = inherited.pop("LD_LIBRARY_PATH_ORIG", "")
-        if before:
-            inherited["LD_LIBRARY_PATH"] = before
-    return inherited
 
 
 def plugin_path(environ: Mapping[str, str]) -> list[str]:

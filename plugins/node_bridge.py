@@ -63,6 +63,9 @@ def ensure(host: Namespace, name: str, mtu: int, *, promisc: bool, vlan_filterin
             if error.errno != EEXIST:  # another pod's ADD was faster
                 raise
         link = _existing(host, name)
+        # The bridge's link-local address would be tentative for 1 to 2 s after the first port came up, and
+        # without it the node cannot look for a pod to which it forwards.
+        set_known(host, name, "accept_dad", "0")
     set_known(host, name, "accept_ra", "0")
     if not link.up or (promisc and not link.flags & IFF_PROMISC):
         host.apply(ops.link_set(name, up=True, promisc=True if promisc else None))
