@@ -108,7 +108,7 @@ class Demo:
         told(f"outside  {' and '.join(OUTSIDE)}, with no route to any pod")
         # A new wire drops what passes in its first second; the pods' pings are not about that.
         for address in OUTSIDE:
-            sandbox.in_child(lambda target=address.partition("/")[0]: sandbox.ping(target, 1, TIMEOUT))
+            sandbox.within("/proc/self/ns/net", sandbox.ping, address.partition("/")[0], 1, TIMEOUT)
         told("the node reaches it")
 
     def _show_network(self) -> None:

@@ -61,5 +61,5 @@ class Delegate:
     def _clean_up(self) -> None:
         try:
             self.delete()
-        except Exception as error:  # it must not hide why ADD failed
+        except Exception as error:  # noqa: BLE001 - it must not hide why ADD failed
             self._world.log(f"ipam {self.name}: DEL after its failed ADD: {error}")

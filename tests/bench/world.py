@@ -51,7 +51,7 @@ class Node:
 
     def __init__(self) -> None:
         # /var/tmp: a real file system, as /var/lib/cni is on a node.
-        self.data_dir = Path(tempfile.mkdtemp(prefix="cnikit-bench-", dir="/var/tmp"))
+        self.data_dir = Path(tempfile.mkdtemp(prefix=f"cnikit-bench-{os.getpid()}-", dir="/var/tmp"))
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(NODE), str(self.data_dir)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

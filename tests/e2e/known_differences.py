@@ -7,6 +7,7 @@ a failure.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,30 @@ def _drop_lock(seen: Observation) -> None:
     seen["leases"] = {name: text for name, text in seen["leases"].items() if not name.endswith("/lock")}
 
 
+def _drop_arp_without_ipv4(seen: Observation) -> None:
+    families = {address["family"] for link in seen["pod"]["links"].values() for address in link["addresses"] if link["kind"]}
+    if "inet" not in families:
+        seen["pod"]["sysctls"] = [line for line in seen["pod"]["sysctls"] if "arp_notify" not in line]
+
+
+def _drop_metrics_of_old_routes(seen: Observation) -> None:
+    if seen["result"] and seen["result"]["cniVersion"] < "0.3.0":
+        routes = [json.loads(route) for route in seen["pod"]["routes"]]
+        kept = [{key: value for key, value in route.items() if key not in ("metric", "metrics")} for route in routes]
+        seen["pod"]["routes"] = sorted(json.dumps(route, sort_keys=True) for route in kept)
+
+
+def _drop_queue_length(seen: Observation) -> None:
+    for link in seen["node"]["links"].values():
+        if link["kind"] == "veth":
+            link.pop("txqlen", None)
+
+
+def _drop_last_reserved_of_a_refused_add(seen: Observation) -> None:
+    if seen["error"]:
+        seen["leases"] = {name: text for name, text in seen["leases"].items() if "/last_reserved_ip." not in name}
+
+
 def _drop_error_extras(seen: Observation) -> None:
     if seen["error"]:
         seen["error"] = {key: seen["error"][key] for key in ("code", "msg")}
@@ -118,6 +143,19 @@ NORMALISED = [
     Known("the host's veth carries its owner in its alias, so that it is findable without a record", _drop_alias),
     Known('results before 1.0.0 of the reference say `"dns": {}` when there is no DNS; we leave it out', _drop_empty_dns),
     Known("our DEL, CHECK and refused ADD make no folder and no lock for a network that has none", _drop_lock),
+    Known("arp_notify is switched on for pods with IPv4 only; theirs also where there is no ARP", _drop_arp_without_ipv4),
+    Known(
+        "results of 0.1.0 and 0.2.0 have no place for a route's priority and MTU; theirs loses them between IPAM and bridge",
+        _drop_metrics_of_old_routes,
+    ),
+    Known(
+        "the host's veth has the kernel's queue length, where theirs has 0, which a shaper added later would inherit",
+        _drop_queue_length,
+    ),
+    Known(
+        "a refused ADD of ours takes no address; theirs takes some, gives them back, and moves last_reserved_ip",
+        _drop_last_reserved_of_a_refused_add,
+    ),
     Known("an error object carries cniVersion and details too", _drop_error_extras),
     Known(
         "the reference's loopback prints every result in the form of 1.0.0, whatever version was asked for",
@@ -138,7 +176,7 @@ class Refusal:
 
 ERRORS = [
     Refusal(
-        r"failed to allocate for range", 7, r"failed to allocate all requested IPs",
+        r"failed to allocate for range", 7, r"failed to allocate all requested IPs|requested ip .* is subnet's gateway",
         "a wish that can never be fulfilled is refused before anything is allocated",
     ),
     Refusal(
@@ -185,19 +223,35 @@ class OnlyTheirs:
 
     theirs: str
     reason: str
+    commands: tuple[str, ...] = ("ADD", "CHECK", "DEL")
 
 
 ONLY_THEIRS = [
     OnlyTheirs(
         r"Bridge interface .* Mac doesn't match",
         "a bridge's MAC changes when ports join, and their CHECK then fails for pods that are well",
+        ("CHECK",),
+    ),
+    OnlyTheirs(
+        r"invalid IP address|invalid range set|overlaps with|no IP ranges|invalid CIDR|does not support more than 1",
+        "a lease can be released whatever has become of the ranges that it was taken from",
+        ("DEL",),
     ),
 ]
 
+# A refusal of ours where they succeed: our message (a regular expression) and why.
+ONLY_OURS = [
+    (r"^ipam\.routes\[\d+\]\.dst: expected", "they install a route to `<nil>`, which is one to nowhere"),
+]
 
-def only_they_refuse(theirs: Any, ours: Any) -> bool:
-    """Whether this is one of the calls that only the reference refuses."""
-    return theirs.status != 0 and ours.status == 0 and any(re.search(item.theirs, theirs.error["msg"]) for item in ONLY_THEIRS)
+
+def only_one_refuses(command: str, theirs: Any, ours: Any) -> bool:
+    """Whether this is one of the calls that only one side refuses."""
+    if theirs.ok == ours.ok:
+        return False
+    if ours.ok:
+        return any(command in item.commands and re.search(item.theirs, theirs.error["msg"]) for item in ONLY_THEIRS)
+    return any(re.search(pattern, ours.error["msg"]) for pattern, _ in ONLY_OURS)
 
 
 def counterpart(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -116,7 +116,7 @@ class Pod:
         return self.node.ip(*argv, pod=self)
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM) -> socket.socket:
-        return socket_in(f"/proc/{self.node.pid}/root{self.path}", family, kind)
+        return self.node.socket_at(self.path, family, kind)
 
     def addresses(self, ifname: str = "eth0") -> list[str]:
         """`10.1.0.2/24`, without link-local ones."""
@@ -269,6 +269,11 @@ class Node:
         """The pod's namespace goes, as a runtime or a crash removes it."""
         self.run("ip", "netns", "del", pod.name)
         self.pods.remove(pod)
+
+    def socket_at(self, netns: str, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM) -> socket.socket:
+        """A socket of the namespace at a path of the node."""
+        path = netns.replace("/var/run/", "/run/")  # an absolute link would lead out of the node
+        return socket_in(f"/proc/{self.pid}/root{path}", family, kind)
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM) -> socket.socket:
         """A socket of the node."""

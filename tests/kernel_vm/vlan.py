@@ -49,8 +49,14 @@ def observe(way: Way, case: str) -> dict[str, Any]:
             "pod": {name: link["flags"] for name, link in node.links(first).items()},
             "pings": {target: ping(node, first, target) for target in targets(case, results)},
         }
-        checks = [node.call("bridge", "CHECK", {**conf, "prevResult": r}, p) for r, p in zip(results, (first, second), strict=True)]
-        deleted = [node.call("bridge", "DEL", {**conf, "prevResult": results[0]}, first), node.call("bridge", "DEL", conf, second)]
+        checks = [
+            node.call("bridge", "CHECK", {**conf, "prevResult": r}, p)
+            for r, p in zip(results, (first, second), strict=True)
+        ]
+        deleted = [
+            node.call("bridge", "DEL", {**conf, "prevResult": results[0]}, first),
+            node.call("bridge", "DEL", conf, second),
+        ]
         after = node.snapshot()
         return {
             **seen,

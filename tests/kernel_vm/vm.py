@@ -12,14 +12,20 @@ It is for kernel features, not for figures: everything takes about twenty times 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # With virtiofs built in, so that it boots from the shared root with no initramfs.
 KERNEL_PACKAGE = "linux-image-6.12-cloud-amd64"
@@ -49,24 +55,31 @@ class Outcome:
 def run(argv: list[str], timeout: float = 300) -> Outcome:
     """Boot, run the command with this process's working directory and environment, and power off."""
     virtiofsd = _install_needs()
-    cache = _cache()
-    kernel = _kernel(cache)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="run.") as folder:
+    kernel = _kernel(_cache())
+    with tempfile.TemporaryDirectory(prefix="cnikit-vm.") as folder:
         run_dir = Path(folder)
         _write_command(run_dir / "command", argv)
         (run_dir / "output").touch()
-        socket = run_dir / "fs.socket"
-        share = subprocess.Popen(
-            [virtiofsd, f"--socket-path={socket}", "-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot"],
-            stdout=subprocess.DEVNULL,
-            stderr=(run_dir / "fs.log").open("wb"),
-        )
-        try:
-            _boot(kernel, run_dir, socket, timeout)
-        finally:
-            share.terminate()
-            share.wait()
+        with _shared_root(virtiofsd, run_dir) as listener:
+            _boot(kernel, run_dir, listener, timeout)
         return _outcome(run_dir)
+
+
+@contextlib.contextmanager
+def _shared_root(virtiofsd: str, run_dir: Path) -> Iterator[str]:
+    """Serve this machine's root to the virtual one; the path of the socket. It ends with its only client."""
+    path = f"{run_dir}/fs.socket"
+    with socket.socket(socket.AF_UNIX) as listener, (run_dir / "fs.log").open("wb") as log:
+        listener.bind(path)
+        listener.listen(1)
+        options = ["-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot"]
+        argv = [virtiofsd, f"--fd={listener.fileno()}", *options]
+        share = subprocess.Popen(argv, pass_fds=[listener.fileno()], stdout=log, stderr=log)
+    try:
+        yield path
+    finally:
+        share.terminate()
+        share.wait()
 
 
 def _install_needs() -> str:
@@ -131,7 +144,7 @@ def _write_command(path: Path, argv: list[str]) -> None:
     path.write_text("\n".join([*lines, f"cd {shlex.quote(os.getcwd())}", f"exec {shlex.join(argv)}", ""]))
 
 
-def _boot(kernel: Path, run_dir: Path, socket: Path, timeout: float) -> None:
+def _boot(kernel: Path, run_dir: Path, listener: str, timeout: float) -> None:
     (image,) = (kernel / "boot").glob("vmlinuz-*")
     # What the kernel does not know of its command line it gives to init, as environment.
     cmdline = f"console=ttyS0 quiet panic=-1 root=root rootfstype=virtiofs rw init={INIT} KERNEL={kernel} RUN={run_dir}"
@@ -139,22 +152,14 @@ def _boot(kernel: Path, run_dir: Path, socket: Path, timeout: float) -> None:
         "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", MEMORY,
         "-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", f"file:{run_dir}/console",
         "-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on", "-numa", "node,memdev=memory",
-        "-chardev", f"socket,id=fs,path={socket}", "-device", "vhost-user-fs-pci,chardev=fs,tag=root",
+        "-chardev", f"socket,id=fs,path={listener}", "-device", "vhost-user-fs-pci,chardev=fs,tag=root",
         "-kernel", str(image), "-append", cmdline,
     ]  # fmt: skip
-    _wait_for(socket)
     with (run_dir / "qemu.log").open("wb") as log:
         try:
             subprocess.run(machine, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
             raise VmError(f"no end within {timeout} s\n{_logs(run_dir)}") from None
-
-
-def _wait_for(socket: Path) -> None:
-    """virtiofsd makes its socket within milliseconds; inotify would be more code than it is worth."""
-    wait = ["timeout", "10", "sh", "-c", 'until [ -S "$1" ]; do sleep 0.05; done', "sh", str(socket)]
-    if subprocess.run(wait, check=False).returncode:
-        raise VmError(f"virtiofsd made no socket\n{_logs(socket.parent)}")
 
 
 def _outcome(run_dir: Path) -> Outcome:

@@ -8,14 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.bench.rows import ROWS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 README = "# cnikit\n<!-- bench -->\nold table\n<!-- /bench -->\nafter\n"
@@ -36,16 +33,10 @@ class Bench(subprocess.Popen[str]):
         )  # fmt: skip
 
     def end(self) -> tuple[int, str, str]:
-        """Exit status, stdout, stderr."""
+        """Exit status, stdout and stderr, after a look at whether the leases are gone."""
         out, err = self.communicate(timeout=240)
+        assert not list(DATA_DIRS.glob(f"cnikit-bench-{self.pid}-*"))
         return self.returncode, out, err
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    before = set(DATA_DIRS.glob("cnikit-bench-*"))
-    yield
-    assert set(DATA_DIRS.glob("cnikit-bench-*")) == before
 
 
 def test_a_short_run_tells_every_row(tmp_path: Path) -> None:

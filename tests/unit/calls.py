@@ -79,7 +79,9 @@ class Answer:
 class Node:
     """A node in memory with two pods, POD and OTHER."""
 
-    def __init__(self, tmp_path: Path, kernel: FakeKernel | None = None, registry: Mapping[str, str] = REGISTRY) -> None:
+    def __init__(
+        self, tmp_path: Path, kernel: FakeKernel | None = None, registry: Mapping[str, str] = REGISTRY
+    ) -> None:
         self.kernel = kernel or FakeKernel()
         self.kernel.add_netns(POD)
         self.kernel.add_netns(OTHER)
@@ -96,7 +98,7 @@ class Node:
             self.registry,
             kernel or self.kernel,
             clock=iter(range(1_000_000)).__next__,
-            log=[].append if log is None else log.append,
+            log=(log if log is not None else []).append,
             own_plugin=lambda path: name if (name := path.rpartition("/")[2]) in self.registry else None,
             boot_id=lambda: "boot",
             run_dir=str(self.run_dir),
@@ -147,10 +149,9 @@ class Node:
         kept = {name: _content(path) for name, path in files.items() if path.name != "lock" and not path.is_dir()}
         return {**self.kernel.snapshot(), "files": kept}
 
-    def own(self, what: str) -> dict[str, Any]:
+    def own(self, what: str) -> Any:
         """`links`, `addresses`, ... of the node's own namespace."""
-        found: dict[str, Any] = self.kernel.snapshot()["own"][what]
-        return found
+        return self.kernel.snapshot()["own"][what]
 
     def pod(self, what: str, netns: str = POD) -> Any:
         """The same of a pod."""
@@ -158,8 +159,8 @@ class Node:
 
     def host_end(self) -> str:
         """The name of the one veth on the node that has a label."""
-        (name,) = [name for name, link in self.own("links").items() if link["alias"].startswith("cnikit ")]
-        return name
+        (found,) = [name for name, link in self.own("links").items() if link["alias"].startswith("cnikit ")]
+        return str(found)
 
 
 def _gateway(cidr: str) -> str:

@@ -115,7 +115,16 @@ def test_mac_round_trip(packed: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "0a:58", "0a:58:0a:01:00:2", "0a:58:0a:01:00:zz", "0a:58:0a:01:00:02:03", "0a:58:0a:01:00:+2", "0a:58:0a:01:00:²²"]
+    "text",
+    [
+        "",
+        "0a:58",
+        "0a:58:0a:01:00:2",
+        "0a:58:0a:01:00:zz",
+        "0a:58:0a:01:00:02:03",
+        "0a:58:0a:01:00:+2",
+        "0a:58:0a:01:00:²²",
+    ],
 )
 def test_no_mac(text: str) -> None:
     assert addr.pack_mac(text) is None

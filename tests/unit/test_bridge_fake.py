@@ -136,7 +136,11 @@ def test_default_route_of_ipam_is_not_doubled(node: Node) -> None:
 
 
 def test_prev_result_is_extended(node: Node) -> None:
-    previous = {"cniVersion": "1.1.0", "interfaces": [{"name": "net1"}], "ips": [{"address": "192.0.2.9/24", "interface": 0}]}
+    previous = {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "net1"}],
+        "ips": [{"address": "192.0.2.9/24", "interface": 0}],
+    }
 
     result = node.call("bridge", "ADD", node.network(prevResult=previous)).result
 
@@ -145,6 +149,7 @@ def test_prev_result_is_extended(node: Node) -> None:
 
 
 # Each option's effect
+
 
 def port(node: Node) -> dict[str, Any]:
     found: dict[str, Any] = node.own("links")[node.host_end()]["port"]
@@ -197,7 +202,9 @@ def test_disabled_container_interface_stays_down(node: Node) -> None:
 
     assert [item["name"] for item in answer.result["interfaces"]] == ["cni0", node.host_end(), "eth0"]
     assert not node.pod("links")["eth0"]["flags"] & IFF_UP
-    node.call("bridge", "CHECK", node.network(ipam={}, disableContainerInterface=True, prevResult=answer.result)).silent()
+    node.call(
+        "bridge", "CHECK", node.network(ipam={}, disableContainerInterface=True, prevResult=answer.result)
+    ).silent()
 
 
 def test_an_existing_gateway_of_another_address_is_refused_or_with_force_replaced(node: Node) -> None:
@@ -578,7 +585,9 @@ def elements(node: Node) -> list[bytes]:
     return [key for table in node.own("nft").values() for one in table["sets"].values() for key in one["elements"]]
 
 
-def test_a_pod_that_took_over_an_address_keeps_it_when_the_first_is_deleted(node: Node, attached: dict[str, Any]) -> None:
+def test_a_pod_that_took_over_an_address_keeps_it_when_the_first_is_deleted(
+    node: Node, attached: dict[str, Any]
+) -> None:
     conf = node.network(isGateway=True, ipMasq=True)
     node.call("bridge", "ADD", conf, "first", POD)
     second = node.call("bridge", "ADD", conf, "second", OTHER).result
@@ -738,7 +747,10 @@ def test_gc_removes_what_is_not_listed_and_nothing_of_another_network(node: Node
     assert node.ipam_calls()[-1].startswith("GC")
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"version": 1, "network": "net", "containerID": "ctr", "ifname": "eth0", "plugins": {"bridge": {}}}'])
+@pytest.mark.parametrize(
+    "content",
+    [None, "{", '{"version": 1, "network": "net", "containerID": "ctr", "ifname": "eth0", "plugins": {"bridge": {}}}'],
+)
 def test_gc_with_no_usable_record_goes_by_labels_and_holders(node: Node, content: str | None) -> None:
     conf = node.network(isGateway=True, ipMasq=True)
     node.call("bridge", "ADD", conf, "keep", OTHER)

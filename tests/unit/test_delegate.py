@@ -78,13 +78,16 @@ def test_foreign_plugin_is_given_all_configuration_and_all_environment(node: Nod
 
     assert result.json("1.1.0") == RESULT
     assert foreign.stdin == conf
-    assert foreign.environ >= {f"{k}={v}" for k, v in node.environ("ADD").items()} | {"UNRELATED=kept", "CNI_ARGS=IgnoreUnknown=1;X=y"}
+    assert foreign.environ >= {f"{k}={v}" for k, v in node.environ("ADD").items()} | {
+        "UNRELATED=kept",
+        "CNI_ARGS=IgnoreUnknown=1;X=y",
+    }
 
 
 @pytest.mark.parametrize(
     ("behaviour", "code", "message"),
     [
-        ("echo '{\"code\": 11, \"msg\": \"full\"}'; exit 1", 11, "full"),
+        ('echo \'{"code": 11, "msg": "full"}\'; exit 1', 11, "full"),
         ("exit 1", INTERNAL, "exited with 1"),
         ("kill -9 $$", INTERNAL, "signal 9"),
         ("echo 'no json'", INTERNAL, "not valid JSON"),
@@ -104,7 +107,7 @@ def test_failing_add_is_followed_by_del(node: Node, foreign: Foreign, behaviour:
 
 
 def test_failing_del_after_a_failed_add_is_logged_and_does_not_hide_it(node: Node, foreign: Foreign) -> None:
-    foreign.behave("echo \"{\\\"code\\\": 50, \\\"msg\\\": \\\"$CNI_COMMAND refused\\\"}\"; exit 1")
+    foreign.behave('echo "{\\"code\\": 50, \\"msg\\": \\"$CNI_COMMAND refused\\"}"; exit 1')
     log: list[str] = []
 
     with pytest.raises(CniError, match="ADD refused"):

@@ -405,11 +405,15 @@ variables = st.dictionaries(
 )
 anything = st.recursive(
     st.sampled_from([None, True, 5, -1, 1e30, 1 << 64, "", "a", "1.1.0", "\ud800", "fake-ipam", "10.1.0.2/24"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["ips", "type", "address", "mac"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["ips", "type", "address", "mac"]), inner)
+    ),
     max_leaves=4,
 )
 options = st.dictionaries(
-    st.sampled_from(["prevResult", "ipam", "dns", "args", "runtimeConfig", "mtu", "bridge", "vlan", "vlanTrunk", "ipMasqBackend"]),
+    st.sampled_from(
+        ["prevResult", "ipam", "dns", "args", "runtimeConfig", "mtu", "bridge", "vlan", "vlanTrunk", "ipMasqBackend"]
+    ),
     anything,
     max_size=3,
 )

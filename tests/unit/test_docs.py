@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cli import bundle
 from cni import __version__, cache, netlist
+from cni.addr import AF_INET
 from cni.config import Reader
 from cni.errors import CniError
 from cni.kernel.ops import NFPROTO_BRIDGE, NFPROTO_INET
 from cni.request import Request
+from cni.runtime import Runtime
 from cni.version import SUPPORTED
 from ipam import host_local, store
 from plugins import bridge, iptables, loopback
@@ -55,66 +60,75 @@ class TestRegistry:
     """What one ADD with everything on leaves behind is in docs/registry.md."""
 
     @pytest.fixture
-    def node(self, tmp_path: Path) -> Node:
+    def node(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
         node = Node(tmp_path, registry=PLUGINS)
-        ipam = {"type": "host-local", "dataDir": str(tmp_path / "leases"), "ranges": RANGES}
         self.before = node.kernel.snapshot()
+        leases = tmp_path / "leases"
+        (leases / "net").mkdir(parents=True)
+        (leases / "net/10.1.0.2").touch()  # torn
+        self.removed: list[str] = []
+        unlink = os.unlink
+
+        def noted(path: str) -> None:
+            self.removed.append(path)
+            unlink(path)
+
+        monkeypatch.setattr(os, "unlink", noted)
+        ipam = {"type": "host-local", "dataDir": str(leases), "ranges": RANGES}
         assert node.call("bridge", "ADD", {**EVERYTHING, "ipam": ipam}).status == 0
         return node
 
     def test_nftables(self, node: Node) -> None:
         for key, table in node.kernel.snapshot()["own"]["nft"].items():
             number, name = key.split()
-            label = f"`{FAMILIES[int(number)]} {name}`"
-            assert label in REGISTRY
+            ours = rows(f"`{FAMILIES[int(number)]} {name}`")
+            assert ours
             for chain, content in table["chains"].items():
-                assert f"`{general(chain)}`" in REGISTRY, chain
+                (row,) = [line for line in ours if f"`{general(chain)}`" in line]
                 if content["hook"]:
                     kind, hook, priority = content["hook"]
-                    row = next(line for line in REGISTRY.splitlines() if f"`{general(chain)}`" in line)
-                    assert label in row
                     assert f"type `{kind}`, hook `{hook}`" in row
                     assert str(priority) in row
-                for _, comment in content["rules"]:
-                    assert f"`{general(comment)}`" in REGISTRY or "its comment is the subnet" in REGISTRY
-            for name, content in table["sets"].items():
-                assert f"`{general(name)}`" in REGISTRY, name
-                assert content["key"] in REGISTRY
-                assert {f"`{general(comment)}`" in REGISTRY for comment in content["elements"].values()} == {True}
+                comments = {general(comment) for _, comment in content["rules"]}
+                documented = [any(f"comment `{comment}`" in line for line in ours) for comment in comments]
+                assert all(documented) or "its comment is the subnet" in row
+            for set_name, content in table["sets"].items():
+                (row,) = [line for line in ours if f"set `{general(set_name)}`" in line]
+                assert content["key"] in row
+                for comment in content["elements"].values():
+                    assert any(f"element, comment `{general(comment)}`" in line for line in ours)
 
     def test_links(self, node: Node) -> None:
+        forms = {"cni0": "`cni0`", "cni0.100": "`<bridge>.<vlan>`"}
         links = node.kernel.snapshot()["own"]["links"]
+        del links["lo"]
         for name, link in links.items():
-            derived = re.sub(r"^veth[0-9a-f]{11}$", "veth` + 11 hex digits", name)
-            known = {
-                "lo": "lo",
-                "cni0": "`cni0`",
-                "cni0.100": "`<bridge>.<vlan>`",
-                "veth` + 11 hex digits": f"`{derived}",
-            }
-            assert known[derived] in REGISTRY
-            assert not link["alias"] or f"`{general(link['alias'])}`" in REGISTRY
-        mac = node.kernel.snapshot()[POD]["links"]["eth0"]["mac"].hex(":")
-        assert f"`{mac[:5]}`" in REGISTRY
+            assert rows("`veth` + 11 hex digits" if re.fullmatch("veth[0-9a-f]{11}", name) else forms[name])
+            assert not link["alias"] or rows(f"alias `{general(link['alias'])}`")
+        eth0 = node.kernel.snapshot()[POD]["links"]["eth0"]
+        assert rows(f"MAC prefix `{eth0['mac'].hex(':')[:5]}`")
 
-    def test_settings(self, node: Node) -> None:
-        after = node.kernel.snapshot()
+    @pytest.mark.parametrize("duplicate_detection", [True, False])
+    def test_settings(self, tmp_path: Path, *, duplicate_detection: bool) -> None:
+        node = Node(tmp_path, registry=PLUGINS)
+        before = node.kernel.snapshot()
+        ipam = {"type": "host-local", "dataDir": str(tmp_path / "leases"), "ranges": RANGES}
+        assert node.call("bridge", "ADD", {**EVERYTHING, "enabledad": duplicate_detection, "ipam": ipam}).status == 0
         changed = {
-            f"{'node' if where == 'own' else 'pod'} ipv{4 if family == 2 else 6} {link} {key}"
-            for where in after
-            for family, by_link in after[where]["conf"].items()
+            (where, f"ipv{4 if family == AF_INET else 6}", link, key)
+            for where, world in node.kernel.snapshot().items()
+            for family, by_link in world["conf"].items()
             for link, keys in by_link.items()
             for key, value in keys.items()
-            if value != self.before[where]["conf"][family].get(link, self.before[where]["conf"][family]["default"])[key]
+            if value != before[where]["conf"][family].get(link, before[where]["conf"][family]["default"])[key]
+            and (key != "forwarding" or link == "all")  # `all` sets every link's
         }
-        # Forwarding of `all` is that of every link.
-        changed = {text for text in changed if not (text.endswith(" forwarding") and " all " not in text)}
-        assert changed >= {"node ipv4 all forwarding", "pod ipv4 eth0 arp_notify"}
-        for text in changed:
-            where, family, link, key = text.split()
+        assert changed >= {("own", "ipv4", "all", "forwarding"), (POD, "ipv4", "eth0", "arp_notify")}
+        assert duplicate_detection or (POD, "ipv6", "eth0", "accept_dad") in changed
+        for where, family, link, key in changed:
             name = {"eth0": "IFNAME", "cni0": "<bridge>"}.get(link, link)
-            rows = [line for line in REGISTRY.splitlines() if line.startswith(f"| {where} | ")]
-            assert any(f"net.{family}.conf.{name}." in row and key in row for row in rows), text
+            ours = rows("node" if where == "own" else "pod")
+            assert any(f"net.{family}.conf.{name}." in row and f"{key}`" in row for row in ours), (where, link, key)
 
     def test_every_setting_that_the_code_can_write(self) -> None:
         keys = {
@@ -129,11 +143,24 @@ class TestRegistry:
         assert [key for key in sorted(keys) if key not in REGISTRY] == []
 
     def test_files(self, node: Node, tmp_path: Path) -> None:
-        for root, where in ((node.run_dir, "/run/cnikit"), (tmp_path / "leases", store.DEFAULT_DATA_DIR)):
-            files = [path for path in root.rglob("*") if path.is_symlink() or path.is_file()]
-            assert len(files) > 2
-            for file in files:
-                assert is_registered(f"{where}/{general(str(file.relative_to(root)))}"), file
+        roots = {str(node.run_dir): "/run/cnikit", str(tmp_path / "leases"): store.DEFAULT_DATA_DIR}
+        for root, where in roots.items():
+            there = [str(path) for path in Path(root).rglob("*") if path.is_symlink() or path.is_file()]
+            passing = [path for path in self.removed if path.startswith(f"{root}/")]
+            assert len(there) > 2
+            assert passing
+            for file in there + passing:
+                assert is_registered(f"{where}/{general(file.removeprefix(f'{root}/'))}"), file
+
+    def test_files_of_the_runtime_and_the_build(self, tmp_path: Path) -> None:
+        runtime = Runtime([], {}, time.monotonic, print, str(tmp_path))
+        with runtime._turn("net", cache.Attachment("ctr", "eth0")):
+            (folder,) = {path.parent.name for path in tmp_path.rglob("*") if path.is_file()}
+        assert rows(f"`{cache.DEFAULT_FOLDER}/{folder}/`")
+        (launchers,) = rows("`/opt/cni/bin/bridge`")
+        assert all(f"`{name}`" in launchers for name in set(bundle.PLUGINS) - {"bridge"})
+        assert rows(f"`/opt/cni/bin/{bundle.PLUGIN_BUNDLE[0]}/VERSION/`")
+        assert rows(f"`{bundle.COMMAND_BUNDLE[0]}/VERSION/` beside `cnikit`")
 
     def test_every_path_in_the_code(self) -> None:
         ours = ("/run/cnikit", "/var/lib/cni", "/opt/cni", "/usr/lib/cnikit", "/etc/cni", "/proc/")
@@ -309,26 +336,35 @@ class TestPages:
                 pytest.fail(f"{block}\n{error}")
 
 
+def rows(first: str) -> list[str]:
+    """The registry's rows in use whose first cell begins with `first`, or whose second does after a family and table."""
+    lines = [line for line in REGISTRY.splitlines() if line.startswith(f"| {first}")]
+    reserved = ("svc-", "policy-", "crypt-", "| reserved |")
+    return [line for line in lines if not any(word in line for word in reserved)]
+
+
 def general(text: str) -> str:
     """A name of the test's world with the placeholders that the page uses; the container is `ctr`."""
-    text = (
-        text.replace("ctr:eth0", "KEY")
-        .replace("ctr-eth0", "CONTAINER-IFNAME")
-        .replace("net/ctr/eth0", "NETWORK/CONTAINER/IFNAME")
-    )
+    text = text.replace("ctr:eth0", "KEY").replace("ctr-eth0", "CONTAINER-IFNAME")
+    text = text.replace("net/ctr/eth0", "NETWORK/CONTAINER/IFNAME")
     text = re.sub(r"^(masq|pods)-net\b", r"\1-NETWORK", text)
     text = re.sub(r"NETWORK-[0-9a-f]{8,32}/\d+$", "NETWORK-HEX/LENGTH", text)
+    text = re.sub(r":KEY:(bridge|host-local)$", ":KEY:PLUGIN", text)
     return re.sub(r"(^|/)net(/|:|$)", r"\1NETWORK\2", text)
 
 
 def is_registered(path: str) -> bool:
-    """Whether a path is one of the first column's of a table with files."""
+    """Whether a path is in the first cell of a row: whole, or with its folder before it in the cell."""
     folder, _, name = path.rpartition("/")
     name = re.sub(r"^(10\.1|fd00)[0-9a-f.:]*(_\d+)?$", lambda found: "ADDRESS_LENGTH" if found[2] else "ADDRESS", name)
     name = re.sub(r"^last_reserved_ip\.\d$", "last_reserved_ip.N", name)
     name = re.sub(r"^used-.*", "used-*", name)
-    rows = [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in REGISTRY.splitlines() if line.startswith("| `/")]
-    return any(row[0] == f"{folder}/{name}" or (row[0].startswith(f"{folder}/") and name in row[1:]) for row in rows)
+    for row in rows("`/"):
+        first, *others = re.findall(r"`([^`]+)`", row.split("|")[1])
+        beside = re.findall(r"`([\w.]+)`", row.split("|")[3])
+        if first == f"{folder}/{name}" or (first.startswith(f"{folder}/") and name in others + beside):
+            return True
+    return False
 
 
 def calls_in(folder: str, functions: tuple[str, ...]) -> Iterator[ast.Call]:

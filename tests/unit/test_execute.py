@@ -57,9 +57,14 @@ def test_environment_is_the_given_one_and_nothing_else() -> None:
     [
         ('echo \'{"code": 11, "msg": "busy", "details": "later"}\'; exit 1', 11, "busy", "later"),
         ('echo \'{"code": 100, "msg": "own"}\'; exit 3', 100, "own", ""),
-        ("exit 3", INTERNAL, "plugin plugin exited with 3 with no error object; stdout was ''", "its stderr may tell more"),
+        (
+            "exit 3",
+            INTERNAL,
+            "plugin plugin exited with 3 with no error object; stdout was ''",
+            "its stderr may tell more",
+        ),
         ("echo oh no; exit 1", INTERNAL, "exited with 1 with no error object; stdout was 'oh no\\n'", ""),
-        ("echo '{\"code\": true, \"msg\": 1}'; exit 1", INTERNAL, "exited with 1 with no error object", ""),
+        ('echo \'{"code": true, "msg": 1}\'; exit 1', INTERNAL, "exited with 1 with no error object", ""),
         ("echo '[]'; exit 1", INTERNAL, "exited with 1", ""),
         ("kill -9 $$", INTERNAL, "plugin plugin was killed by signal 9", ""),
         ("kill -PIPE $$", INTERNAL, "plugin plugin was killed by signal 13", ""),
@@ -158,6 +163,8 @@ def test_find_names_what_it_looked_for_and_where(path: list[str], details: str) 
 
 def test_the_interpreter_as_a_plugin() -> None:
     """A child that answers from another thread after stdin has ended."""
-    program = "import sys, threading; data = sys.stdin.read(); threading.Thread(target=lambda: print(len(data))).start()"
+    program = (
+        "import sys, threading; data = sys.stdin.read(); threading.Thread(target=lambda: print(len(data))).start()"
+    )
 
     assert int(execute.command([sys.executable, "-c", program], ENVIRON, b"x" * 100_000)) == 100_000

@@ -16,7 +16,9 @@ texts = st.text(st.characters(exclude_categories=["Cs"]))
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4))
 # Text that is often nearly JSON.
-nearly = st.lists(st.sampled_from([*'{}[]",:0123456789.eE+- \t\n\\', "true", "null", "1e999", "NaN", '"a"'])).map("".join)
+nearly = st.lists(st.sampled_from([*'{}[]",:0123456789.eE+- \t\n\\', "true", "null", "1e999", "NaN", '"a"'])).map(
+    "".join
+)
 
 
 def no_constant(name: str) -> NoReturn:

@@ -64,7 +64,13 @@ def test_host_end_is_a_valid_name_and_a_unicast_mac(network: str, container: str
 def test_host_end_differs_by_every_part() -> None:
     ends = [
         names.host_end(*parts)
-        for parts in (("n", "c", "i", 0), ("n", "c", "i", 1), ("n", "c", "j", 0), ("n", "d", "i", 0), ("m", "c", "i", 0))
+        for parts in (
+            ("n", "c", "i", 0),
+            ("n", "c", "i", 1),
+            ("n", "c", "j", 0),
+            ("n", "d", "i", 0),
+            ("m", "c", "i", 0),
+        )
     ]
 
     assert len({name for name, _ in ends}) == len({mac for _, mac in ends}) == 5

@@ -160,7 +160,9 @@ def test_a_torn_record_can_be_removed(records: Records, folder: Path) -> None:
     assert not (folder / KEY).exists()
 
 
-def test_a_full_file_system_leaves_the_old_record(records: Records, folder: Path, request: pytest.FixtureRequest) -> None:
+def test_a_full_file_system_leaves_the_old_record(
+    records: Records, folder: Path, request: pytest.FixtureRequest
+) -> None:
     records.write(common(), "bridge", {"old": True})
     before = (folder / KEY).read_bytes()
     request.getfixturevalue("small_files")

@@ -162,16 +162,22 @@ def test_routes_and_dns_of_a_configuration() -> None:
     assert read_dns(Reader({"domain": "", "search": ["a"]})) == {"search": ["a"]}
 
 
-cidrs = st.builds(
-    lambda address, share: f"{address}/{int(share * address.max_prefixlen)}", st.ip_addresses(), st.floats(0, 1)
-)
-gateways = st.none() | st.ip_addresses().map(str)
+# ::ffff:10.0.0.1/64 is no IPv4 network, and as in Go no IPv6 one: see test_addr.
+addresses = st.ip_addresses().filter(lambda address: getattr(address, "ipv4_mapped", None) is None)
+cidrs = st.builds(lambda address, share: f"{address}/{int(share * address.max_prefixlen)}", addresses, st.floats(0, 1))
+gateways = st.none() | addresses.map(str)
 results = st.fixed_dictionaries(
     {},
     optional={
-        "interfaces": st.lists(st.fixed_dictionaries({"name": st.text(max_size=5)}, optional={"mtu": st.integers(0, 9000)})),
-        "ips": st.lists(st.fixed_dictionaries({"address": cidrs}, optional={"gateway": gateways, "interface": st.integers(0, 3)})),
-        "routes": st.lists(st.fixed_dictionaries({"dst": cidrs}, optional={"gw": gateways, "table": st.integers(0, 9)})),
+        "interfaces": st.lists(
+            st.fixed_dictionaries({"name": st.text(max_size=5)}, optional={"mtu": st.integers(0, 9000)})
+        ),
+        "ips": st.lists(
+            st.fixed_dictionaries({"address": cidrs}, optional={"gateway": gateways, "interface": st.integers(0, 3)})
+        ),
+        "routes": st.lists(
+            st.fixed_dictionaries({"dst": cidrs}, optional={"gw": gateways, "table": st.integers(0, 9)})
+        ),
         "dns": st.fixed_dictionaries({}, optional={"search": st.lists(st.text(max_size=5))}),
         "vendor": st.integers(),
     },
