@@ -11,7 +11,7 @@ from __future__ import annotations
 from cni import jsonio
 from cni.config import Reader, text
 from cni.context import Context
-from cni.errors import DECODING_FAILURE, INTERNAL, IO_FAILURE, INVALID_CONFIG, INVALID_NETNS, CniError
+from cni.errors import DECODING_FAILURE, INTERNAL, INVALID_CONFIG, INVALID_NETNS, IO_FAILURE, CniError
 from cni.kernel import NetnsError
 from cni.lock import Lock
 from cni.names import attachment_key, identifier_fault
@@ -22,7 +22,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
-
     from typing import Protocol
 
     from cni.context import World

@@ -1,13 +1,15 @@
 """A node of the benchmark: a network and a mount namespace with pods in it, and the process that calls plugins there.
 
-    python -I -S node.py DATA_DIR
+    python -I -S node.py PREFIX
 
-It reads one JSON request a line and answers with one line; what it can do are the functions in `ANSWERS`.
+It makes a data directory whose path begins with PREFIX and tells the path in a line of JSON. Then it reads one
+request a line and answers with one line; what it can do are the functions in `ANSWERS`.
 A call is made as a CNI runtime makes it: the configuration through a pipe, stdout and stderr read to their
 ends, the exit awaited. The time is that of the whole process. It is started with posix_spawn (vfork), so
 that the size of this process does not count.
 
-At the end of its input it removes DATA_DIR and ends; nothing else of it is outside its namespaces.
+At the end of its input, which is also the end of whoever started it, it removes the directory and ends.
+Nothing else of it is outside its namespaces.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -108,20 +111,22 @@ ANSWERS: dict[str, Callable[..., Any]] = {"make_pods": make_pods, "call": call}
 
 
 def main() -> None:
-    data_dir = sys.argv[1]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     gc.disable()
-    try:
+    folder, prefix = os.path.split(sys.argv[1])
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as data_dir:
         become_node()
-        for line in sys.stdin:
-            name, arguments = json.loads(line)
-            os.write(1, json.dumps(ANSWERS[name](**arguments)).encode() + b"\n")
-    except BrokenPipeError:
-        pass  # the benchmark was killed
-    finally:
-        import shutil
+        try:
+            answer(data_dir)
+            for line in sys.stdin:
+                name, arguments = json.loads(line)
+                answer(ANSWERS[name](**arguments))
+        except BrokenPipeError:
+            pass  # the benchmark was killed
 
-        shutil.rmtree(data_dir, ignore_errors=True)
+
+def answer(value: Any) -> None:
+    os.write(1, json.dumps(value).encode() + b"\n")
 
 
 if __name__ == "__main__":

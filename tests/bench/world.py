@@ -7,10 +7,10 @@ import ipaddress
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -32,6 +32,9 @@ PODS = 4
 # masqueraded pod makes the Go plugins slower.
 RESIDENTS = 2
 
+# On a real file system, as /var/lib/cni is on a node.
+LEASES = "/var/tmp/cnikit-bench"
+
 _GRACE_SECONDS = 20.0
 
 
@@ -50,13 +53,12 @@ class Node:
     """A node (node.py). Use it as a context manager; at the end nothing of it is left."""
 
     def __init__(self) -> None:
-        # /var/tmp: a real file system, as /var/lib/cni is on a node.
-        self.data_dir = Path(tempfile.mkdtemp(prefix=f"cnikit-bench-{os.getpid()}-", dir="/var/tmp"))
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(NODE), str(self.data_dir)],
+            [sys.executable, "-I", "-S", str(NODE), f"{LEASES}-{os.getpid()}-"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             start_new_session=True,  # Ctrl-C reaches us only, and we end it
         )  # fmt: skip
+        self.data_dir = Path(self._answer())
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +71,7 @@ class Node:
         except subprocess.TimeoutExpired:  # a call hangs
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        subprocess.run(["rm", "-rf", str(self.data_dir)], check=True)
+            shutil.rmtree(self.data_dir)
 
     def make_pods(self, names: list[str]) -> None:
         self._ask("make_pods", names=names)
@@ -85,12 +87,15 @@ class Node:
 
     def _ask(self, name: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([name, arguments]) + "\n")
         self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise CallFailedError("the node's process ended: is this run as root? (see above)")
+            raise CallFailedError("the node's process has ended: what it said is above")
         return json.loads(line)
 
 

@@ -86,7 +86,9 @@ def _drop_lock(seen: Observation) -> None:
 
 
 def _drop_arp_without_ipv4(seen: Observation) -> None:
-    families = {address["family"] for link in seen["pod"]["links"].values() for address in link["addresses"] if link["kind"]}
+    families = {
+        address["family"] for link in seen["pod"]["links"].values() for address in link["addresses"] if link["kind"]
+    }
     if "inet" not in families:
         seen["pod"]["sysctls"] = [line for line in seen["pod"]["sysctls"] if "arp_notify" not in line]
 
@@ -141,9 +143,13 @@ NORMALISED = [
         _drop_nodad,
     ),
     Known("the host's veth carries its owner in its alias, so that it is findable without a record", _drop_alias),
-    Known('results before 1.0.0 of the reference say `"dns": {}` when there is no DNS; we leave it out', _drop_empty_dns),
+    Known(
+        'results before 1.0.0 of the reference say `"dns": {}` when there is no DNS; we leave it out', _drop_empty_dns
+    ),
     Known("our DEL, CHECK and refused ADD make no folder and no lock for a network that has none", _drop_lock),
-    Known("arp_notify is switched on for pods with IPv4 only; theirs also where there is no ARP", _drop_arp_without_ipv4),
+    Known(
+        "arp_notify is switched on for pods with IPv4 only; theirs also where there is no ARP", _drop_arp_without_ipv4
+    ),
     Known(
         "results of 0.1.0 and 0.2.0 have no place for a route's priority and MTU; theirs loses them between IPAM and bridge",
         _drop_metrics_of_old_routes,
@@ -176,44 +182,119 @@ class Refusal:
 
 ERRORS = [
     Refusal(
-        r"failed to allocate for range", 7, r"failed to allocate all requested IPs|requested ip .* is subnet's gateway",
+        r"failed to allocate for range",
+        7,
+        r"failed to allocate all requested IPs|requested ip .* is subnet's gateway",
         "a wish that can never be fulfilled is refused before anything is allocated",
     ),
     Refusal(
-        r"no IP addresses available in range set: (?P<pool>[^ ]+)", 11, r"no IP addresses available in range set: {pool}",
+        r"no IP addresses available in range set: (?P<pool>[^ ]+)",
+        11,
+        r"no IP addresses available in range set: {pool}",
         "an exhausted pool is worth another try later",
     ),
-    Refusal(r"failed to allocate all requested IPs: (?P<ip>[^ ]+)", 7, r"failed to allocate all requested IPs: {ip}", "no try can ever help"),
     Refusal(
-        r"requested IP address (?P<ip>[^ ]+) is not available in range set", 11,
-        r"requested IP address {ip} is not available in range set", "the address may be released",
+        r"failed to allocate all requested IPs: (?P<ip>[^ ]+)",
+        7,
+        r"failed to allocate all requested IPs: {ip}",
+        "no try can ever help",
     ),
-    Refusal(r"requested ip (?P<ip>[^ ]+) is subnet's gateway", 7, r"requested ip {ip} is subnet's gateway", "no try can ever help"),
     Refusal(
-        r"(?P<ip>[^ ]+) has been allocated to (?P<id>[^,]+), duplicate allocation is not allowed", 999,
-        r"{ip} has been allocated to {id}, duplicate allocation is not allowed", "the same, with the range set named",
+        r"requested IP address (?P<ip>[^ ]+) is not available in range set",
+        11,
+        r"requested IP address {ip} is not available in range set",
+        "the address may be released",
     ),
-    Refusal(r"Failed to find address added by container (?P<id>[^ ]+)", 999, r"Failed to find address added by container {id}", "the same"),
+    Refusal(
+        r"requested ip (?P<ip>[^ ]+) is subnet's gateway",
+        7,
+        r"requested ip {ip} is subnet's gateway",
+        "no try can ever help",
+    ),
+    Refusal(
+        r"(?P<ip>[^ ]+) has been allocated to (?P<id>[^,]+), duplicate allocation is not allowed",
+        999,
+        r"{ip} has been allocated to {id}, duplicate allocation is not allowed",
+        "the same, with the range set named",
+    ),
+    Refusal(
+        r"Failed to find address added by container (?P<id>[^ ]+)",
+        999,
+        r"Failed to find address added by container {id}",
+        "the same",
+    ),
     Refusal(r"no IP ranges specified", 7, r"ipam\.ranges", "a fault of the configuration, with the key"),
     Refusal(r"IPAM config missing 'ipam' key", 7, r"IPAM config missing 'ipam' key", "a fault of the configuration"),
-    Refusal(r"invalid range set (?P<at>\d+): .*not in network|RangeStart .* not in network", 7, r"range(Start|End)", "a fault of the configuration, with the key"),
-    Refusal(r"invalid range set (?P<at>\d+)", 7, r"ipam\.|runtimeConfig\.", "a fault of the configuration, with the key"),
+    Refusal(
+        r"invalid range set (?P<at>\d+): .*not in network|RangeStart .* not in network",
+        7,
+        r"range(Start|End)",
+        "a fault of the configuration, with the key",
+    ),
+    Refusal(
+        r"invalid range set (?P<at>\d+)", 7, r"ipam\.|runtimeConfig\.", "a fault of the configuration, with the key"
+    ),
     Refusal(r"range set (?P<one>\d+) overlaps with (?P<two>\d+)", 7, r"overlap", "a fault of the configuration"),
-    Refusal(r"does not support more than 1 address per family", 7, r"does not support more than 1 address per family", "a fault of the configuration"),
-    Refusal(r"cannot unmarshal|invalid CIDR|invalid IP address|invalid ip", 7, r"expected .*found", "key path, expected and found in place of Go's decoder error"),
+    Refusal(
+        r"does not support more than 1 address per family",
+        7,
+        r"does not support more than 1 address per family",
+        "a fault of the configuration",
+    ),
+    Refusal(
+        r"cannot unmarshal|invalid CIDR|invalid IP address|invalid ip",
+        7,
+        r"expected .*found",
+        "key path, expected and found in place of Go's decoder error",
+    ),
     Refusal(r"ARGS: (unknown args|invalid pair|error parsing)", 4, r"CNI_ARGS", "a fault of the environment"),
     Refusal(r"invalid VLAN ID (?P<id>-?\d+)", 7, r"vlan: .*{id}", "a fault of the configuration, with the key"),
     Refusal(r"trunk|minID|maxID", 7, r"vlanTrunk", "a fault of the configuration, with the key"),
-    Refusal(r"cannot set hairpin mode and promiscuous mode", 7, r"cannot set hairpin mode and promiscuous mode", "a fault of the configuration"),
-    Refusal(r"cannot use IPAM when DisableContainerInterface", 7, r"cannot use IPAM when DisableContainerInterface", "a fault of the configuration"),
-    Refusal(r"failed to find plugin \"(?P<name>[^\"]+)\"", 7, r"failed to find plugin .{name}.", "a fault of the configuration"),
-    Refusal(r"already has an IP address different from (?P<ip>[^ ]+)", 999, r"already has an IP address different from {ip}", "the same"),
+    Refusal(
+        r"cannot set hairpin mode and promiscuous mode",
+        7,
+        r"cannot set hairpin mode and promiscuous mode",
+        "a fault of the configuration",
+    ),
+    Refusal(
+        r"cannot use IPAM when DisableContainerInterface",
+        7,
+        r"cannot use IPAM when DisableContainerInterface",
+        "a fault of the configuration",
+    ),
+    Refusal(
+        r"failed to find plugin \"(?P<name>[^\"]+)\"",
+        7,
+        r"failed to find plugin .{name}.",
+        "a fault of the configuration",
+    ),
+    Refusal(
+        r"already has an IP address different from (?P<ip>[^ ]+)",
+        999,
+        r"already has an IP address different from {ip}",
+        "the same",
+    ),
     Refusal(r"already exists but is not a bridge", 999, r"already exists but is not a bridge", "the same"),
-    Refusal(r"container veth name \(\"(?P<name>[^\"]+)\"\).*already exists", 999, r"{name}.*already exists", "the same, before any effect"),
+    Refusal(
+        r"container veth name \(\"(?P<name>[^\"]+)\"\).*already exists",
+        999,
+        r"{name}.*already exists",
+        "the same, before any effect",
+    ),
     Refusal(r"[Rr]equired prevResult missing", 7, r"required prevResult missing", "a fault of the configuration"),
-    Refusal(r"invalid MAC|address .*: invalid MAC address|parse .*mac", 7, r"MAC address", "a fault of the configuration, with the key"),
+    Refusal(
+        r"invalid MAC|address .*: invalid MAC address|parse .*mac",
+        7,
+        r"MAC address",
+        "a fault of the configuration, with the key",
+    ),
     Refusal(r"open (?P<file>/[^:]+): no such file", 7, r"{file}", "a file that the configuration names"),
-    Refusal(r"unknown ipmasq backend \"(?P<name>[^\"]+)\"", 7, r"ipMasqBackend: .*{name}", "a fault of the configuration, with the key"),
+    Refusal(
+        r"unknown ipmasq backend \"(?P<name>[^\"]+)\"",
+        7,
+        r"ipMasqBackend: .*{name}",
+        "a fault of the configuration, with the key",
+    ),
 ]
 
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 ours = pytest.mark.ours
 
 FAMILIES = [pytest.param(socket.AF_INET, id="IPv4"), pytest.param(socket.AF_INET6, id="IPv6")]
-BACKENDS = [pytest.param({}, id="default"), *[pytest.param({"ipMasqBackend": name}, id=name) for name in ("nftables", "iptables")]]
+BACKENDS = [
+    pytest.param({}, id="default"),
+    *[pytest.param({"ipMasqBackend": name}, id=name) for name in ("nftables", "iptables")],
+]
 SUBNET_HOST = {socket.AF_INET: "10.1.9.9", socket.AF_INET6: "fd00:1::9:9"}
 GATEWAY = {socket.AF_INET: "10.1.0.1", socket.AF_INET6: "fd00:1::1"}
 
@@ -117,7 +120,10 @@ class TestTraffic:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_a_reused_address_is_reachable_at_once(self, node: Node, family: int) -> None:
         """The node still has the neighbour entry of the pod that had the address before."""
-        ipam = {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/30"}], [{"subnet": "fd00:1::/126", "rangeEnd": "fd00:1::2"}]]}
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": "10.1.0.0/30"}], [{"subnet": "fd00:1::/126", "rangeEnd": "fd00:1::2"}]],
+        }
         conf = network(ipam=ipam)
         first, second = node.pod(), node.pod()
         before = add(node, first, conf)
@@ -393,7 +399,10 @@ class TestFailedAdd:
     @ours
     def test_the_second_range_is_exhausted(self, node: Node) -> None:
         """The address of the first range goes back."""
-        ipam = {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "fd00:1::/126", "rangeEnd": "fd00:1::2"}]]}
+        ipam = {
+            "type": "host-local",
+            "ranges": [[{"subnet": "10.1.0.0/16"}], [{"subnet": "fd00:1::/126", "rangeEnd": "fd00:1::2"}]],
+        }
         add(node, node.pod(), network(ipam=ipam))
         before = node.snapshot()
         pod = node.pod()
@@ -676,7 +685,10 @@ class TestOptions:
 
     def test_routes_of_ipam(self, node: Node) -> None:
         pod = node.pod()
-        ipam = {**network()["ipam"], "routes": [{"dst": "198.51.100.0/24"}, {"dst": "203.0.113.0/24", "gw": "10.1.0.9"}]}
+        ipam = {
+            **network()["ipam"],
+            "routes": [{"dst": "198.51.100.0/24"}, {"dst": "203.0.113.0/24", "gw": "10.1.0.9"}],
+        }
 
         add(node, pod, network(ipam=ipam))
 
@@ -729,16 +741,33 @@ class TestCheck:
     """CHECK fails for each thing that somebody broke, and says what it expected."""
 
     BREAKS = [
-        pytest.param(run_in("ip", "-n", "POD", "addr", "del", "10.1.0.2/16", "dev", "eth0"), ("10.1.0.2",), id="address"),
-        pytest.param(run_in("ip", "-n", "POD", "-6", "addr", "del", "fd00:1::2/64", "dev", "eth0"), ("fd00:1::2",), id="IPv6 address"),
+        pytest.param(
+            run_in("ip", "-n", "POD", "addr", "del", "10.1.0.2/16", "dev", "eth0"), ("10.1.0.2",), id="address"
+        ),
+        pytest.param(
+            run_in("ip", "-n", "POD", "-6", "addr", "del", "fd00:1::2/64", "dev", "eth0"),
+            ("fd00:1::2",),
+            id="IPv6 address",
+        ),
         pytest.param(run_in("ip", "-n", "POD", "route", "del", "default"), ("0.0.0.0", "10.1.0.1"), id="route"),
-        pytest.param(run_in("ip", "-n", "POD", "link", "set", "eth0", "address", "02:00:00:00:00:99"), ("02:00:00:00:00:99",), id="MAC"),
+        pytest.param(
+            run_in("ip", "-n", "POD", "link", "set", "eth0", "address", "02:00:00:00:00:99"),
+            ("02:00:00:00:00:99",),
+            id="MAC",
+        ),
         pytest.param(run_in("ip", "-n", "POD", "link", "del", "eth0"), ("eth0",), id="link"),
         pytest.param(run_in("ip", "link", "set", "VETH", "nomaster"), ("cni0",), id="bridge port", marks=ours),
         pytest.param(run_in("ip", "link", "set", "VETH", "nomaster"), (), id="bridge port, any words"),
         pytest.param(run_in("ip", "link", "del", "cni0"), ("cni0",), id="bridge"),
-        pytest.param(run_in("ip", "link", "set", "VETH", "address", "02:00:00:00:00:98"), ("02:00:00:00:00:98",), id="host MAC", marks=ours),
-        pytest.param(run_in("ip", "-n", "POD", "link", "set", "eth0", "mtu", "1280"), ("1280", "1500"), id="MTU", marks=ours),
+        pytest.param(
+            run_in("ip", "link", "set", "VETH", "address", "02:00:00:00:00:98"),
+            ("02:00:00:00:00:98",),
+            id="host MAC",
+            marks=ours,
+        ),
+        pytest.param(
+            run_in("ip", "-n", "POD", "link", "set", "eth0", "mtu", "1280"), ("1280", "1500"), id="MTU", marks=ours
+        ),
         pytest.param(run_in("rm", f"{LEASES}/net/10.1.0.2", f"{LEASES}/net/fd00:1::2"), (), id="leases"),
         pytest.param(run_in("rm", f"{LEASES}/net/10.1.0.2"), ("10.1.0.2",), id="one lease", marks=ours),
         pytest.param(steal_lease, ("10.1.0.2", "somebody-else"), id="lease of another", marks=ours),
@@ -828,7 +857,13 @@ class TestGC:
     @pytest.mark.parametrize("netns", ["there", "gone"])
     def test_only_what_is_not_listed(self, node: Node, backend: dict[str, str], netns: str) -> None:
         blue = network("blue", bridge="br-blue", ipMasq=True, **backend)
-        red = network("red", bridge="br-red", ipMasq=True, ipam={"type": "host-local", "ranges": [[{"subnet": "10.2.0.0/24"}]]}, **backend)
+        red = network(
+            "red",
+            bridge="br-red",
+            ipMasq=True,
+            ipam={"type": "host-local", "ranges": [[{"subnet": "10.2.0.0/24"}]]},
+            **backend,
+        )
         outside = node.outside()
         keep, drop, other = node.pod(), node.pod(), node.pod()
         add(node, keep, blue)

@@ -27,7 +27,11 @@ class Cnitool:
         (node.path(CONF_DIR) / "10-tooled.conflist").write_text(json.dumps(conflist))
 
     def __call__(self, command: str, pod: Pod, **env: str) -> Answer:
-        environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "CNI_PATH": str(self.node.way.bin_dir), "NETCONFPATH": CONF_DIR}
+        environ = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "CNI_PATH": str(self.node.way.bin_dir),
+            "NETCONFPATH": CONF_DIR,
+        }
         return self.node.attempt(self.program, command, "tooled", pod.path, env={**environ, **env})
 
 
@@ -76,7 +80,9 @@ def test_add_and_del(node: Node, peers: Path, version: str) -> None:
     assert {route["gateway"] for route in pod.ip("-4", "route", "show", "default")} == {"10.1.0.1"}
     assert {route["gateway"] for route in pod.ip("-6", "route", "show", "default")} == {"fd00:1::1"}
     eth0 = node.links(pod)["eth0"]
-    host_end = next(link for link in node.links().values() if link.get("link_index") == eth0["ifindex"] and "master" in link)
+    host_end = next(
+        link for link in node.links().values() if link.get("link_index") == eth0["ifindex"] and "master" in link
+    )
     assert host_end["master"] == "cni0"
     assert host_end["operstate"] == eth0["operstate"] == "UP"
     if "interfaces" in added.result:
@@ -224,5 +230,7 @@ def test_a_second_interface(node: Node, peers: Path) -> None:
 
     assert set(node.links(pod)) >= {"net1"}
     assert "eth0" not in node.links(pod)
-    assert list(node.leases("tooled").values()) == [text for text in node.leases("tooled").values() if text.endswith("net1")]
+    assert list(node.leases("tooled").values()) == [
+        text for text in node.leases("tooled").values() if text.endswith("net1")
+    ]
     assert len(node.leases("tooled")) == 1

@@ -74,7 +74,11 @@ def test_the_very_first_calls_at_once(node: Node, conf: dict[str, Any]) -> None:
     results = together(node, "ADD", conf, pods)
 
     assert len(set(addresses(results))) == 40
-    gateways = [item["local"] for item in node.ip("addr", "show", "dev", "cni0")[0]["addr_info"] if not item["local"].startswith("fe80")]
+    gateways = [
+        item["local"]
+        for item in node.ip("addr", "show", "dev", "cni0")[0]["addr_info"]
+        if not item["local"].startswith("fe80")
+    ]
     assert sorted(gateways) == ["10.1.0.1", "fd00:1::1"]
 
 
@@ -112,7 +116,10 @@ def test_the_same_del_many_times_at_once(node: Node, conf: dict[str, Any]) -> No
 
 def test_adds_of_two_networks_at_once(node: Node) -> None:
     """Two networks on two bridges know nothing of each other."""
-    ranges = {name: {"type": "host-local", "ranges": [[{"subnet": subnet}]]} for name, subnet in (("a", "10.2.0.0/24"), ("b", "10.3.0.0/24"))}
+    ranges = {
+        name: {"type": "host-local", "ranges": [[{"subnet": subnet}]]}
+        for name, subnet in (("a", "10.2.0.0/24"), ("b", "10.3.0.0/24"))
+    }
     confs = {name: network(name, bridge=f"br-{name}", ipMasq=True, ipam=ipam) for name, ipam in ranges.items()}
     pods = node.many_pods(20)
 

@@ -200,7 +200,11 @@ def test_a_sandbox_that_lost_its_netns(containerd: Containerd, api: tuple[Module
     sandbox = cri.run("lost")
     _, netns = cri.status(sandbox)
     name = netns.replace("/var/run/", "/run/")
-    pids = [line.split()[1] for line in containerd.ctr("-n", "k8s.io", "tasks", "ls").splitlines() if line.startswith(sandbox)]
+    pids = [
+        line.split()[1]
+        for line in containerd.ctr("-n", "k8s.io", "tasks", "ls").splitlines()
+        if line.startswith(sandbox)
+    ]
     node.run("kill", "-9", *pids)
     node.run("umount", name)
     node.run("rm", "-f", name)
@@ -212,6 +216,7 @@ def test_a_sandbox_that_lost_its_netns(containerd: Containerd, api: tuple[Module
     cri.channel.close()
 
 
+@pytest.mark.ours  # the namespace is gone when ctr calls DEL: the reference leaves its masquerade rules
 def test_ctr_run(containerd: Containerd, conf: dict[str, Any]) -> None:
     """`ctr run --cni` reads /etc/cni/net.d and /opt/cni/bin; the container pings its gateway."""
     node = containerd.node
@@ -221,7 +226,9 @@ def test_ctr_run(containerd: Containerd, conf: dict[str, Any]) -> None:
     assert "1 packets received" in pinged
     before = node.snapshot()
 
-    shown = containerd.ctr("run", "--rm", "--cni", "--snapshotter", "native", IMAGE, "c2", "ip", "addr", "show", "dev", "eth0")
+    shown = containerd.ctr(
+        "run", "--rm", "--cni", "--snapshotter", "native", IMAGE, "c2", "ip", "addr", "show", "dev", "eth0"
+    )
 
     assert "inet 10.1." in shown
     assert "inet6 fd00:1::" in shown

@@ -31,7 +31,12 @@ LOOK = """
 echo '[' && ip -j -d addr && echo ',' && ip -j -4 route show table all && echo ',' && ip -j -6 route show table all
 echo ',' && ip -j neigh && echo ']'
 """
-SYSCTLS = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.cni0.accept_ra", "net.ipv4.conf.cni0.forwarding")
+SYSCTLS = (
+    "net.ipv4.ip_forward",
+    "net.ipv6.conf.all.forwarding",
+    "net.ipv6.conf.cni0.accept_ra",
+    "net.ipv4.conf.cni0.forwarding",
+)
 POD_SYSCTLS = ("net.ipv4.conf.eth0.arp_notify", "net.ipv4.conf.eth0.forwarding", "net.ipv6.conf.eth0.disable_ipv6")
 
 
@@ -48,7 +53,11 @@ class Side:
     def renew(self, names: tuple[str, ...]) -> None:
         """The pods that were used get new namespaces, bridges and leases go."""
         lines = [f"netns {what} {name}" for name in names for what in ("del", "add")]
-        lines += [f"link del {name}" for name, link in self.node.links().items() if name != "lo" and link.get("linkinfo", {}).get("info_kind") == "bridge"]
+        lines += [
+            f"link del {name}"
+            for name, link in self.node.links().items()
+            if name != "lo" and link.get("linkinfo", {}).get("info_kind") == "bridge"
+        ]
         self.node.run("ip", "-batch", "-", stdin=("\n".join(lines) + "\n").encode())
         self.forget_leases()
         self.node.run("sh", "-c", "nft flush ruleset; rm -rf /run/cnikit")
@@ -82,7 +91,9 @@ class Step:
     with_result: bool = True  # give the last ADD's result of this attachment as prevResult
 
 
-def play(sides: tuple[Side, Side], plugin: str, conf: dict[str, Any], steps: list[Step], *, kernel: bool = True) -> None:
+def play(
+    sides: tuple[Side, Side], plugin: str, conf: dict[str, Any], steps: list[Step], *, kernel: bool = True
+) -> None:
     """Make every step on both sides and compare after each."""
     results: list[dict[tuple[str, str], Any]] = [{}, {}]
     for number, step in enumerate(steps):
@@ -91,7 +102,12 @@ def play(sides: tuple[Side, Side], plugin: str, conf: dict[str, Any], steps: lis
             pod = side.pods[step.pod]
             given = dict(conf)
             last = known.get((step.pod, step.ifname))
-            if step.command in ("CHECK", "DEL") and step.with_result and last and conf.get("cniVersion", "0.1.0") >= "0.4.0":
+            if (
+                step.command in ("CHECK", "DEL")
+                and step.with_result
+                and last
+                and conf.get("cniVersion", "0.1.0") >= "0.4.0"
+            ):
                 given["prevResult"] = last
             env = {"CNI_ARGS": step.args} if step.args else {}
             answer = side.node.call(plugin, step.command, given, pod, ifname=step.ifname, env=env)
@@ -116,13 +132,23 @@ def play(sides: tuple[Side, Side], plugin: str, conf: dict[str, Any], steps: lis
 
 
 def compare(
-    sides: tuple[Side, Side], plugin: str, conf: dict[str, Any], step: Step, answers: list[Any], *, kernel: bool, where: str
+    sides: tuple[Side, Side],
+    plugin: str,
+    conf: dict[str, Any],
+    step: Step,
+    answers: list[Any],
+    *,
+    kernel: bool,
+    where: str,
 ) -> None:
     """Both sides have the same to show, at once or a little later (addresses and neighbours settle by themselves)."""
     seen: list[Observation] = []
 
     def same() -> bool:
-        seen[:] = [observe(side, plugin, conf, step, answer, kernel=kernel) for side, answer in zip(sides, answers, strict=True)]
+        seen[:] = [
+            observe(side, plugin, conf, step, answer, kernel=kernel)
+            for side, answer in zip(sides, answers, strict=True)
+        ]
         for observation in seen:
             for known in NORMALISED:
                 known.normalise(observation)
@@ -133,7 +159,11 @@ def compare(
         wait_until(same, "both sides alike", 1.5)
     except AssertionError:
         theirs, ours = (dict(leaves(observation)) for observation in seen)
-        lines = [f"{key}: theirs {theirs.get(key)!r}, ours {ours.get(key)!r}" for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+        lines = [
+            f"{key}: theirs {theirs.get(key)!r}, ours {ours.get(key)!r}"
+            for key in sorted({*theirs, *ours})
+            if theirs.get(key) != ours.get(key)
+        ]
         raise AssertionError("\n".join(lines) + f"\n{where}") from None
 
 
@@ -285,10 +315,26 @@ def host_local(draw: st.DrawFn) -> dict[str, Any]:
 
 
 WISHES = st.sampled_from(
-    ["10.1.0.2", "10.1.0.5", "10.1.0.101", "10.1.0.1", "10.1.0.254", "10.1.0.255", "10.1.0.0", "172.16.0.1", "fd00:1::7", "fd00:1::1", "192.168.7.80"]
+    [
+        "10.1.0.2",
+        "10.1.0.5",
+        "10.1.0.101",
+        "10.1.0.1",
+        "10.1.0.254",
+        "10.1.0.255",
+        "10.1.0.0",
+        "172.16.0.1",
+        "fd00:1::7",
+        "fd00:1::1",
+        "192.168.7.80",
+    ]
 )
-CNI_ARGS = st.just("") | WISHES.map(lambda ip: f"IP={ip};IgnoreUnknown=1") | st.sampled_from(
-    ["IgnoreUnknown=1;K8S_POD_NAME=web", "IgnoreUnknown=true", "UNKNOWN=1", "IP=", "IgnoreUnknown=1;IP=x", "broken"]
+CNI_ARGS = (
+    st.just("")
+    | WISHES.map(lambda ip: f"IP={ip};IgnoreUnknown=1")
+    | st.sampled_from(
+        ["IgnoreUnknown=1;K8S_POD_NAME=web", "IgnoreUnknown=true", "UNKNOWN=1", "IP=", "IgnoreUnknown=1;IP=x", "broken"]
+    )
 )
 
 
@@ -300,12 +346,16 @@ def bridge_conf(draw: st.DrawFn) -> dict[str, Any]:
         if draw(st.integers(0, 2)) == 0:
             conf[key] = draw(st.booleans())
     conf |= draw(
-        st.sampled_from([{}, {}, {}, {}, {"promiscMode": True}, {"mtu": 1400}, {"mtu": 9000}, {"mtu": 0}, {"bridge": "br-other"}])
+        st.sampled_from(
+            [{}, {}, {}, {}, {"promiscMode": True}, {"mtu": 1400}, {"mtu": 9000}, {"mtu": 0}, {"bridge": "br-other"}]
+        )
     )
     if draw(st.integers(0, 5)) == 0:
         conf["dns"] = {"nameservers": ["10.0.0.53"], "search": ["a.example", "b.example"]}
     if draw(st.integers(0, 4)) == 0:
-        conf |= draw(MAC.map(lambda mac: {"runtimeConfig": {"mac": mac}}) | MAC.map(lambda mac: {"args": {"cni": {"mac": mac}}}))
+        conf |= draw(
+            MAC.map(lambda mac: {"runtimeConfig": {"mac": mac}}) | MAC.map(lambda mac: {"args": {"cni": {"mac": mac}}})
+        )
     if draw(st.integers(0, 7)) == 0 and "vlan" not in conf:
         conf["ipMasq"] = True
     if draw(st.integers(0, 9)) > 0:
@@ -348,7 +398,9 @@ class TestBridge:
 
     @settings(max_examples=40, phases=TRIED)
     @given(conf=bridge_conf(), wrong=WRONG_VALUES, command=st.sampled_from(["ADD", "ADD", "DEL"]))
-    def test_a_wrong_configuration(self, sides: tuple[Side, Side], conf: dict[str, Any], wrong: dict[str, Any], command: str) -> None:
+    def test_a_wrong_configuration(
+        self, sides: tuple[Side, Side], conf: dict[str, Any], wrong: dict[str, Any], command: str
+    ) -> None:
         self.renew(sides)
 
         play(sides, "bridge", {**conf, **wrong}, [Step(command)])
@@ -362,7 +414,14 @@ class TestBridge:
             side.node.run("ip", "link", "add", "cni0", "address", "02:00:00:00:99:99", "type", "bridge")
             side.node.run("ip", "addr", "add", theirs, "dev", "cni0", "nodad")
         ipam = {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]]}
-        conf = {"cniVersion": "1.0.0", "name": "diff", "type": "bridge", "isGateway": True, "forceAddress": force, "ipam": ipam}
+        conf = {
+            "cniVersion": "1.0.0",
+            "name": "diff",
+            "type": "bridge",
+            "isGateway": True,
+            "forceAddress": force,
+            "ipam": ipam,
+        }
 
         play(sides, "bridge", conf, [Step("ADD"), Step("DEL")])
 
@@ -380,7 +439,9 @@ class TestHostLocal:
             command=st.sampled_from(["ADD", "ADD", "ADD", "DEL", "DEL", "CHECK"]),
             pod=st.sampled_from(NAMES),
             ifname=st.sampled_from(["eth0", "eth0", "net1"]),
-            args=st.sampled_from(["", "", "", "", "IP=10.1.0.3;IgnoreUnknown=1", "IP=fd00:1::3", "IP=10.1.0.1", "IP=172.16.0.1"]),
+            args=st.sampled_from(
+                ["", "", "", "", "IP=10.1.0.3;IgnoreUnknown=1", "IP=fd00:1::3", "IP=10.1.0.1", "IP=172.16.0.1"]
+            ),
         ),
         min_size=2,
         max_size=7,
@@ -389,8 +450,16 @@ class TestHostLocal:
     @settings(max_examples=110, phases=TRIED)
     @given(version=OFTEN_NEW, ipam=host_local(), steps=STEPS)
     @example(version="0.2.0", ipam={"type": "host-local", "ranges": [[V4[0]], [V4[6]]]}, steps=[Step("ADD")])
-    @example(version="1.0.0", ipam={"type": "host-local", "ranges": [[V4[5]]]}, steps=[Step("ADD"), Step("ADD", "two"), Step("DEL"), Step("ADD", "two")])
-    @example(version="1.0.0", ipam={"type": "host-local", "ranges": [[V4[1]]]}, steps=[Step("ADD"), Step("ADD"), Step("CHECK", "two")])
+    @example(
+        version="1.0.0",
+        ipam={"type": "host-local", "ranges": [[V4[5]]]},
+        steps=[Step("ADD"), Step("ADD", "two"), Step("DEL"), Step("ADD", "two")],
+    )
+    @example(
+        version="1.0.0",
+        ipam={"type": "host-local", "ranges": [[V4[1]]]},
+        steps=[Step("ADD"), Step("ADD"), Step("CHECK", "two")],
+    )
     def test_stories(self, sides: tuple[Side, Side], version: str, ipam: dict[str, Any], steps: list[Step]) -> None:
         for side in sides:
             side.forget_leases()
@@ -401,7 +470,16 @@ class TestHostLocal:
     @given(
         leases=st.dictionaries(
             st.sampled_from([f"10.1.0.{last}" for last in range(1, 7)]),
-            st.sampled_from(["container-one\r\neth0", "container-one", "container-two\r\nnet1", "x", "container-one\r\neth0\n", "a note: do not use"]),
+            st.sampled_from(
+                [
+                    "container-one\r\neth0",
+                    "container-one",
+                    "container-two\r\nnet1",
+                    "x",
+                    "container-one\r\neth0\n",
+                    "a note: do not use",
+                ]
+            ),
             max_size=6,
         ),
         last=st.sampled_from([None, "10.1.0.2", "10.1.0.6", "10.1.0.1", "10.1.0.99", "fd00::1", "nonsense", ""]),
@@ -420,14 +498,26 @@ class TestHostLocal:
             if last is not None:
                 (folder / "last_reserved_ip.0").write_text(last)
 
-        play(sides, "host-local", conf_for_ipam("1.0.0", {"type": "host-local", "ranges": [[V4[1]]]}), steps, kernel=False)
+        play(
+            sides,
+            "host-local",
+            conf_for_ipam("1.0.0", {"type": "host-local", "ranges": [[V4[1]]]}),
+            steps,
+            kernel=False,
+        )
 
     @pytest.mark.parametrize("wrong", WRONG_RANGES, ids=str)
     def test_a_wrong_range(self, sides: tuple[Side, Side], wrong: Any) -> None:
         for side in sides:
             side.forget_leases()
 
-        play(sides, "host-local", conf_for_ipam("1.0.0", {"type": "host-local", "ranges": [[wrong]]}), [Step("ADD")], kernel=False)
+        play(
+            sides,
+            "host-local",
+            conf_for_ipam("1.0.0", {"type": "host-local", "ranges": [[wrong]]}),
+            [Step("ADD")],
+            kernel=False,
+        )
 
     @pytest.mark.parametrize(
         "ipam",
@@ -485,7 +575,10 @@ class TestHostLocal:
 class TestLoopback:
     """loopback in every version, with and without a result before it."""
 
-    BEFORE = {"ips": [{"address": "10.1.0.9/24", "interface": 0}], "interfaces": [{"name": "eth0", "sandbox": "/run/netns/one"}]}
+    BEFORE = {
+        "ips": [{"address": "10.1.0.9/24", "interface": 0}],
+        "interfaces": [{"name": "eth0", "sandbox": "/run/netns/one"}],
+    }
 
     @pytest.mark.parametrize("version", VERSIONS)
     @pytest.mark.parametrize("command", ["ADD", "CHECK", "DEL", "STATUS", "GC"])
@@ -499,7 +592,12 @@ class TestLoopback:
         play(sides, "loopback", conf, steps)
 
     def test_check_of_a_link_that_is_down(self, sides: tuple[Side, Side]) -> None:
-        conf = {"cniVersion": "1.0.0", "name": "diff", "type": "loopback", "prevResult": {"cniVersion": "1.0.0", **self.BEFORE}}
+        conf = {
+            "cniVersion": "1.0.0",
+            "name": "diff",
+            "type": "loopback",
+            "prevResult": {"cniVersion": "1.0.0", **self.BEFORE},
+        }
         for side in sides:
             side.renew(("one",))
         answers = [side.node.call("loopback", "CHECK", conf, side.pods["one"]) for side in sides]

@@ -59,7 +59,17 @@ FULL: dict[str, Any] = {
             [{"subnet": "10.7.0.0/16", "rangeStart": "10.7.0.4", "rangeEnd": "10.7.0.99", "gateway": "10.7.0.1"}],
             [{"subnet": "fd00:7::/64"}],
         ],
-        "routes": [{"dst": "192.0.2.0/24", "gw": "10.7.0.1", "mtu": 1300, "advmss": 1200, "priority": 5, "table": 100, "scope": 0}],
+        "routes": [
+            {
+                "dst": "192.0.2.0/24",
+                "gw": "10.7.0.1",
+                "mtu": 1300,
+                "advmss": 1200,
+                "priority": 5,
+                "table": 100,
+                "scope": 0,
+            }
+        ],
     },
     "prevResult": {
         "cniVersion": "1.1.0",
@@ -139,7 +149,9 @@ def damaged(data: bytes) -> st.SearchStrategy[bytes]:
     """`data` cut somewhere, or with some bytes replaced."""
     position = st.integers(0, len(data) - 1)
     cut = position.map(lambda at: data[:at])
-    poke = st.tuples(position, st.binary(min_size=1, max_size=4)).map(lambda p: data[: p[0]] + p[1] + data[p[0] + len(p[1]) :])
+    poke = st.tuples(position, st.binary(min_size=1, max_size=4)).map(
+        lambda p: data[: p[0]] + p[1] + data[p[0] + len(p[1]) :]
+    )
     return cut | poke
 
 
@@ -152,14 +164,17 @@ STDIN = (
 
 ANY_BYTES = st.binary(max_size=40).filter(lambda data: b"\0" not in data)
 ANY_TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=40)
-ARGS = st.sampled_from(["IgnoreUnknown=1;IP=10.7.0.5", "IP=", "MAC=zz", ";", "=", "a=b;a=b", "IgnoreUnknown=", "IP=10.7.0.5;;"])
+ARGS = st.sampled_from(
+    ["IgnoreUnknown=1;IP=10.7.0.5", "IP=", "MAC=zz", ";", "=", "a=b;a=b", "IgnoreUnknown=", "IP=10.7.0.5;;"]
+)
 ENVIRONMENT = st.fixed_dictionaries(
     {},
     optional={
         "CNI_COMMAND": st.sampled_from(COMMANDS) | ANY_TEXT,
         "CNI_CONTAINERID": ANY_BYTES | ANY_TEXT | st.just("a" * 5000),
         "CNI_IFNAME": ANY_BYTES | ANY_TEXT | st.sampled_from(["eth0", "lo", "..", "a" * 15, "ä" * 8]),
-        "CNI_NETNS": ANY_BYTES | st.sampled_from(["/", "/dev/null", "/run/netns/x", "/proc/self/ns/net", "/run/" + "a" * 5000]),
+        "CNI_NETNS": ANY_BYTES
+        | st.sampled_from(["/", "/dev/null", "/run/netns/x", "/proc/self/ns/net", "/run/" + "a" * 5000]),
         "CNI_ARGS": ANY_BYTES | ARGS,
         "CNI_PATH": ANY_BYTES | st.sampled_from([":", "/", "/dev/null", "relative"]),
         "CNI_NETNS_OVERRIDE": st.sampled_from(["0", "x", "TRUE"]),
@@ -232,7 +247,9 @@ def test_a_valid_configuration_with_one_value_replaced(
 
 @pytest.mark.ours
 @settings(max_examples=80, phases=TRIED)
-@given(swap=st.sampled_from([(path, new) for path, new in SWAPS if path and path[0] in {"ipam", "runtimeConfig", "dns"}]))
+@given(
+    swap=st.sampled_from([(path, new) for path, new in SWAPS if path and path[0] in {"ipam", "runtimeConfig", "dns"}])
+)
 def test_a_wrong_value_is_named_with_its_path(lab: tuple[Node, Pod], swap: tuple[tuple[str | int, ...], Any]) -> None:
     """A refusal that blames the configuration (code 7) names the key that was changed, or one below or above it."""
     path, new = swap

@@ -60,7 +60,9 @@ class Podman:
             "CONTAINERS_CONF": "/run/pod/containers.conf",
             "XDG_RUNTIME_DIR": "/run/pod",
         }
-        return self.node.run("podman", *folders, "--cgroup-manager", "cgroupfs", "--events-backend", "file", *argv, env=env)
+        return self.node.run(
+            "podman", *folders, "--cgroup-manager", "cgroupfs", "--events-backend", "file", *argv, env=env
+        )
 
 
 @pytest.fixture
@@ -100,7 +102,19 @@ def test_a_container_that_stays(podman: Podman) -> None:
     podman("run", "--rm", IMAGE, "true")
     before = node.snapshot()
 
-    podman("run", "-d", "--name", "stays", "--ip", "10.1.7.7", "--mac-address", "02:00:00:00:00:77", IMAGE, "sleep", "1000000")
+    podman(
+        "run",
+        "-d",
+        "--name",
+        "stays",
+        "--ip",
+        "10.1.7.7",
+        "--mac-address",
+        "02:00:00:00:00:77",
+        IMAGE,
+        "sleep",
+        "1000000",
+    )
 
     shown = json.loads(podman("inspect", "stays"))[0]["NetworkSettings"]["Networks"]["podman"]
     assert shown["IPAddress"] == "10.1.7.7"

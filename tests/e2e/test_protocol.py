@@ -56,16 +56,28 @@ REFUSED = [
     pytest.param("ADD", conf(), {"CNI_NETNS": ""}, 4, ("CNI_NETNS", "missing"), id="empty is missing"),
     pytest.param("ADD", conf(), {"CNI_IFNAME": None}, 4, ("CNI_IFNAME", "missing"), id="ADD without ifname"),
     pytest.param("ADD", conf(), ALL_MISSING, 4, ("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME",), id="ADD names all missing"),
-    pytest.param("CHECK", conf(), ALL_MISSING, 4, ("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME",), id="CHECK names all missing"),
+    pytest.param(
+        "CHECK", conf(), ALL_MISSING, 4, ("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME",), id="CHECK names all missing"
+    ),
     pytest.param("DEL", conf(), ALL_MISSING, 4, ("CNI_CONTAINERID,CNI_IFNAME",), id="DEL needs no netns"),
     pytest.param("GC", conf(), {"CNI_PATH": None}, 4, ("CNI_PATH", "missing"), id="GC without path"),
     pytest.param(
-        "ADD", conf(), {"CNI_CONTAINERID": "a/b", "CNI_IFNAME": "a:b"}, 4, ("CNI_CONTAINERID", "CNI_IFNAME"),
-        id="all invalid at once", marks=ours,
+        "ADD",
+        conf(),
+        {"CNI_CONTAINERID": "a/b", "CNI_IFNAME": "a:b"},
+        4,
+        ("CNI_CONTAINERID", "CNI_IFNAME"),
+        id="all invalid at once",
+        marks=ours,
     ),
     pytest.param(
-        "ADD", conf(), {"CNI_CONTAINERID": None, "CNI_NETNS": None, "CNI_IFNAME": "a:b"}, 4,
-        ("CNI_CONTAINERID,CNI_NETNS", "CNI_IFNAME"), id="missing and invalid at once", marks=ours,
+        "ADD",
+        conf(),
+        {"CNI_CONTAINERID": None, "CNI_NETNS": None, "CNI_IFNAME": "a:b"},
+        4,
+        ("CNI_CONTAINERID,CNI_NETNS", "CNI_IFNAME"),
+        id="missing and invalid at once",
+        marks=ours,
     ),
     pytest.param("ADD", b"{nonsense", ALL_MISSING, 4, ("missing",), id="environment wins over JSON"),
     pytest.param("ADD", b"{nonsense", {"CNI_IFNAME": "a/b"}, 4, (), id="invalid environment wins over JSON"),
@@ -80,12 +92,31 @@ REFUSED = [
     ],
     *[
         pytest.param("ADD", conf(), {"CNI_ARGS": bad}, 4, ("CNI_ARGS",), id=f"CNI_ARGS {bad!r}", marks=ours)
-        for bad in ("A", "A=B=C", "IgnoreUnknown=perhaps", "IgnoreUnknown=1;A", "NO_SUCH=1", "IgnoreUnknown=0;NO_SUCH=1")
+        for bad in (
+            "A",
+            "A=B=C",
+            "IgnoreUnknown=perhaps",
+            "IgnoreUnknown=1;A",
+            "NO_SUCH=1",
+            "IgnoreUnknown=0;NO_SUCH=1",
+        )
     ],
     # JSON: code 6
     *[
         pytest.param("ADD", bad, {}, 6, (), id=f"stdin {bad[:20]!r}")
-        for bad in (b"", b"  \n", b"{", b"nonsense", b'{"a":1}}', b"[]", b'"text"', b"5", b"{'name': 'net'}", b"\xff\xfe", b"true")
+        for bad in (
+            b"",
+            b"  \n",
+            b"{",
+            b"nonsense",
+            b'{"a":1}}',
+            b"[]",
+            b'"text"',
+            b"5",
+            b"{'name': 'net'}",
+            b"\xff\xfe",
+            b"true",
+        )
     ],
     pytest.param("ADD", b'{"cniVersion":"1.1.0","name":5,"type":"bridge"}', {}, 6, ("name",), id="name is a number"),
     pytest.param("ADD", conf(cniVersion=1), {}, 6, (), id="cniVersion is a number"),
@@ -95,26 +126,44 @@ REFUSED = [
     pytest.param("ADD", b"{}", {}, 7, ("missing network name",), id="no name"),
     pytest.param("ADD", conf(name=""), {}, 7, ("missing network name",), id="empty name"),
     pytest.param("ADD", conf(name=None), {}, 7, ("missing network name",), id="name is null"),
-    *[pytest.param("ADD", conf(name=bad), {}, 7, (), id=f"name {bad!r}") for bad in ("a/b", "..", "-a", "a b", "ä", "a\n")],
+    *[
+        pytest.param("ADD", conf(name=bad), {}, 7, (), id=f"name {bad!r}")
+        for bad in ("a/b", "..", "-a", "a b", "ä", "a\n")
+    ],
     *[
         pytest.param(command, conf(cniVersion="9.9.9"), {}, 1, ("incompatible CNI versions",), id=f"{command} at 9.9.9")
         for command in ("ADD", "DEL")
     ],
     *[
-        pytest.param("CHECK", conf(cniVersion=old), {}, 1, ("config version does not allow CHECK",), id=f"CHECK at {old}")
+        pytest.param(
+            "CHECK", conf(cniVersion=old), {}, 1, ("config version does not allow CHECK",), id=f"CHECK at {old}"
+        )
         for old in VERSIONS[:4]
     ],
     *[
-        pytest.param(command, conf(cniVersion=old), {}, 1, (f"config version does not allow {command}",), id=f"{command} at {old}")
+        pytest.param(
+            command,
+            conf(cniVersion=old),
+            {},
+            1,
+            (f"config version does not allow {command}",),
+            id=f"{command} at {old}",
+        )
         for command in ("GC", "STATUS")
         for old in VERSIONS[:6]
     ],
     # the network namespace: code 8
-    pytest.param("ADD", conf(), {"CNI_NETNS": "/run/netns/nobody"}, 8, ("/run/netns/nobody",), id="no netns", marks=ours),
+    pytest.param(
+        "ADD", conf(), {"CNI_NETNS": "/run/netns/nobody"}, 8, ("/run/netns/nobody",), id="no netns", marks=ours
+    ),
     pytest.param("ADD", conf(), {"CNI_NETNS": "/etc/passwd"}, 8, ("/etc/passwd",), id="netns is a file", marks=ours),
     pytest.param("ADD", conf(), {"CNI_NETNS": "/"}, 8, (), id="netns is a folder", marks=ours),
-    pytest.param("ADD", conf(), {"CNI_NETNS": "/proc/self/ns/mnt"}, 8, (), id="a namespace of another kind", marks=ours),
-    pytest.param("ADD", conf(), {"CNI_NETNS": "/proc/self/ns/net"}, 8, ("should not be the same",), id="own netns", marks=ours),
+    pytest.param(
+        "ADD", conf(), {"CNI_NETNS": "/proc/self/ns/mnt"}, 8, (), id="a namespace of another kind", marks=ours
+    ),
+    pytest.param(
+        "ADD", conf(), {"CNI_NETNS": "/proc/self/ns/net"}, 8, ("should not be the same",), id="own netns", marks=ours
+    ),
     # the configuration: code 7 with the key path, what was found and what was expected
     *[
         pytest.param("ADD", conf(**{key: value}), {}, 7, parts, id=f"{key}={json.dumps(value)[:40]}", marks=ours)
@@ -137,7 +186,11 @@ REFUSED = [
             ("ipam", {"type": 5}, ("ipam.type", "5", "string")),
             ("ipam", {"type": "host-local"}, ("ipam.ranges",)),
             ("ipam", {"type": "host-local", "ranges": [[{"subnet": 5}]]}, ("ipam.ranges[0][0].subnet", "5")),
-            ("ipam", {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0"}]]}, ("ipam.ranges[0][0].subnet", "10.1.0.0")),
+            (
+                "ipam",
+                {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0"}]]},
+                ("ipam.ranges[0][0].subnet", "10.1.0.0"),
+            ),
             ("ipam", {"type": "host-local", "ranges": [{"subnet": "10.1.0.0/16"}]}, ("ipam.ranges[0]",)),
             (
                 "ipam",
@@ -169,11 +222,21 @@ REFUSED = [
         pytest.param("ADD", conf(ipam={"type": name}), {}, 7, (name,), id=f"ipam {name}", marks=ours)
         for name in ("no-such-ipam", "../host-local", ".", "a/b")
     ],
-    pytest.param("ADD", conf(hairpinMode=True, promiscMode=True), {}, None, ("hairpin", "promisc"), id="hairpin and promisc"),
+    pytest.param(
+        "ADD", conf(hairpinMode=True, promiscMode=True), {}, None, ("hairpin", "promisc"), id="hairpin and promisc"
+    ),
     # GC's list
     pytest.param("GC", conf(), {}, 7, ("cni.dev/valid-attachments",), id="GC without a list", marks=ours),
     *[
-        pytest.param("GC", conf(**{"cni.dev/valid-attachments": bad}), {}, 7, ("valid-attachments",), id=f"GC list {bad!r}", marks=ours)
+        pytest.param(
+            "GC",
+            conf(**{"cni.dev/valid-attachments": bad}),
+            {},
+            7,
+            ("valid-attachments",),
+            id=f"GC list {bad!r}",
+            marks=ours,
+        )
         for bad in ("all", {}, [5], [{}], [{"containerID": "a"}], [{"containerID": 5, "ifname": "eth0"}])
     ],
 ]
@@ -258,7 +321,9 @@ class TestVersion:
     """VERSION: one JSON value, end of file, or 100 ms of silence on stdin."""
 
     @pytest.mark.parametrize("plugin", PLUGINS)
-    @pytest.mark.parametrize("stdin", [b"", b"null", b"{}", b"junk", b"[1]", b'{"cniVersion":5}', b'{"cniVersion":""}', b"\xff"])
+    @pytest.mark.parametrize(
+        "stdin", [b"", b"null", b"{}", b"junk", b"[1]", b'{"cniVersion":5}', b'{"cniVersion":""}', b"\xff"]
+    )
     def test_without_a_version(self, warm: tuple[Node, Pod], plugin: str, stdin: bytes) -> None:
         answer = warm[0].call(plugin, "VERSION", stdin)
 
@@ -421,7 +486,9 @@ class TestKeys:
 
     def test_null_is_absent(self, node: Node) -> None:
         pod = node.pod()
-        nulls = dict.fromkeys(("bridge", "mtu", "ipMasq", "hairpinMode", "vlan", "vlanTrunk", "args", "runtimeConfig", "dns"))
+        nulls = dict.fromkeys(
+            ("bridge", "mtu", "ipMasq", "hairpinMode", "vlan", "vlanTrunk", "args", "runtimeConfig", "dns")
+        )
 
         result = node.call("bridge", "ADD", network(**nulls, prevResult=None), pod).result
 
@@ -595,7 +662,12 @@ esac
         assert result["dns"] == {"domain": "example.org"}
         assert json.loads(node.path("/run/stdin").read_text()) == self.conf()
         seen = dict(line.split("=", 1) for line in node.path("/run/env").read_text().splitlines() if "=" in line)
-        expected = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": pod.container_id, "CNI_NETNS": pod.path, "CNI_IFNAME": "eth0"}
+        expected = {
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": pod.container_id,
+            "CNI_NETNS": pod.path,
+            "CNI_IFNAME": "eth0",
+        }
         assert {key: seen[key] for key in expected} == expected
         assert seen["CNI_PATH"] == env["CNI_PATH"]
         assert seen["VENDOR"] == "kept"
@@ -645,7 +717,8 @@ esac
 
     @ours
     @pytest.mark.parametrize(
-        "add", ["exit 3", "kill -9 $$", "echo nonsense", "echo nonsense; exit 1", "true", "echo '[]'", "echo '{\"ips\":[]}'"]
+        "add",
+        ["exit 3", "kill -9 $$", "echo nonsense", "echo nonsense; exit 1", "true", "echo '[]'", "echo '{\"ips\":[]}'"],
     )
     def test_nonsense_of_it_is_an_error(self, node: Node, add: str) -> None:
         pod = node.pod()

@@ -147,7 +147,9 @@ class Node:
     def __enter__(self) -> Node:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -334,7 +336,8 @@ class Node:
             "leases": {
                 name: text
                 for name, text in self.files(data_dir).items()
-                if not name.startswith(".cnikit/") and name.rpartition("/")[2].split(".")[0] not in {"lock", "last_reserved_ip"}
+                if not name.startswith(".cnikit/")
+                and name.rpartition("/")[2].split(".")[0] not in {"lock", "last_reserved_ip"}
             },
             "records": {name: text for name, text in self.files(RECORDS).items() if not _is_network_lock(name)},
         }

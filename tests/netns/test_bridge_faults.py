@@ -120,5 +120,3 @@ def test_del_goes_on_when_a_verb_fails_and_a_second_del_finishes(node: Node, plu
         call(node, "DEL", conf, pod, plugin_path).silent()
         assert look(node, pod) == before, f"verb {verb}: {told(answer)['failed']}"
     assert failed > 5
-
-

@@ -57,9 +57,7 @@ def test_cni_path_is_taken_as_it_is_and_has_a_default() -> None:
     assert main.plugin_path({})[-1] == "/opt/cni/bin"
 
 
-def test_a_frozen_command_finds_its_plugins_beside_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_frozen_command_finds_its_plugins_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "host-local").touch()
     monkeypatch.setattr(sys, "frozen", True, raising=False)
