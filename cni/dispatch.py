@@ -14,7 +14,7 @@ from cni.context import Context
 from cni.errors import DECODING_FAILURE, INTERNAL, INVALID_CONFIG, INVALID_NETNS, IO_FAILURE, CniError
 from cni.kernel import NetnsError
 from cni.lock import Lock
-from cni.names import attachment_key, identifier_fault
+from cni.names import attachment_key, file_name, identifier_fault
 from cni.request import ATTACHMENT, Request
 from cni.version import LATEST, SUPPORTED, negotiate
 
@@ -184,8 +184,8 @@ class Call:
     def _lock_attachment(self) -> Lock:
         request, world = self.request, self.context.world
         key = attachment_key(request.container_id, request.ifname)
-        path = f"{world.run_dir}/locks/{self.context.network}:{key}:{self.context.plugin_type}"
-        return Lock(path, world.clock, transient=True)
+        name = file_name(f"{self.context.network}:{key}:{self.context.plugin_type}")
+        return Lock(f"{world.run_dir}/locks/{name}", world.clock, transient=True)
 
 
 def _valid_attachments(config: Reader) -> set[tuple[str, str]]:

@@ -56,6 +56,11 @@ def attachment_key(container_id: str, ifname: str) -> str:
     return key if len(key) <= LONGEST_FILE_NAME else f"sha512-{digest(key).hex()[:64]}:{ifname}"
 
 
+def file_name(text: str) -> str:
+    """`text` as the name of a file; its hash when it is too long for one."""
+    return text if len(text) <= LONGEST_FILE_NAME else f"sha512-{digest(text).hex()[:64]}"
+
+
 def host_end(network: str, container_id: str, ifname: str, attempt: int = 0) -> tuple[str, bytes]:
     """Name and MAC of the host's end of an attachment's veth: always the same, so that DEL finds it with no
     record, and knows by both that it is ours.

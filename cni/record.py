@@ -18,7 +18,7 @@ from errno import ENOSPC
 from cni import jsonio
 from cni.errors import CniError
 from cni.lock import Lock
-from cni.names import attachment_key
+from cni.names import attachment_key, file_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Records:
 
     def __init__(self, run_dir: str, network: str, clock: Callable[[], float], log: Log) -> None:
         self.network = network
-        self.folder = f"{run_dir}/networks/{network}"
+        self.folder = f"{run_dir}/networks/{file_name(network)}"
         self._attachments = f"{self.folder}/attachments"
         self._holders = f"{self.folder}/holders"
         self._clock = clock

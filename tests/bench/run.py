@@ -29,6 +29,7 @@ REPORT_WIDTH = 130  # where no terminal tells one
 
 def main() -> None:
     arguments = _arguments()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has switched it off
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     console = Console(width=None if sys.stdout.isatty() else REPORT_WIDTH)
     subject = Subject(_folder("CNIKIT_TEST_BIN"), _folder("CNIKIT_TEST_PEERS"), _python())

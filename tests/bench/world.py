@@ -35,7 +35,7 @@ RESIDENTS = 2
 # On a real file system, as /var/lib/cni is on a node.
 LEASES = "/var/tmp/cnikit-bench"
 
-_GRACE_SECONDS = 20.0
+_GRACE_SECONDS = 60.0
 
 
 class CallFailedError(Exception):

@@ -27,7 +27,8 @@ class Known:
 
 
 def _interfaces(seen: Observation) -> list[dict[str, Any]]:
-    return (seen["result"] or {}).get("interfaces", [])
+    found: list[dict[str, Any]] = (seen["result"] or {}).get("interfaces", [])
+    return found
 
 
 def _drop_mtu(seen: Observation) -> None:
@@ -181,6 +182,7 @@ class Refusal:
 
 
 ERRORS = [
+    Refusal(r"invalid characters found in network name", 7, r"name .*invalid characters", "the same, with the value"),
     Refusal(
         r"failed to allocate for range",
         7,
@@ -314,7 +316,7 @@ ONLY_THEIRS = [
         ("CHECK",),
     ),
     OnlyTheirs(
-        r"invalid IP address|invalid range set|overlaps with|no IP ranges|invalid CIDR|does not support more than 1",
+        r"invalid IP address|invalid range set|overlaps with|no IP ranges|invalid CIDR|does not support more than 1|cannot unmarshal .*(ips|ranges|routes|subnet)",
         "a lease can be released whatever has become of the ranges that it was taken from",
         ("DEL",),
     ),

@@ -34,8 +34,8 @@ BACKENDS = [
     pytest.param({}, id="default"),
     *[pytest.param({"ipMasqBackend": name}, id=name) for name in ("nftables", "iptables")],
 ]
-SUBNET_HOST = {socket.AF_INET: "10.1.9.9", socket.AF_INET6: "fd00:1::9:9"}
-GATEWAY = {socket.AF_INET: "10.1.0.1", socket.AF_INET6: "fd00:1::1"}
+SUBNET_HOST: dict[int, str] = {socket.AF_INET: "10.1.9.9", socket.AF_INET6: "fd00:1::9:9"}
+GATEWAY: dict[int, str] = {socket.AF_INET: "10.1.0.1", socket.AF_INET6: "fd00:1::1"}
 
 
 def dual(**options: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ The daemon runs inside the test's node, with a PID namespace: its shims and cont
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -60,11 +61,10 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, ModuleTyp
     assert status == 0, "protoc failed"
     sys.path.insert(0, str(out))
     try:
-        import api_pb2
-        import api_pb2_grpc
+        # The second imports the first by its plain name.
+        return importlib.import_module("api_pb2"), importlib.import_module("api_pb2_grpc")
     finally:
         sys.path.remove(str(out))
-    return api_pb2, api_pb2_grpc
 
 
 def install(node: Node, conf: dict[str, Any], **top: Any) -> None:

@@ -282,20 +282,15 @@ WRONG_RANGES: list[Any] = [
     {"rangeStart": "10.1.0.9"},
     "10.1.0.0/24",
 ]
-ROUTES = st.lists(
-    st.sampled_from(
-        [
-            {"dst": "198.51.100.0/24"},
-            {"dst": "0.0.0.0/0"},
-            {"dst": "203.0.113.0/24", "mtu": 1300},
-            {"dst": "203.0.113.128/25", "priority": 50},
-            {"dst": "2001:db8:1::/64"},
-            {"dst": "::/0"},
-        ]
-    ),
-    max_size=2,
-    unique_by=lambda route: route["dst"],
-)
+SOME_ROUTES: list[dict[str, Any]] = [
+    {"dst": "198.51.100.0/24"},
+    {"dst": "0.0.0.0/0"},
+    {"dst": "203.0.113.0/24", "mtu": 1300},
+    {"dst": "203.0.113.128/25", "priority": 50},
+    {"dst": "2001:db8:1::/64"},
+    {"dst": "::/0"},
+]
+ROUTES = st.lists(st.sampled_from(SOME_ROUTES), max_size=2, unique_by=lambda route: str(route["dst"]))
 
 
 @st.composite

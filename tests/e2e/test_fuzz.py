@@ -163,7 +163,7 @@ STDIN = (
 )
 
 ANY_BYTES = st.binary(max_size=40).filter(lambda data: b"\0" not in data)
-ANY_TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=40)
+ANY_TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 ARGS = st.sampled_from(
     ["IgnoreUnknown=1;IP=10.7.0.5", "IP=", "MAC=zz", ";", "=", "a=b;a=b", "IgnoreUnknown=", "IP=10.7.0.5;;"]
 )

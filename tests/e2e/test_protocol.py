@@ -36,13 +36,14 @@ def warm(way: Way) -> Iterator[tuple[Node, Pod]]:
         yield node, node.pod()
 
 
-def conf(plugin: str = "bridge", **options: Any) -> dict[str, Any]:
+def conf(plugin: str = "bridge", /, **options: Any) -> dict[str, Any]:
     """A valid configuration of any of the three plugins."""
     found = {**network(), "type": plugin, **options}
     return {key: value for key, value in found.items() if value is not DROPPED}
 
 
 DROPPED = object()
+BAD_LISTS: list[Any] = ["all", {}, [5], [{}], [{"containerID": "a"}], [{"containerID": 5, "ifname": "eth0"}]]
 ALL_MISSING: dict[str, str | None] = {"CNI_CONTAINERID": None, "CNI_NETNS": None, "CNI_IFNAME": None}
 
 
@@ -237,7 +238,7 @@ REFUSED = [
             id=f"GC list {bad!r}",
             marks=ours,
         )
-        for bad in ("all", {}, [5], [{}], [{"containerID": "a"}], [{"containerID": 5, "ifname": "eth0"}])
+        for bad in BAD_LISTS
     ],
 ]
 
@@ -486,7 +487,7 @@ class TestKeys:
 
     def test_null_is_absent(self, node: Node) -> None:
         pod = node.pod()
-        nulls = dict.fromkeys(
+        nulls: dict[str, Any] = dict.fromkeys(
             ("bridge", "mtu", "ipMasq", "hairpinMode", "vlan", "vlanTrunk", "args", "runtimeConfig", "dns")
         )
 
@@ -496,7 +497,11 @@ class TestKeys:
 
     def test_unknown_keys_are_ignored(self, node: Node) -> None:
         pod = node.pod()
-        strange = {"x-vendor": {"a": [1]}, "capabilities": {"ips": True}, "runtimeConfig": {"cniDeviceInfoFile": "x"}}
+        strange: dict[str, Any] = {
+            "x-vendor": {"a": [1]},
+            "capabilities": {"ips": True},
+            "runtimeConfig": {"cniDeviceInfoFile": "x"},
+        }
 
         assert node.call("bridge", "ADD", network(**strange), pod).ok
 
@@ -588,7 +593,7 @@ class TestOwnNetns:
 class TestPrevResult:
     """A plugin that is not the first of its chain."""
 
-    BEFORE = {
+    BEFORE: dict[str, Any] = {
         "cniVersion": "1.1.0",
         "interfaces": [{"name": "dummy7", "mac": "02:00:00:00:00:07", "sandbox": "/run/netns/x"}],
         "ips": [{"address": "192.0.2.9/24", "gateway": "192.0.2.1", "interface": 0}],

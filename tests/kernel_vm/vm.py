@@ -32,10 +32,12 @@ KERNEL_PACKAGE = "linux-image-6.12-cloud-amd64"
 INIT = Path(__file__).with_name("init")
 MEMORY = "1536M"
 
+VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
+
 # A file that shows whether a package is there (several places: Debian releases differ), and the package.
 NEEDS = (
     (("/usr/bin/qemu-system-x86_64",), "qemu-system-x86"),
-    (("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"), "virtiofsd"),
+    (VIRTIOFSD, "virtiofsd"),
     (("/sbin/depmod", "/usr/sbin/depmod"), "kmod"),
 )
 
@@ -85,23 +87,15 @@ def _shared_root(virtiofsd: str, run_dir: Path) -> Iterator[str]:
 def _install_needs() -> str:
     """Install what is missing; the path of virtiofsd."""
     missing = [package for paths, package in NEEDS if not any(map(os.path.exists, paths))]
-    # Where virtiofsd is no package of its own it comes with qemu.
-    if "qemu-system-x86" in missing and not _known("virtiofsd"):
-        missing.remove("virtiofsd")
     if missing:
-        environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *missing]
-        done = subprocess.run(install, env=environ, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise VmError(f"cannot install {', '.join(missing)}: {done.stdout}{done.stderr}")
-    for path in NEEDS[1][0]:
+        _output("apt-get", "update", "-q")
+        known = [package for package in missing if _output("apt-cache", "search", "-n", f"^{package}$")]
+        # Where virtiofsd is no package of its own it comes with qemu.
+        _output("apt-get", "install", "-q", "-y", "--no-install-recommends", *known)
+    for path in VIRTIOFSD:
         if os.path.exists(path):
             return path
-    raise VmError(f"expected virtiofsd at one of {NEEDS[1][0]}, found none")
-
-
-def _known(package: str) -> bool:
-    return bool(subprocess.run(["apt-cache", "show", package], capture_output=True, check=False).stdout)
+    raise VmError(f"expected virtiofsd at one of {VIRTIOFSD}, found none")
 
 
 def _cache() -> Path:
@@ -112,18 +106,18 @@ def _cache() -> Path:
 
 def _kernel(cache: Path) -> Path:
     """The folder with the unpacked kernel package; made at the first use."""
-    depends = _output("apt-cache", "depends", "--important", KERNEL_PACKAGE)
-    packages = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line]
-    if not packages:
-        raise VmError(f"no Debian package {KERNEL_PACKAGE} is known here: apt-get update may help")
-    kernel = cache / packages[0]
+    kernel = cache / KERNEL_PACKAGE
     if kernel.is_dir():
         return kernel
+    _output("apt-get", "update", "-q")
+    depends = _output("apt-cache", "depends", "--important", KERNEL_PACKAGE)
+    # The package of that name always depends on the newest build.
+    package = next(line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line)
     with tempfile.TemporaryDirectory(dir=cache, prefix="unpack.") as folder:
-        _output("apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", packages[0], cwd=folder)
-        (package,) = Path(folder).glob("*.deb")
+        _output("apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", package, cwd=folder)
+        (archive,) = Path(folder).glob("*.deb")
         root = Path(folder) / "root"
-        _output("dpkg", "-x", str(package), str(root))
+        _output("dpkg", "-x", str(archive), str(root))
         if not (root / "lib").exists():
             (root / "lib").symlink_to("usr/lib")  # where depmod and modprobe look
         (modules,) = (root / "lib" / "modules").iterdir()
@@ -133,7 +127,8 @@ def _kernel(cache: Path) -> Path:
 
 
 def _output(*argv: str, cwd: str | None = None) -> str:
-    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
+    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(argv, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         raise VmError(f"{shlex.join(argv)}: {done.stdout}{done.stderr}")
     return done.stdout
@@ -177,7 +172,10 @@ def _logs(run_dir: Path) -> str:
 def main() -> None:
     if len(sys.argv) < 2 or shutil.which("apt-get") is None:
         sys.exit(__doc__)
-    outcome = run(sys.argv[1:])
+    try:
+        outcome = run(sys.argv[1:])
+    except VmError as error:
+        sys.exit(f"vm.py: {error}")
     sys.stdout.write(outcome.output)
     sys.exit(outcome.status)
 

@@ -824,3 +824,19 @@ def test_two_interfaces_of_one_pod(node: Node) -> None:
     node.call("bridge", "DEL", second, env={"CNI_IFNAME": "net1"}).silent()
 
     assert node.snapshot() == before
+
+
+@pytest.mark.parametrize(
+    ("network", "container"),
+    [("n" * 200, "c" * 64), ("n" * 400, "c"), ("n", "c" * 400)],
+    ids=["both", "network", "container"],
+)
+def test_names_longer_than_a_file_name_may_be(node: Node, network: str, container: str) -> None:
+    conf = node.network(isGateway=True, ipMasq=True, name=network)
+    first = node.call("bridge", "ADD", conf, container)
+
+    node.call("bridge", "CHECK", {**conf, "prevResult": first.result}, container).silent()
+    node.call("bridge", "DEL", conf, container).silent()
+
+    assert elements(node) == []
+    assert [name for name, link in node.own("links").items() if link["alias"]] == []

@@ -78,3 +78,9 @@ def test_host_end_differs_by_every_part() -> None:
 
 def test_owner() -> None:
     assert names.owner("net", "ctr", "eth0") == "cnikit net/ctr/eth0"
+
+
+@given(st.text("abc", max_size=600), st.text("abc", max_size=600))
+def test_file_names_fit_and_differ(one: str, other: str) -> None:
+    assert len(names.file_name(one)) <= 200
+    assert (names.file_name(one) == names.file_name(other)) == (one == other)
