@@ -17,7 +17,7 @@ from cni.version import at_least
 from ipam.ranges import Range
 
 if TYPE_CHECKING:
-    from cli.lint import Report
+    from cli.findings import Report
 
 # Keys that any plugin may hold, and those that the runtime puts in; neither is an unknown key.
 RESERVED = ("runtimeconfig", "prevresult")

@@ -17,20 +17,15 @@ from cni.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from types import ModuleType
+    from collections.abc import Callable
     from typing import Protocol
 
     from cni.config import Reader
     from cni.delegate import Delegate
-    from cni.kernel import Kernel, Namespace
+    from cni.kernel import Namespace
     from cni.request import Request
     from cni.result import Result
-
-    class Log(Protocol):
-        """Where a line for people goes (stderr in the one-shot executable)."""
-
-        def __call__(self, line: str, /) -> object: ...
+    from cni.world import World
 
     class Plugin(Protocol):
         """A plugin module."""
@@ -45,40 +40,6 @@ if TYPE_CHECKING:
         def gc(self, ctx: Context, conf: object) -> None: ...
 
 
-class World:
-    """Everything outside one call: made once by `cni/main.py` or the agent, and by tests.
-
-    `registry` maps a plugin's name to its module's path. `own_plugin` tells whether an executable found on
-    CNI_PATH is one of this build's, by the plugin name or None. `clock` is monotonic, in seconds.
-    """
-
-    __slots__ = ("boot_id", "clock", "kernel", "log", "own_plugin", "registry", "run_dir")
-
-    def __init__(
-        self,
-        registry: Mapping[str, str],
-        kernel: Kernel,
-        clock: Callable[[], float],
-        log: Log,
-        *,
-        own_plugin: Callable[[str], str | None],
-        boot_id: Callable[[], str],
-        run_dir: str = "/run/cnikit",
-    ) -> None:
-        self.registry = registry
-        self.kernel = kernel
-        self.clock = clock
-        self.log = log
-        self.own_plugin = own_plugin
-        self.boot_id = boot_id
-        self.run_dir = run_dir
-
-    def plugin(self, name: str) -> ModuleType:
-        """The module of a plugin, imported now: a call pays for what it uses."""
-        module = self.registry[name]
-        return __import__(module, fromlist=["*"])
-
-
 class Context:
     """One call of one plugin.
 
@@ -88,11 +49,19 @@ class Context:
     """
 
     __slots__ = (
-        "_delegate", "_host", "config", "log", "network", "plugin_type", "pod", "prev_result", "records", "request",
+        "_delegate", "_host", "_ipam", "config", "log", "network", "plugin_type", "pod", "prev_result", "records", "request",
         "undo", "valid", "version", "world",
     )  # fmt: skip
 
-    def __init__(self, world: World, plugin_type: str, request: Request, config: Reader, version: str) -> None:
+    def __init__(
+        self,
+        world: World,
+        plugin_type: str,
+        request: Request,
+        config: Reader,
+        version: str,
+        delegate: Callable[[], Delegate],
+    ) -> None:
         self.world = world
         self.plugin_type = plugin_type
         self.request = request
@@ -106,7 +75,8 @@ class Context:
         self.prev_result: Result | None = None
         self.valid: set[tuple[str, str]] = set()
         self._host: Namespace | None = None
-        self._delegate: Delegate | None = None
+        self._delegate = delegate
+        self._ipam: Delegate | None = None
 
     @property
     def host(self) -> Namespace:
@@ -125,12 +95,9 @@ class Context:
     @property
     def ipam(self) -> Delegate:
         """The IPAM plugin that `ipam.type` names."""
-        if self._delegate is None:
-            # Imported here: VERSION and plugins without IPAM never need it.
-            from cni.delegate import Delegate
-
-            self._delegate = Delegate(self.world, self.request, self.config)
-        return self._delegate
+        if self._ipam is None:
+            self._ipam = self._delegate()
+        return self._ipam
 
     def close(self) -> None:
         """Release the namespaces."""

@@ -5,23 +5,34 @@ from __future__ import annotations
 
 from cni import jsonio
 from cni.config import Reader, mapping
-from cni.dispatch import Call
 from cni.errors import INTERNAL, CniError
 from cni.execute import find, run
 from cni.result import Result
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni.context import World
+    from collections.abc import Callable
+
     from cni.request import Request
+    from cni.world import World
 
 
 class Delegate:
-    """One delegate of one call. Every verb raises the delegate's own CniError."""
+    """One delegate of one call. Every verb raises the delegate's own CniError.
 
-    __slots__ = ("_config", "_executable", "_own", "_request", "_world", "name")
+    `in_process` calls a plugin of this build (`dispatch.call_in_process`).
+    """
 
-    def __init__(self, world: World, request: Request, config: Reader) -> None:
+    __slots__ = ("_config", "_executable", "_in_process", "_own", "_request", "_world", "name")
+
+    def __init__(
+        self,
+        world: World,
+        request: Request,
+        config: Reader,
+        in_process: Callable[[World, str, Request, Reader], Result | None],
+    ) -> None:
+        self._in_process = in_process
         self._world = world
         self._request = request
         self._config = config
@@ -51,10 +62,7 @@ class Delegate:
 
     def _call(self, request: Request) -> Result | None:
         if self._own is not None:
-            with Call(self._world, self._own, request, self._config) as call:
-                result = call.run()
-                call.context.undo.commit()
-                return result
+            return self._in_process(self._world, self._own, request, self._config)
         found = run(self._executable, request.environ, jsonio.encode(self._config.value))
         return None if found is None else Result.read(Reader(mapping(f"result of {self.name}", found)))
 

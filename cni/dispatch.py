@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Protocol
 
-    from cni.context import World
+    from cni.delegate import Delegate
     from cni.result import Result
+    from cni.world import World
 
     class Stdin(Protocol):
         """How the caller reads stdin; both raise CniError 5 on failure."""
@@ -74,6 +75,14 @@ def serve(world: World, name: str, environ: Mapping[str, str], stdin: Stdin, wri
     return 0
 
 
+def call_in_process(world: World, name: str, request: Request, config: Reader) -> Result | None:
+    """A delegate's call, when the delegate is one of our own plugins."""
+    with Call(world, name, request, config) as call:
+        result = call.run()
+        call.context.undo.commit()
+        return result
+
+
 def error_json(error: CniError, version: str) -> bytes:
     """The spec's error object (section 5, "Error")."""
     return jsonio.encode({"cniVersion": version, "code": error.code, "msg": error.msg, "details": error.details})
@@ -109,7 +118,7 @@ class Call:
     def __init__(self, world: World, name: str, request: Request, config: Reader) -> None:
         version = negotiate(config.raw("cniVersion"), request.command)
         self.request = request
-        self.context = Context(world, name, request, config, version)
+        self.context = Context(world, name, request, config, version, self._delegate)
         self._module: ModuleType = world.plugin(name)
         self._lock: Lock | None = None
         if self._module.ARGS is not None:
@@ -144,6 +153,13 @@ class Call:
         verbs = {"DEL": module.delete, "CHECK": module.check, "STATUS": module.status, "GC": module.gc}
         verbs[self.request.command](context, conf)
         return None
+
+    def _delegate(self) -> Delegate:
+        # Imported here: VERSION and plugins without IPAM never need it.
+        from cni.delegate import Delegate
+
+        context = self.context
+        return Delegate(context.world, context.request, context.config, call_in_process)
 
     def _read_previous(self) -> None:
         config, command = self.context.config, self.request.command

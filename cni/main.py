@@ -17,9 +17,9 @@ import sys
 import time
 
 from cni import __version__, dispatch, jsonio
-from cni.context import World
 from cni.errors import INTERNAL, IO_FAILURE, CniError
 from cni.version import LATEST, SUPPORTED
+from cni.world import World
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

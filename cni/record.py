@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from cni.context import Log
+    from cni.world import Log
 
 # Readers accept this version and the one before it.
 VERSION = 1

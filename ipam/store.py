@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cni.context import Log
+    from cni.world import Log
     from ipam.index import Holder
 
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"

@@ -10,15 +10,15 @@ from errno import ENOENT, ETIMEDOUT
 
 from cni import addr
 from cni.addr import family
-from cni.config import Reader, hardware_address, wrong
-from cni.errors import INTERNAL, INVALID_CONFIG, NOT_AVAILABLE, CniError, KernelError
+from cni.errors import INTERNAL, NOT_AVAILABLE, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import OPER_UP
-from cni.names import attachment_key, interface_fault, owner
+from cni.names import attachment_key, owner
 from cni.record import describe
-from cni.result import Interface, Result, Route, read_dns
+from cni.result import Interface, Result, Route
 from cni.undo import Teardown
 from plugins import bridge_check, bridge_vlan, iptables, macspoof, masquerade, node_bridge, veth
+from plugins.bridge_conf import Conf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
     from cni.context import Context
     from cni.kernel.types import Link
-    from cni.request import Request
 
     Subnet = tuple[bytes, int]
+
+__all__ = ("ARGS", "NETNS", "Conf", "add", "check", "delete", "gc", "status")
 
 ARGS = ("MAC",)
 NETNS = True
@@ -38,59 +39,6 @@ PORT_TIMEOUT = 1.0
 
 # What DEL and GC need of a record's section.
 _NEEDED = ("links", "addresses", "bridge", "vlan", "masquerade", "macspoofchk")
-
-
-class Conf:
-    """The options of DROP-IN's bridge row, typed. `vlans` are the trunk's IDs, `mac` 6 bytes or None."""
-
-    __slots__ = (
-        "backend", "bridge", "disable_container_interface", "dns", "duplicate_detection", "force_address", "hairpin",
-        "ip_masq", "is_default_gateway", "is_gateway", "isolated", "layer3", "mac", "mac_spoof_check", "mtu",
-        "preserve_default_vlan", "promisc", "vlan", "vlan_option", "vlans",
-    )  # fmt: skip
-
-    def __init__(self, config: Reader, request: Request) -> None:
-        self.bridge = config.string("bridge", "cni0")
-        self.is_default_gateway = config.boolean("isDefaultGateway")
-        self.is_gateway = config.boolean("isGateway") or self.is_default_gateway
-        self.force_address = config.boolean("forceAddress")
-        self.ip_masq = config.boolean("ipMasq")
-        self.backend = config.string("ipMasqBackend") or masquerade.NFTABLES
-        self.mtu = config.integer("mtu", low=0, high=65535)
-        self.hairpin = config.boolean("hairpinMode")
-        self.promisc = config.boolean("promiscMode")
-        self.vlan = config.integer("vlan", low=0, high=bridge_vlan.LAST)
-        self.vlans = bridge_vlan.read_trunk(config)
-        self.preserve_default_vlan = config.boolean("preserveDefaultVlan")
-        self.mac_spoof_check = config.boolean("macspoofchk")
-        self.duplicate_detection = config.boolean("enabledad")
-        self.disable_container_interface = config.boolean("disableContainerInterface")
-        self.isolated = config.boolean("portIsolation")
-        self.mac = _mac(config, request)
-        self.layer3 = bool(config.object("ipam").string("type"))
-        self.dns = read_dns(config.object("dns"))
-        self.vlan_option = f"vlan: {self.vlan}" if self.vlan else f"vlanTrunk: {self.vlans}" if self.vlans else ""
-
-    def refuse_contradictions(self) -> None:
-        """CniError 7 for options that cannot be together. Not asked in DEL and GC, which must clean up."""
-        fault = interface_fault(self.bridge)
-        if fault:
-            raise wrong("bridge", f"an interface name ({fault})", self.bridge)
-        gateway_link = f"{self.bridge}.{self.vlan}"
-        if self.vlan and self.is_gateway and interface_fault(gateway_link):
-            raise wrong("bridge", f"a shorter name, so that {gateway_link!r} can name the VLAN's gateway", self.bridge)
-        if self.backend not in masquerade.BACKENDS:
-            raise wrong("ipMasqBackend", 'unknown ipmasq backend: "nftables" or "iptables"', self.backend)
-        if self.layer3 and self.disable_container_interface:
-            raise CniError(
-                INVALID_CONFIG, "cannot use IPAM when DisableContainerInterface flag is set",
-                "remove `ipam` or disableContainerInterface",
-            )  # fmt: skip
-        if self.hairpin and self.promisc:
-            raise CniError(
-                INVALID_CONFIG, "cannot set hairpin mode and promiscuous mode at the same time",
-                "remove hairpinMode or promiscMode",
-            )  # fmt: skip
 
 
 def add(ctx: Context, conf: Conf) -> Result:
@@ -364,18 +312,3 @@ def _families(conf: Conf, ctx: Context) -> list[int]:
     """The families that have forwarding to switch on. IPAM decides which are used; a kernel may lack IPv6."""
     there = [f for f in (addr.AF_INET, addr.AF_INET6) if ctx.host.conf(f, "all", "forwarding") is not None]
     return there if conf.layer3 else []
-
-
-def _mac(config: Reader, request: Request) -> bytes | None:
-    """The pod's MAC from CNI_ARGS, `args.cni.mac` or `runtimeConfig.mac`; the later one wins."""
-    found = [("CNI_ARGS MAC", request.args.get("MAC"))]
-    cni_args, runtime = config.object("args").object("cni"), config.object("runtimeConfig")
-    found += [(reader.at("mac"), reader.string("mac")) for reader in (cni_args, runtime)]
-    given = [(path, text) for path, text in found if text]
-    if not given:
-        return None
-    path, text = given[-1]
-    mac = hardware_address(path, text)
-    if addr.is_multicast_mac(mac):
-        raise wrong(path, "a unicast MAC address", text)
-    return mac

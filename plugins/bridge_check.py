@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cni.kernel import Namespace
     from cni.kernel.types import Link
     from cni.result import Interface, IPConfig, Result, Route
-    from plugins.bridge import Conf
+    from plugins.bridge_conf import Conf
 
 
 def check(ctx: Context, conf: Conf) -> None:

@@ -8,37 +8,18 @@ from __future__ import annotations
 
 from errno import EEXIST
 
-from cni.errors import INTERNAL, INVALID_CONFIG, CniError, KernelError
+from cni.errors import INTERNAL, CniError, KernelError
 from cni.kernel import ops
 from cni.names import host_end
 from plugins import veth
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni.config import Reader
     from cni.context import Context
     from cni.kernel.types import Link
-    from plugins.bridge import Conf
+    from plugins.bridge_conf import Conf
 
 DEFAULT = 1  # the VLAN of a trunk's untagged frames, when `vlan` names none
-LAST = 4094
-
-
-def read_trunk(config: Reader) -> list[int]:
-    """The IDs of `vlanTrunk`, sorted."""
-    found: set[int] = set()
-    for item in config.objects("vlanTrunk"):
-        low, high, one = (item.integer(key, 0, 1, LAST) for key in ("minID", "maxID", "id"))
-        if bool(low) != bool(high):
-            missing = "maxID" if low else "minID"
-            raise CniError(
-                INVALID_CONFIG,
-                f"{item.path}: minID and maxID should be configured simultaneously, {missing} is missing",
-            )
-        if low > high:
-            raise CniError(INVALID_CONFIG, f"{item.path}: minID {low} is greater than maxID {high} in trunk parameter")
-        found.update(range(low, high + 1) if low else (), [one] if one else ())
-    return sorted(found)
 
 
 def set_port(ctx: Context, conf: Conf, port: str, vlans: list[int]) -> None:

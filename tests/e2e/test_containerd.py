@@ -18,7 +18,7 @@ import pytest
 from grpc_tools import protoc
 
 from tests.e2e import images
-from tests.e2e.world import DUAL_STACK, Node, Way, datagram, network, wait_same, wait_until
+from tests.e2e.world import DUAL_STACK, Node, Way, cgroup, datagram, network, remove_cgroups, wait_same, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,6 +117,7 @@ def containerd(way: Way, conf: dict[str, Any]) -> Iterator[Containerd]:
             running = Containerd(node, Path(folder))
             yield running
         running.daemon.wait(STARTUP)  # the kernel ended it with the node's PID namespace
+        remove_cgroups()
 
 
 class Cri:
@@ -133,7 +134,7 @@ class Cri:
             metadata=self.messages.PodSandboxMetadata(name=name, uid=f"uid-{name}", namespace="tests", attempt=0),
             hostname=name,
             log_directory="/run/cd/logs",
-            linux=self.messages.LinuxPodSandboxConfig(cgroup_parent=f"/cnikit-test-{name}"),
+            linux=self.messages.LinuxPodSandboxConfig(cgroup_parent=f"{cgroup()}/{name}"),
         )
         answer = self.stub.RunPodSandbox(self.messages.RunPodSandboxRequest(config=config), timeout=STARTUP)
         found: str = answer.pod_sandbox_id
@@ -193,19 +194,13 @@ def test_pod_sandboxes(containerd: Containerd, api: tuple[ModuleType, ModuleType
 
 
 def test_a_sandbox_that_lost_its_netns(containerd: Containerd, api: tuple[ModuleType, ModuleType]) -> None:
-    """As after a crash: the namespace's mount is gone when the runtime stops the sandbox."""
+    """As after a crash of the node's services: the namespace's mount is gone when the runtime stops the sandbox."""
     node = containerd.node
     cri = Cri(containerd, api)
     wait_until(cri.network_ready, "containerd takes the network list", STARTUP)
     sandbox = cri.run("lost")
     _, netns = cri.status(sandbox)
     name = netns.replace("/var/run/", "/run/")
-    pids = [
-        line.split()[1]
-        for line in containerd.ctr("-n", "k8s.io", "tasks", "ls").splitlines()
-        if line.startswith(sandbox)
-    ]
-    node.run("kill", "-9", *pids)
     node.run("umount", name)
     node.run("rm", "-f", name)
 
@@ -221,13 +216,40 @@ def test_ctr_run(containerd: Containerd, conf: dict[str, Any]) -> None:
     """`ctr run --cni` reads /etc/cni/net.d and /opt/cni/bin; the container pings its gateway."""
     node = containerd.node
     pinged = containerd.ctr(
-        "run", "--rm", "--cni", "--snapshotter", "native", IMAGE, "c1", "ping", "-c", "1", "-W", "5", "10.1.0.1"
+        "run",
+        "--rm",
+        "--cni",
+        "--cgroup",
+        f"{cgroup()}/ctr",
+        "--snapshotter",
+        "native",
+        IMAGE,
+        "c1",
+        "ping",
+        "-c",
+        "1",
+        "-W",
+        "5",
+        "10.1.0.1",
     )
     assert "1 packets received" in pinged
     before = node.snapshot()
 
     shown = containerd.ctr(
-        "run", "--rm", "--cni", "--snapshotter", "native", IMAGE, "c2", "ip", "addr", "show", "dev", "eth0"
+        "run",
+        "--rm",
+        "--cni",
+        "--cgroup",
+        f"{cgroup()}/ctr",
+        "--snapshotter",
+        "native",
+        IMAGE,
+        "c2",
+        "ip",
+        "addr",
+        "show",
+        "dev",
+        "eth0",
     )
 
     assert "inet 10.1." in shown

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e import images
-from tests.e2e.world import DUAL_STACK, Node, Way, network, wait_same
+from tests.e2e.world import DUAL_STACK, Node, Way, cgroup, network, remove_cgroups, wait_same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +34,7 @@ network_config_dir = "/etc/cni/net.d"
 default_network = "podman"
 """
 
+PARENT = ("--cgroup-parent", cgroup())
 POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'
 
 
@@ -79,16 +80,17 @@ def podman(way: Way, conf: dict[str, Any]) -> Iterator[Podman]:
         node.path("/etc/cni/net.d").mkdir(parents=True, exist_ok=True)
         node.path("/etc/cni/net.d/87-podman.conflist").write_text(json.dumps(conflist))
         yield Podman(node)
+    remove_cgroups()
 
 
 def test_run(podman: Podman) -> None:
     """A container pings its gateway and sees its addresses; then it is gone, and all of it."""
     node = podman.node
-    pinged = podman("run", "--rm", IMAGE, "ping", "-c", "1", "-W", "5", "10.1.0.1")
+    pinged = podman("run", *PARENT, "--rm", IMAGE, "ping", "-c", "1", "-W", "5", "10.1.0.1")
     assert "1 packets received" in pinged
     before = node.snapshot()
 
-    shown = podman("run", "--rm", IMAGE, "ip", "addr", "show", "dev", "eth0")
+    shown = podman("run", *PARENT, "--rm", IMAGE, "ip", "addr", "show", "dev", "eth0")
 
     assert "inet 10.1." in shown
     assert "inet6 fd00:1::" in shown
@@ -99,7 +101,7 @@ def test_run(podman: Podman) -> None:
 def test_a_container_that_stays(podman: Podman) -> None:
     """Address and MAC of a running container as podman shows them, a requested address, removal."""
     node = podman.node
-    podman("run", "--rm", IMAGE, "true")
+    podman("run", *PARENT, "--rm", IMAGE, "true")
     before = node.snapshot()
 
     podman(
@@ -129,10 +131,10 @@ def test_a_container_that_stays(podman: Podman) -> None:
 
 def test_a_published_network_has_two_containers(podman: Podman) -> None:
     """Two containers on one network reach each other."""
-    podman("run", "-d", "--name", "one", IMAGE, "sleep", "1000000")
+    podman("run", *PARENT, "-d", "--name", "one", IMAGE, "sleep", "1000000")
     address = json.loads(podman("inspect", "one"))[0]["NetworkSettings"]["Networks"]["podman"]["IPAddress"]
 
-    pinged = podman("run", "--rm", IMAGE, "ping", "-c", "1", "-W", "5", address)
+    pinged = podman("run", *PARENT, "--rm", IMAGE, "ping", "-c", "1", "-W", "5", address)
 
     assert "1 packets received" in pinged
     podman("rm", "-f", "-t", "0", "one")

@@ -471,6 +471,30 @@ def socket_in(netns: str, family: int, kind: int) -> socket.socket:
     return made[0]
 
 
+def cgroup() -> str:
+    """The cgroup below which a test's containers go; cgroups are the machine's, whatever namespaces a node has."""
+    return f"/cnikit-test-{os.getpid()}"
+
+
+def remove_cgroups() -> None:
+    """Remove what `cgroup` names from every hierarchy, once its processes have ended."""
+
+    def gone() -> bool:
+        for root in [*Path("/sys/fs/cgroup").glob(cgroup()[1:]), *Path("/sys/fs/cgroup").glob(f"*{cgroup()}")]:
+            for folder in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True):
+                folder.rmdir()
+            root.rmdir()
+        return True
+
+    def tried() -> bool:
+        try:
+            return gone()
+        except OSError:  # busy until the kernel has buried the last process
+            return False
+
+    wait_until(tried, f"the cgroups {cgroup()} are empty")
+
+
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
     """The condition's value as soon as it is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds

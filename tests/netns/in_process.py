@@ -15,10 +15,10 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from cni import dispatch
-from cni.context import World
 from cni.kernel.linux import Kernel, fork_background
 from cni.main import Stdin
 from cni.testing.faulty_kernel import FaultyKernel
+from cni.world import World
 
 REGISTRY = {"bridge": "plugins.bridge", "loopback": "plugins.loopback", "host-local": "ipam.host_local"}
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 IN_PROCESS = Path(__file__).with_name("in_process.py")
 
-BASE = {
+BASE: dict[str, Any] = {
     "cniVersion": "1.1.0",
     "name": "faults",
     "type": "bridge",
@@ -24,7 +24,7 @@ BASE = {
     "isDefaultGateway": True,
     "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.7.0.0/24"}], [{"subnet": "fd00:7::/64"}]]},
 }
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "nftables": {"ipMasq": True, "hairpinMode": True, "macspoofchk": True},
     "iptables": {"ipMasq": True, "ipMasqBackend": "iptables"},
     "layer2": {"ipam": {}, "isDefaultGateway": False, "portIsolation": True},

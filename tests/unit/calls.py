@@ -13,8 +13,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from cni import dispatch
-from cni.context import World
 from cni.testing.fake_kernel import FakeKernel
+from cni.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

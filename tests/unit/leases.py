@@ -13,10 +13,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from cni.config import Reader
-from cni.context import World
 from cni.dispatch import Call
 from cni.request import Request
 from cni.testing.fake_kernel import FakeKernel
+from cni.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

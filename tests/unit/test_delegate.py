@@ -11,6 +11,7 @@ import pytest
 
 from cni.config import Reader
 from cni.delegate import Delegate
+from cni.dispatch import call_in_process
 from cni.errors import INTERNAL, INVALID_CONFIG, INVALID_ENVIRONMENT, CniError
 from cni.request import Request
 from tests.unit.calls import Node
@@ -64,7 +65,7 @@ def foreign(tmp_path: Path, node: Node) -> Foreign:
 
 def delegate(node: Node, command: str, conf: dict[str, Any], log: list[str] | None = None, **env: str) -> Delegate:
     request = Request(node.environ(command, PATH="/usr/bin:/bin", **env))
-    return Delegate(node.world(log=log), request, Reader(conf))
+    return Delegate(node.world(log=log), request, Reader(conf), call_in_process)
 
 
 def foreign_network(**more: Any) -> dict[str, Any]:

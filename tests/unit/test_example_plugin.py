@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni import addr, dispatch
-from cni.context import World
 from cni.kernel import ops
 from cni.testing.fake_kernel import FakeKernel
+from cni.world import World
 
 if TYPE_CHECKING:
     from pathlib import Path

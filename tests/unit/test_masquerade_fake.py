@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cni.context import Context
+    from cni.delegate import Delegate
     from cni.kernel import Kernel
 
 ONE = (b"\x0a\x01\x00\x02", 24)
@@ -34,12 +35,16 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
+def no_delegate() -> Delegate:
+    pytest.fail("masquerading asked for the IPAM plugin")
+
+
 def context(node: Node, container: str = "ctr", network: str = "net", kernel: Kernel | None = None) -> Context:
     from cni.config import Reader
     from cni.context import Context
 
     request = Request(node.environ("ADD", container))
-    return Context(node.world(kernel), "bridge", request, Reader({"name": network}), "1.1.0")
+    return Context(node.world(kernel), "bridge", request, Reader({"name": network}), "1.1.0", no_delegate)
 
 
 def add(node: Node, *subnets: tuple[bytes, int], container: str = "ctr", network: str = "net") -> None:
