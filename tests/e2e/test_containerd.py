@@ -18,7 +18,7 @@ import pytest
 from grpc_tools import protoc
 
 from tests.e2e import images
-from tests.e2e.world import DUAL_STACK, Node, Way, cgroup, datagram, network, remove_cgroups, wait_same, wait_until
+from tests.e2e.world import DUAL_STACK, Node, Way, cgroup, cgroups_removed, datagram, network, wait_same, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +109,7 @@ def conf() -> dict[str, Any]:
 
 @pytest.fixture
 def containerd(way: Way, conf: dict[str, Any]) -> Iterator[Containerd]:
-    with tempfile.TemporaryDirectory(prefix="cnikit-") as folder:
+    with cgroups_removed(), tempfile.TemporaryDirectory(prefix="cnikit-") as folder:
         with Node(way, pids=True) as node:
             node.prepare()
             install(node, conf)
@@ -117,7 +117,6 @@ def containerd(way: Way, conf: dict[str, Any]) -> Iterator[Containerd]:
             running = Containerd(node, Path(folder))
             yield running
         running.daemon.wait(STARTUP)  # the kernel ended it with the node's PID namespace
-        remove_cgroups()
 
 
 class Cri:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e import images
-from tests.e2e.world import DUAL_STACK, Node, Way, cgroup, network, remove_cgroups, wait_same
+from tests.e2e.world import DUAL_STACK, Node, Way, cgroup, cgroups_removed, network, wait_same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,14 +73,13 @@ def conf() -> dict[str, Any]:
 
 @pytest.fixture
 def podman(way: Way, conf: dict[str, Any]) -> Iterator[Podman]:
-    with Node(way, pids=True) as node:
+    with cgroups_removed(), Node(way, pids=True) as node:
         node.prepare()
         plugin = {key: value for key, value in conf.items() if key not in ("name", "cniVersion")}
         conflist = {"cniVersion": conf["cniVersion"], "name": conf["name"], "plugins": [plugin]}
         node.path("/etc/cni/net.d").mkdir(parents=True, exist_ok=True)
         node.path("/etc/cni/net.d/87-podman.conflist").write_text(json.dumps(conflist))
         yield Podman(node)
-    remove_cgroups()
 
 
 def test_run(podman: Podman) -> None:

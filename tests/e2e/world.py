@@ -6,6 +6,7 @@ runtime calls them; the kernel is looked at with `ip -j`, `bridge -j` and `nft -
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
 HOLDER = Path(__file__).with_name("holder.py")
@@ -476,23 +477,25 @@ def cgroup() -> str:
     return f"/cnikit-test-{os.getpid()}"
 
 
-def remove_cgroups() -> None:
-    """Remove what `cgroup` names from every hierarchy, once its processes have ended."""
+@contextlib.contextmanager
+def cgroups_removed() -> Iterator[None]:
+    """Remove, at the end, what `cgroup` names and what runtimes make beside it, in every hierarchy."""
+    names = (cgroup()[1:], "libpod_parent", "default")
+    hierarchies = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]
+    ours = [path for folder in hierarchies for name in names if not (path := folder / name).exists()]
+    yield
 
-    def gone() -> bool:
-        for root in [*Path("/sys/fs/cgroup").glob(cgroup()[1:]), *Path("/sys/fs/cgroup").glob(f"*{cgroup()}")]:
-            for folder in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True):
-                folder.rmdir()
-            root.rmdir()
-        return True
-
-    def tried() -> bool:
+    def removed() -> bool:
         try:
-            return gone()
+            for root in filter(Path.exists, ours):
+                for folder in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True):
+                    folder.rmdir()
+                root.rmdir()
         except OSError:  # busy until the kernel has buried the last process
             return False
+        return True
 
-    wait_until(tried, f"the cgroups {cgroup()} are empty")
+    wait_until(removed, f"the cgroups {names} are empty")
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:

@@ -510,7 +510,7 @@ def test_gc_waits_for_an_add_of_its_network_and_sees_what_it_made(world: World) 
     gate = world.bin / "gate"
     os.mkfifo(gate)
     blocking = PLUGIN.replace(
-        "stdin = json.load", f'open("{gate}").close() if verb == "ADD" else None\nstdin = json.load'
+        "stdin = json.load", f'open("{gate}").read() if verb == "ADD" else None\nstdin = json.load'
     )
     (world.bin / "first").write_text(blocking)
     network = chain("first")
