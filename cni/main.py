@@ -197,7 +197,8 @@ class _LazyKernel:
 
     def _real(self) -> Kernel:
         if self._kernel is None:
-            from cni.kernel.linux import Kernel, fork_background
+            from cni.kernel.background import fork_background
+            from cni.kernel.linux import Kernel
 
             self._kernel = Kernel(time.monotonic, fork_background)
         return self._kernel

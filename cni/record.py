@@ -79,6 +79,7 @@ class Records:
             self._replace(key, {**record, "plugins": rest})
         else:
             _unlink(f"{self._attachments}/{key}")
+            _unlink(self._temporary(key))
 
     def holder(self, cidr: str) -> str:
         """The key of the attachment that holds an address (`10.1.0.2/24`); empty when none does.
@@ -111,8 +112,7 @@ class Records:
         return f"{self._holders}/{cidr.replace('/', '_')}"
 
     def _replace(self, key: str, record: dict[str, Any]) -> None:
-        # The leading dot keeps a writer that was killed here out of `all`; the next write reuses the name.
-        temporary = f"{self._attachments}/.{key}"
+        temporary = self._temporary(key)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = _make(lambda: os.open(temporary, flags, 0o600), self._attachments)
         data = jsonio.encode(record)
@@ -125,6 +125,10 @@ class Records:
         finally:
             os.close(fd)
         os.rename(temporary, f"{self._attachments}/{key}")
+
+    def _temporary(self, key: str) -> str:
+        """Where a record is written. The leading dot keeps what a killed writer left out of `all`."""
+        return f"{self._attachments}/.{key}"
 
     def _read(self, key: str) -> dict[str, Any] | None:
         path = f"{self._attachments}/{key}"

@@ -17,7 +17,7 @@ from cni.names import attachment_key, owner
 from cni.record import describe
 from cni.result import Interface, Result, Route
 from cni.undo import Teardown
-from plugins import bridge_check, bridge_vlan, iptables, macspoof, masquerade, node_bridge, veth
+from plugins import masquerade, node_bridge, veth
 from plugins.bridge_conf import Conf
 
 TYPE_CHECKING = False
@@ -55,6 +55,7 @@ def add(ctx: Context, conf: Conf) -> Result:
     host_link, pod_link = _attach(ctx, conf, pair, bridge)
     if not conf.disable_container_interface:
         _bring_up(ctx, conf, host_link, pod_link, lease)
+        _wait_until_reachable(ctx, pod_link, gateway_link, lease)
     if conf.ip_masq and lease.ips:
         masquerade.add(ctx, conf.backend, _subnets(lease))
     return _result(ctx, conf, [host_link, gateway_link], pod_link, lease)
@@ -67,7 +68,6 @@ def delete(ctx: Context, conf: Conf) -> None:
     teardown = Teardown()
     if section is not None:
         _remove(ctx, section, request.container_id, request.ifname, teardown)
-        teardown.step("pod interface", lambda: veth.remove_pod_end(ctx))
     else:
         _remove_unrecorded(ctx, conf, teardown)
     if conf.layer3:
@@ -81,6 +81,9 @@ def check(ctx: Context, conf: Conf) -> None:
     conf.refuse_contradictions()
     if conf.layer3:
         ctx.ipam.forward()
+    # Imported here, like other parts below that only some calls need: each costs 0.1 ms of every start.
+    from plugins import bridge_check
+
     bridge_check.check(ctx, conf)
 
 
@@ -168,16 +171,20 @@ def _record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:
 
 
 def _set_gateways(ctx: Context, conf: Conf, bridge: Link, lease: Result) -> Link | None:
-    """Put the gateway addresses on the bridge, or with `vlan` on an interface of its own, which is returned."""
+    """Put the gateway addresses on the bridge, or with `vlan` on an interface of its own; which one is returned."""
     if not conf.is_gateway or not lease.ips:
         return None
-    link = bridge_vlan.ensure_gateway_interface(ctx, conf, bridge) if conf.vlan else bridge
+    link = bridge
+    if conf.vlan:
+        from plugins import bridge_vlan
+
+        link = bridge_vlan.ensure_gateway_interface(ctx, conf, bridge)
     gateways = [(ip.gateway, ip.prefix) for ip in lease.ips if ip.gateway]
     for gateway in gateways:
         node_bridge.set_gateway(ctx.host, link, gateway, gateways, force=conf.force_address)
     for configured in sorted({family(packed) for packed, _ in gateways}):
         node_bridge.enable_forwarding(ctx, configured)
-    return link if conf.vlan else None
+    return link
 
 
 def _attach(ctx: Context, conf: Conf, pair: veth.Pair, bridge: Link) -> tuple[Link, Link]:
@@ -186,8 +193,13 @@ def _attach(ctx: Context, conf: Conf, pair: veth.Pair, bridge: Link) -> tuple[Li
     if conf.hairpin or conf.isolated:
         port.append(ops.port_set(pair.host_name, hairpin=conf.hairpin, isolated=conf.isolated))
     veth.create(ctx, pair, bridge.index, *port)
-    bridge_vlan.set_port(ctx, conf, pair.host_name, conf.vlans)
+    if conf.vlan_option:
+        from plugins import bridge_vlan
+
+        bridge_vlan.set_port(ctx, conf, pair.host_name, conf.vlans)
     if conf.mac_spoof_check:
+        from plugins import macspoof
+
         request = ctx.request
         ctx.undo.push("macspoofchk", lambda: macspoof.remove(ctx.host, request.container_id, request.ifname))
         macspoof.add(ctx.host, request.container_id, request.ifname, pair.host_name, pair.mac)
@@ -214,8 +226,16 @@ def _bring_up(ctx: Context, conf: Conf, host_link: Link, pod_link: Link, lease: 
             raise
         # Up, but not forwarding: a bridge with spanning tree takes 30 s, which no pod start waits for.
         ctx.log(f"{host_link.name} is up but does not forward yet: {error.msg}")
-    if lease.ips:
-        veth.announce(pod, pod_link)
+
+
+def _wait_until_reachable(ctx: Context, pod_link: Link, gateway_link: Link | None, lease: Result) -> None:
+    """Return when pod and gateway answer at their addresses, and tell the segment about the pod's."""
+    if not lease.ips:
+        return
+    veth.wait_usable(ctx.sandbox, pod_link, [ip.packed for ip in lease.ips])
+    if gateway_link is not None:
+        veth.wait_usable(ctx.host, gateway_link, [ip.gateway for ip in lease.ips if ip.gateway])
+    veth.announce(ctx.sandbox, pod_link)
 
 
 def _result(ctx: Context, conf: Conf, host_links: list[Link | None], pod_link: Link, lease: Result) -> Result:
@@ -227,7 +247,7 @@ def _result(ctx: Context, conf: Conf, host_links: list[Link | None], pod_link: L
     on_host = [Interface(link.name, addr.unpack_mac(link.mac), link.mtu) for link in (bridge, host_link) if link]
     inside = Interface(pod_link.name, addr.unpack_mac(pod_link.mac), pod_link.mtu, ctx.request.netns)
     result.interfaces += [*on_host, inside]
-    if gateway_link is not None:
+    if gateway_link is not None and conf.vlan:
         result.interfaces.append(Interface(gateway_link.name, addr.unpack_mac(gateway_link.mac), gateway_link.mtu))
     for ip in lease.ips:
         ip.interface = pod_index
@@ -245,9 +265,7 @@ def _section(ctx: Context, record: dict[str, Any]) -> dict[str, Any] | None:
 
 def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: str, teardown: Teardown) -> None:
     """Remove what a record tells: link, neighbours, masquerade, MAC check."""
-    for link in section["links"]:
-        mac = addr.pack_mac(link["mac"]) or b""
-        teardown.step("link", lambda name=link["name"], mac=mac: veth.remove_host_end(ctx.host, name, mac))  # type: ignore[misc]
+    teardown.step("link", lambda: _remove_links(ctx, section))
     subnets = [subnet for subnet in map(addr.pack_cidr, section["addresses"]) if subnet]
     key = attachment_key(container_id, ifname)
     teardown.step("neighbours", lambda: _forget(ctx, section["bridge"], section["vlan"], subnets, key))
@@ -256,7 +274,15 @@ def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: st
             "masquerade", lambda: masquerade.remove(ctx, section["masquerade"], subnets, container_id, ifname)
         )
     if section["macspoofchk"]:
-        teardown.step("macspoofchk", lambda: macspoof.remove(ctx.host, container_id, ifname))
+        teardown.step("macspoofchk", lambda: _stop_mac_check(ctx, container_id, ifname))
+
+
+def _remove_links(ctx: Context, section: dict[str, Any]) -> None:
+    """Remove the recorded host's ends; the pod's goes with it. If one was gone already, look in the pod."""
+    macs = {link["name"]: addr.pack_mac(link["mac"]) or b"" for link in section["links"]}
+    gone = [veth.remove_host_end(ctx.host, name, mac) for name, mac in macs.items()]
+    if not all(gone):
+        veth.remove_pod_end(ctx)
 
 
 def _remove_unrecorded(ctx: Context, conf: Conf, teardown: Teardown) -> None:
@@ -269,9 +295,15 @@ def _remove_unrecorded(ctx: Context, conf: Conf, teardown: Teardown) -> None:
     teardown.step("neighbours", lambda: _forget(ctx, conf.bridge, conf.vlan, subnets, key))
     if conf.ip_masq:
         teardown.step("masquerade", lambda: masquerade.remove_held(ctx, subnets, key))
-        teardown.step("masquerade", lambda: iptables.remove_reference(ctx, request.container_id, request.ifname))
+        teardown.step("masquerade", lambda: masquerade.remove_reference(ctx, request.container_id, request.ifname))
     if conf.mac_spoof_check:
-        teardown.step("macspoofchk", lambda: macspoof.remove(ctx.host, request.container_id, request.ifname))
+        teardown.step("macspoofchk", lambda: _stop_mac_check(ctx, request.container_id, request.ifname))
+
+
+def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
+    from plugins import macspoof
+
+    macspoof.remove(ctx.host, container_id, ifname)
 
 
 def _remove_stale(ctx: Context, teardown: Teardown) -> None:

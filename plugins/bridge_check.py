@@ -42,9 +42,15 @@ def check(ctx: Context, conf: Conf) -> None:
     _check_addresses(ctx.sandbox, pod_link, ips)
     _check_routes(ctx.sandbox, result.routes)
     if conf.ip_masq and ips:
-        masquerade.check(ctx, conf.backend, [(ip.packed, ip.prefix) for ip in ips])
+        masquerade.check(ctx, _backend(ctx), [(ip.packed, ip.prefix) for ip in ips])
     if conf.mac_spoof_check:
         macspoof.check(ctx.host, ctx.request.container_id, ctx.request.ifname)
+
+
+def _backend(ctx: Context) -> str:
+    """The backend that ADD used, which the configuration may no longer name; empty with no record of ours."""
+    record = ctx.records.read(ctx.request.container_id, ctx.request.ifname)
+    return str(record["plugins"].get(ctx.plugin_type, {}).get("masquerade", "")) if record else ""
 
 
 def _pod_interface(ctx: Context, result: Result) -> tuple[int, Interface]:

@@ -71,25 +71,40 @@ def unmasquerade(ctx: Context, container_id: str) -> None:
 def remove_reference(ctx: Context, container_id: str, ifname: str) -> None:
     """Remove what the Go plugin made for a pod that we have no record of, with either of its backends."""
     unmasquerade(ctx, container_id)
-    start = f"{_hash16(ctx.network)}-{_hash16(f'{ifname}:{container_id}')}"
+    start = _reference_comment(ctx.network, container_id, ifname)
     stale = [r for r in ctx.host.nft_rules(NFPROTO_INET, GO_TABLE, GO_CHAIN) if r.comment.startswith(start)]
     if stale:
         ctx.host.nft(*[ops.nft_rule_del(NFPROTO_INET, GO_TABLE, GO_CHAIN, rule.handle) for rule in stale])
 
 
+def has_reference(ctx: Context, addresses: list[Subnet]) -> bool:
+    """Whether the Go plugin masquerades for the pod, with either of its backends."""
+    start = _reference_comment(ctx.network, ctx.request.container_id, ctx.request.ifname)
+    rules = [r for r in ctx.host.nft_rules(NFPROTO_INET, GO_TABLE, GO_CHAIN) if r.comment.startswith(start)]
+    return len(rules) >= len(addresses) or all(
+        _has_jump(ctx, size) for size in {len(packed) for packed, _ in addresses}
+    )
+
+
 def check(ctx: Context, addresses: list[Subnet]) -> None:
     """CniError 999 when a family of the pod's addresses has no jump to its chain."""
-    chain = chain_name(ctx.network, ctx.request.container_id)
     for size in {len(packed) for packed, _ in addresses}:
-        proto, program, tables, _ = FAMILIES[size]
-        jumps = any(chain in rule.targets for rule in ctx.host.nft_rules(proto, NAT, POSTROUTING))
-        if not jumps and NAT in _lines(tables):
-            jumps = any(line.endswith(f"-j {chain}") for line in _save(ctx, f"{program}-legacy"))
-        if not jumps:
+        if not _has_jump(ctx, size):
             raise CniError(
-                INTERNAL, f"masquerade: expected a jump from {program} {NAT} {POSTROUTING} to {chain}, found none",
+                INTERNAL,
+                f"masquerade: expected a jump from {FAMILIES[size][1]} {NAT} {POSTROUTING} to "
+                f"{chain_name(ctx.network, ctx.request.container_id)}, found none",
                 "recreate the pod: its traffic to the outside is lost",
-            )  # fmt: skip
+            )
+
+
+def _has_jump(ctx: Context, size: int) -> bool:
+    """Whether POSTROUTING of a family leads to the pod's chain, in the nftables kind of iptables or the legacy one."""
+    chain = chain_name(ctx.network, ctx.request.container_id)
+    proto, program, tables, _ = FAMILIES[size]
+    if any(chain in rule.targets for rule in ctx.host.nft_rules(proto, NAT, POSTROUTING)):
+        return True
+    return NAT in _lines(tables) and any(line.endswith(f"-j {chain}") for line in _save(ctx, f"{program}-legacy"))
 
 
 def chain_name(network: str, container_id: str) -> str:
@@ -150,6 +165,11 @@ def _lines(path: str) -> list[str]:
             return file.read().split()
     except OSError:
         return []  # this kernel has no legacy tables
+
+
+def _reference_comment(network: str, container_id: str, ifname: str) -> str:
+    """What the comment of the Go plugin's nftables rules starts with."""
+    return f"{_hash16(network)}-{_hash16(f'{ifname}:{container_id}')}"
 
 
 def _hash16(text: str) -> str:

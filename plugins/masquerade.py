@@ -24,12 +24,12 @@ from __future__ import annotations
 from cni import addr, names
 from cni.errors import INTERNAL, CniError
 from cni.kernel import ops
-from cni.kernel.nftables import daddr_not_in, masquerade, nfproto, saddr_in_set
 from cni.kernel.ops import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
-from plugins import iptables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from cni.context import Context
     from cni.kernel.ops import Op
 
@@ -59,7 +59,7 @@ def add(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
     # Pushed first: half of it may have been done when it fails, and taking back what is not there is nothing.
     ctx.undo.push("stop masquerading", lambda: remove(ctx, backend, addresses, container_id, ifname))
     if backend == IPTABLES:
-        iptables.masquerade(ctx, addresses)
+        _iptables().masquerade(ctx, addresses)
         return
     comment = names.owner(ctx.network, container_id, ifname)
     with ctx.records.lock():
@@ -75,7 +75,7 @@ def add(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
 def remove(ctx: Context, backend: str, addresses: list[Subnet], container_id: str, ifname: str) -> None:
     """Stop masquerading for an attachment, as far as it still holds the addresses. What is gone is fine."""
     if backend == IPTABLES:
-        iptables.unmasquerade(ctx, container_id)
+        _iptables().unmasquerade(ctx, container_id)
     else:
         remove_held(ctx, addresses, names.attachment_key(container_id, ifname))
 
@@ -92,9 +92,11 @@ def remove_held(ctx: Context, addresses: list[Subnet], key: str) -> None:
 
 
 def check(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
-    """CniError 999 that names the first thing missing."""
+    """CniError 999 that names the first thing missing. With no backend known (empty) the Go plugin's will do."""
     if backend == IPTABLES:
-        iptables.check(ctx, addresses)
+        _iptables().check(ctx, addresses)
+        return
+    if not backend and _iptables().has_reference(ctx, addresses):
         return
     chain = chain_name(ctx.network)
     comments = {rule.comment for rule in ctx.host.nft_rules(NFPROTO_INET, TABLE, chain)}
@@ -109,10 +111,15 @@ def check(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
             raise _unwell(f"{text} masqueraded for {key}, found it held by {ctx.records.holder(text) or 'nobody'}")
 
 
+def remove_reference(ctx: Context, container_id: str, ifname: str) -> None:
+    """Remove what the Go plugin made for a pod that we have no record of."""
+    _iptables().remove_reference(ctx, container_id, ifname)
+
+
 def status(ctx: Context, backend: str) -> None:
     """CniError when no ADD could masquerade."""
     if backend == IPTABLES:
-        iptables.find_restore(ctx, 4)
+        _iptables().find_restore(ctx, 4)
     else:
         ctx.host.nft_has(NFPROTO_INET, TABLE)
 
@@ -133,6 +140,8 @@ def _missing(ctx: Context, addresses: list[Subnet]) -> list[Op]:
 
     A rule cannot be there without its set and chain, so asking for the rules is asking for all.
     """
+    from cni.kernel.nftables import daddr_not_in, masquerade, nfproto, saddr_in_set
+
     chain = chain_name(ctx.network)
     comments = {rule.comment for rule in ctx.host.nft_rules(NFPROTO_INET, TABLE, chain)}
     missing = {_subnet_text(subnet): subnet for subnet in addresses if _subnet_text(subnet) not in comments}
@@ -152,6 +161,13 @@ def _missing(ctx: Context, addresses: list[Subnet]) -> list[Op]:
         ]
         made.append(ops.nft_rule_add(NFPROTO_INET, TABLE, chain, expressions, text))
     return made
+
+
+def _iptables() -> ModuleType:
+    # Imported here: the nftables backend needs it only where the Go plugin was before.
+    from plugins import iptables
+
+    return iptables
 
 
 def _has(ctx: Context, subnet: Subnet) -> bool:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 # How many names are tried for the host's end; each is 44 bits of hash.
 ATTEMPTS = 4
 
-# Seconds until duplicate address detection must have ended (`enabledad`); the kernel's default takes 1 to 2.
-DAD_TIMEOUT = 10.0
+# Seconds until an address must answer. Without duplicate detection it takes less than a millisecond, with it
+# (`enabledad`) 1 to 2 s by the kernel's defaults.
+ADDRESS_TIMEOUT = 10.0
 
 LO = "lo"
 
@@ -92,10 +93,17 @@ def configure(
     then = _routes(link.index, ips, routes)
     if duplicate_detection:
         pod.apply(*first)
-        pod.wait_addresses(link.index, DAD_TIMEOUT)
+        wait_usable(pod, link, [ip.packed for ip in ips])
         pod.apply(*then)
     else:
         pod.apply(*first, *then)
+
+
+def wait_usable(namespace: Namespace, link: Link, addresses: list[bytes]) -> None:
+    """Return when a link answers at its new addresses. An IPv4 address does at once."""
+    new = [packed for packed in addresses if addr.family(packed) == AF_INET6]
+    if new:
+        namespace.wait_addresses(link.index, new, ADDRESS_TIMEOUT)
 
 
 def announce(pod: Namespace, link: Link) -> None:

@@ -58,8 +58,9 @@ if TYPE_CHECKING:
             KernelError ETIMEDOUT after `timeout` seconds, with the state that was found.
             """
 
-        def wait_addresses(self, index: int, timeout: float) -> None:
-            """Return when no address of the link is tentative any more.
+        def wait_addresses(self, index: int, wanted: Sequence[bytes], timeout: float) -> None:
+            """Return when these addresses of the link answer: duplicate detection has ended and they have
+            their local routes (which the kernel adds from a work queue, also for NODAD addresses).
 
             KernelError EADDRNOTAVAIL when duplicate detection found another holder, ETIMEDOUT after
             `timeout` seconds.

@@ -10,36 +10,45 @@ from __future__ import annotations
 
 import os
 import select
-from errno import EADDRNOTAVAIL, EBADF, EINVAL, EIO, ENOBUFS, ENODEV, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT, ETIMEDOUT
+from errno import (
+    EADDRNOTAVAIL,
+    EBADF,
+    EHOSTUNREACH,
+    EINVAL,
+    EIO,
+    ENETUNREACH,
+    ENOBUFS,
+    ENODEV,
+    EOPNOTSUPP,
+    EPROTONOSUPPORT,
+    ETIMEDOUT,
+)
 
 from cni import addr
 from cni.errors import KernelError
-from cni.kernel import netns, nftables, rtnetlink
+from cni.kernel import netns, rtnetlink
 from cni.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Socket, acknowledgement, message, messages
 from cni.kernel.sysctl import IPV4_CONF, IPV6_CONF, Conf
 from cni.kernel.types import OPER_UP, PORT_FORWARDING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Protocol
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
 
+    from cni.kernel.background import Background, Helper
+    from cni.kernel.nfnetlink import Nftables
     from cni.kernel.ops import Op
     from cni.kernel.types import Address, Link, NftRule, Route
 
-    class Helper(Protocol):
-        """Work that was handed away. Readable once done: then four bytes hold its errno, or it died."""
-
-        def fileno(self) -> int: ...
-        def release(self) -> bool:
-            """Let go of it; false while something of it has to be released again later."""
-
+    T = TypeVar("T")
     Clock = Callable[[], float]
-    # Called with the work and the descriptors it uses, which belong to the helper from then on.
-    Background = Callable[[Callable[[], int], tuple[int, ...]], Helper]
 
 IFA_F_DADFAILED = 0x08
 IFA_F_TENTATIVE = 0x40
+
+# What looking up a route says when there is none.
+_UNREACHABLE = (ENETUNREACH, EHOSTUNREACH)
 
 _NOTICE_SECONDS = 1.0  # without a notice for so long, ask
 _DELETE_SECONDS = 30.0
@@ -98,8 +107,6 @@ class Namespace:
         try:
             status = os.fstat(fd)
             self.dev, self.ino = status.st_dev, status.st_ino
-            if not own:
-                netns.inside(fd, self._open_all)
         except BaseException:
             self.close()
             raise
@@ -181,17 +188,27 @@ class Namespace:
 
         self._wait(f"wait until link {index} forwards", state, timeout)
 
-    def wait_addresses(self, index: int, timeout: float) -> None:
+    def wait_addresses(self, index: int, wanted: Sequence[bytes], timeout: float) -> None:
         def state() -> str:
-            found = self.addresses(index)
+            found = [one for one in self.addresses(index) if one.packed in wanted]
             for one in found:
                 if one.flags & IFA_F_DADFAILED:
                     what = f"use address {addr.unpack_cidr(one.packed, one.prefix)}"
                     raise KernelError(what, EADDRNOTAVAIL, "another host on the network holds it")
             tentative = [addr.unpack(one.packed) for one in found if one.flags & IFA_F_TENTATIVE]
-            return f"still tentative: {', '.join(tentative)}" if tentative else ""
+            if tentative:
+                return f"still tentative: {', '.join(tentative)}"
+            silent = [addr.unpack(packed) for packed in wanted if not self._is_local(packed)]
+            return f"no local route yet: {', '.join(silent)}" if silent else ""
 
         self._wait(f"wait for the addresses of link {index}", state, timeout)
+
+    def _is_local(self, packed: bytes) -> bool:
+        """Whether a packet to an address would be delivered here."""
+        question = rtnetlink.lookup_question(packed)
+        what = f"look up the route to {addr.unpack(packed)}"
+        answer = self._rtnetlink().ask(what, rtnetlink.RTM_GETROUTE, question, absent=_UNREACHABLE)
+        return answer is not None and rtnetlink.is_local_route(answer)
 
     def _wait(self, what: str, state: Callable[[], str], timeout: float) -> None:
         """Return when `state` says nothing more; ETIMEDOUT with what it said last."""
@@ -257,57 +274,48 @@ class Namespace:
     # nftables
 
     def nft(self, *operations: Op) -> None:
-        if not operations:
-            return
-        requests = [nftables.encode(op, number) for number, op in enumerate(operations)]
-        refused = self._nftables().transact(nftables.BATCH_BEGIN, requests, nftables.BATCH_END)
-        if refused is not None:
-            number, (errno, hint) = refused
-            what = operations[number].text if 0 <= number < len(operations) else "commit an nftables transaction"
-            raise KernelError(what, errno, hint)
+        if operations:
+            self._nftables().change(operations)
 
     def nft_has(self, family: int, table: str, kind: str = "", name: str = "") -> bool:
-        message_type, body = nftables.object_question(family, table, kind, name)
-        what = f"look up nftables {kind or 'table'} {table} {name}".rstrip()
-        return self._nftables().ask(what, message_type, body, absent=(ENOENT,)) is not None
+        return self._nftables().has(family, table, kind, name)
 
     def nft_rules(self, family: int, table: str, chain: str) -> list[NftRule]:
-        body = nftables.rules_question(family, table, chain)
-        what = f"list rules of nftables chain {table} {chain}"
-        answers = self._nftables().dump(what, nftables.GETRULE, body, absent=(ENOENT,))
-        return [nftables.parse_rule(answer) for answer in answers]
+        return self._nftables().rules(family, table, chain)
 
     def nft_elements(self, family: int, table: str, set_name: str) -> list[bytes]:
-        body = nftables.elements_question(family, table, set_name)
-        what = f"list elements of nftables set {table} {set_name}"
-        answers = self._nftables().dump(what, nftables.GETSETELEM, body, absent=(ENOENT,))
-        # A set that grows while it is read may show an element twice.
-        return list(dict.fromkeys(key for answer in answers for key in nftables.parse_keys(answer)))
+        return self._nftables().elements(family, table, set_name)
 
     def nft_has_element(self, family: int, table: str, set_name: str, key: bytes) -> bool:
-        body = nftables.element_question(family, table, set_name, key)
-        what = f"look up element {key.hex()} of nftables set {table} {set_name}"
-        return self._nftables().ask(what, nftables.GETSETELEM, body, absent=(ENOENT,)) is not None
+        return self._nftables().has_element(family, table, set_name, key)
 
     # What has to be opened inside
 
-    def _open_all(self) -> None:
-        self._route = Socket(NETLINK_ROUTE)
-        self._conf = (Conf(IPV4_CONF), Conf(IPV6_CONF))
-
     def _open(self, protocol: int, groups: int = 0) -> Socket:
+        return self._inside(lambda: Socket(protocol, groups))
+
+    def _inside(self, action: Callable[[], T]) -> T:
         if self.fd < 0:
             raise KernelError("use a network namespace that was closed", EBADF)
-        if self._own:
-            return Socket(protocol, groups)
-        return netns.inside(self.fd, lambda: Socket(protocol, groups))
+        return action() if self._own else netns.inside(self.fd, action)
 
     def _rtnetlink(self) -> Socket:
         if self._route is None:
-            self._route = self._open(NETLINK_ROUTE)
+            self._route = self._open(NETLINK_ROUTE) if self._own else self._inside(self._open_both)
         return self._route
 
-    def _nftables(self) -> Socket:
+    def _open_both(self) -> Socket:
+        """rtnetlink's socket and, as a visit to another namespace costs more than it takes, the settings."""
+        self._conf = (Conf(IPV4_CONF), Conf(IPV6_CONF))
+        return Socket(NETLINK_ROUTE)
+
+    def _nftables(self) -> Nftables:
+        # Imported here: a call without firewall changes does without the codec.
+        from cni.kernel.nfnetlink import Nftables
+
+        return Nftables(self._nft_socket())
+
+    def _nft_socket(self) -> Socket:
         if self._nft is None:
             self._nft = self._open(NETLINK_NETFILTER)
         return self._nft
@@ -320,15 +328,13 @@ class Namespace:
         helper waits for one anyway.
         """
         try:
-            return (os.dup(self._nftables().fileno()),) if self._own else ()
+            return (os.dup(self._nft_socket().fileno()),) if self._own else ()
         except KernelError:
             return ()  # a kernel without nftables
 
     def _conf_of(self, family: int) -> Conf:
-        if self._conf is None and self.fd < 0:
-            raise KernelError("use a network namespace that was closed", EBADF)
-        if self._conf is None:  # the own namespace: another one's are opened on entering
-            self._conf = (Conf(IPV4_CONF), Conf(IPV6_CONF))
+        if self._conf is None:
+            self._conf = self._inside(lambda: (Conf(IPV4_CONF), Conf(IPV6_CONF)))
         return self._conf[family == addr.AF_INET6]
 
 
@@ -360,89 +366,3 @@ def _delete(fd: int, index: int) -> int:
     except OSError as error:
         return error.errno or EIO
     return EIO
-
-
-class Child:
-    """A forked helper."""
-
-    __slots__ = ("_fd", "pid")
-
-    def __init__(self, fd: int, pid: int) -> None:
-        self._fd = fd
-        self.pid = pid
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def release(self) -> bool:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        try:
-            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
-        except ChildProcessError:  # somebody else has waited for it
-            return True
-
-
-def fork_background(work: Callable[[], int], fds: tuple[int, ...]) -> Child:
-    """Run `work` in a forked child, for a process that is about to exit.
-
-    The child holds nothing of its parent but `fds`: with the standard streams it would keep the runtime
-    waiting for the end of our output, and with a lock file's descriptor it would hold the lock. It outlives
-    us, and whoever adopts it reaps it; one that ends before we do is reaped here.
-    """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _close_all_but(writer, *fds)
-            os.write(writer, work().to_bytes(4, "little"))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    for fd in fds:
-        os.close(fd)
-    return Child(reader, pid)
-
-
-def _close_all_but(*kept: int) -> None:
-    low = 0
-    for fd in sorted(kept):
-        os.closerange(low, fd)
-        low = fd + 1
-    os.closerange(low, 1 << 20)
-
-
-class _Thread:
-    """A helper thread."""
-
-    __slots__ = ("_fd",)
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def release(self) -> bool:
-        os.close(self._fd)
-        return True
-
-
-def thread_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
-    """Run `work` in a thread, for a process that stays."""
-    import _thread
-
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-
-    def run() -> None:
-        try:
-            os.write(writer, work().to_bytes(4, "little"))
-        except BrokenPipeError:
-            pass  # nobody waits any more
-        finally:
-            for fd in (writer, *fds):
-                os.close(fd)
-
-    _thread.start_new_thread(run, ())
-    return _Thread(reader)

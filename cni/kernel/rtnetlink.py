@@ -105,6 +105,7 @@ _RTAX_ADVMSS = 8
 _RT_TABLE_MAIN = 254
 _RT_TABLE_LOCAL = 255
 _RTN_UNICAST = 1
+_RTN_LOCAL = 2
 _RTPROT_BOOT = 3
 
 _NDA_DST = 1
@@ -326,6 +327,12 @@ def route_question(family: int) -> bytes:
     return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, _RTN_UNICAST, 0)
 
 
+def lookup_question(packed: bytes) -> bytes:
+    """RTM_GETROUTE about one destination."""
+    header = _RTMSG.pack(addr.family(packed), len(packed) * 8, 0, 0, 0, 0, 0, 0, 0)
+    return header + attr(_RTA_DST, packed)
+
+
 def vlan_question(index: int) -> bytes:
     return _BR_VLAN_MSG.pack(AF_BRIDGE, index)
 
@@ -388,6 +395,13 @@ def parse_address(body: bytes) -> tuple[int, Address] | None:
 
 
 _LENGTHS = {addr.AF_INET: 4, addr.AF_INET6: 16}
+
+
+def is_local_route(body: bytes) -> bool:
+    """RTM_NEWROUTE: whether the route delivers to this node itself."""
+    if len(body) < _RTMSG.size:
+        raise malformed()
+    return bool(_RTMSG.unpack_from(body)[7] == _RTN_LOCAL)
 
 
 def parse_routes(body: bytes) -> list[Route]:

@@ -30,6 +30,8 @@ from cni.testing.fake_nft import Refused
 from cni.testing.faulty_kernel import FaultyKernel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cni.kernel.ops import Op
     from cni.kernel.types import NftRule
 
@@ -155,7 +157,7 @@ class FakeNamespace:
             found = f"{link.name} has operstate {link.operstate}"
             raise KernelError(f"wait until link {index} forwards", ETIMEDOUT, found)
 
-    def wait_addresses(self, index: int, timeout: float) -> None:
+    def wait_addresses(self, index: int, wanted: Sequence[bytes], timeout: float) -> None:
         """Return at once: duplicate detection has always ended."""
 
     def delete_link(self, index: int) -> None:

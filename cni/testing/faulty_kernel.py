@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from cni.errors import KernelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cni.kernel import Kernel, Namespace
     from cni.kernel.ops import Op
     from cni.kernel.types import Address, Link, NftRule, Route
@@ -127,9 +129,9 @@ class FaultyNamespace:
         self._kernel.verb(f"wait_port {index}")
         self._inner.wait_port(index, timeout)
 
-    def wait_addresses(self, index: int, timeout: float) -> None:
+    def wait_addresses(self, index: int, wanted: Sequence[bytes], timeout: float) -> None:
         self._kernel.verb(f"wait_addresses {index}")
-        self._inner.wait_addresses(index, timeout)
+        self._inner.wait_addresses(index, wanted, timeout)
 
     def delete_link(self, index: int) -> None:
         self._kernel.verb(f"delete_link {index}")

@@ -15,7 +15,8 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from cni import dispatch
-from cni.kernel.linux import Kernel, fork_background
+from cni.kernel.background import fork_background
+from cni.kernel.linux import Kernel
 from cni.main import Stdin
 from cni.testing.faulty_kernel import FaultyKernel
 from cni.world import World

@@ -12,7 +12,8 @@ import pytest
 from cni import addr
 from cni.errors import KernelError
 from cni.kernel import ops
-from cni.kernel.linux import Kernel, Namespace, thread_background
+from cni.kernel.background import thread_background
+from cni.kernel.linux import Kernel, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,8 @@ import pytest
 
 from cni.errors import KernelError
 from cni.kernel import NetnsError, ops
-from cni.kernel.linux import Kernel, thread_background
+from cni.kernel.background import thread_background
+from cni.kernel.linux import Kernel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,10 +130,10 @@ def test_caller_is_back_when_opening_fails_inside(
         seen.append(inode())
         raise KernelError("open a netlink socket", 24)
 
-    monkeypatch.setattr("cni.kernel.linux.Namespace._open_all", fail)
+    monkeypatch.setattr("cni.kernel.linux.Namespace._open_both", fail)
 
-    with pytest.raises(KernelError):
-        kernel.open(host_ns.path)
+    with kernel.open(host_ns.path) as namespace, pytest.raises(KernelError):
+        namespace.links()
 
     assert seen == [os.stat(host_ns.path).st_ino]
     assert inode() == before
@@ -170,6 +171,7 @@ def test_no_descriptor_stays_open(kernel: Kernel, host_ns: Netns, pod_ns: Netns)
 def test_no_descriptor_survives_exec(kernel: Kernel, host_ns: Netns) -> None:
     before = open_fds()
     with kernel.open(host_ns.path) as host, kernel.own() as own:
+        host.links()
         host.nft_has(1, "t")
         own.conf(2, "lo", "forwarding")
         opened = open_fds() - before

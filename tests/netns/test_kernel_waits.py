@@ -13,13 +13,14 @@ import pytest
 
 from cni.errors import KernelError
 from cni.kernel import ops
-from cni.kernel.linux import Child, Kernel, fork_background, thread_background
+from cni.kernel.background import Child, fork_background, thread_background
+from cni.kernel.linux import Kernel
 from tests.netns.test_kernel_links import ADDRESS6, MAC, PEER_MAC, add_bridge, add_pair, index_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cni.kernel.linux import Background, Helper
+    from cni.kernel.background import Background, Helper
     from tests.netns.conftest import Netns
 
 BACKGROUNDS = pytest.mark.parametrize("background", [fork_background, thread_background])
@@ -225,9 +226,11 @@ def test_address_is_usable_when_the_wait_returns(host_ns: Netns, pod_ns: Netns) 
         _, eth0 = add_pair(host, pod)
         pod.apply(ops.addr_add(eth0, ADDRESS6, 64, nodad=False))
 
-        pod.wait_addresses(eth0, 10)
+        pod.wait_addresses(eth0, [ADDRESS6], 10)
 
-        assert [a for a in pod_ns.ip("addr", "show", "eth0")[0]["addr_info"] if a.get("tentative")] == []
+        (found,) = [a for a in pod_ns.ip("addr", "show", "eth0")[0]["addr_info"] if a["local"] == "fd00::2"]
+        assert "tentative" not in found
+        assert pod_ns.ip("route", "get", "fd00::2")[0]["type"] == "local"
 
 
 def test_duplicate_address_is_told(host_ns: Netns, pod_ns: Netns) -> None:
@@ -239,7 +242,7 @@ def test_duplicate_address_is_told(host_ns: Netns, pod_ns: Netns) -> None:
         pod.apply(ops.addr_add(eth0, ADDRESS6, 64, nodad=False))
 
         with pytest.raises(KernelError) as caught:
-            pod.wait_addresses(eth0, 10)
+            pod.wait_addresses(eth0, [ADDRESS6], 10)
 
     assert caught.value.errno == EADDRNOTAVAIL
     assert "use address fd00::2/64" in caught.value.msg
@@ -252,7 +255,7 @@ def test_wait_for_addresses_is_bounded(host_ns: Netns, pod_ns: Netns) -> None:
         pod.apply(ops.addr_add(eth0, ADDRESS6, 64, nodad=False))
 
         with pytest.raises(KernelError) as caught:
-            pod.wait_addresses(eth0, 0.02)
+            pod.wait_addresses(eth0, [ADDRESS6], 0.02)
 
     assert caught.value.errno == ETIMEDOUT
     assert "still tentative: fd00::2" in caught.value.msg

@@ -1,0 +1,109 @@
+"""Handing work away that the kernel makes slow: to a forked child, or to a thread.
+
+A helper's descriptor becomes readable when it is done; then four bytes hold the work's errno, or it died.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    class Helper(Protocol):
+        """Work that was handed away. Readable once done: then four bytes hold its errno, or it died."""
+
+        def fileno(self) -> int: ...
+        def release(self) -> bool:
+            """Let go of it; false while something of it has to be released again later."""
+
+    # Called with the work and the descriptors it uses, which belong to the helper from then on.
+    Background = Callable[[Callable[[], int], tuple[int, ...]], Helper]
+
+
+class Child:
+    """A forked helper."""
+
+    __slots__ = ("_fd", "pid")
+
+    def __init__(self, fd: int, pid: int) -> None:
+        self._fd = fd
+        self.pid = pid
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def release(self) -> bool:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:  # somebody else has waited for it
+            return True
+
+
+def fork_background(work: Callable[[], int], fds: tuple[int, ...]) -> Child:
+    """Run `work` in a forked child, for a process that is about to exit.
+
+    The child holds nothing of its parent but `fds`: with the standard streams it would keep the runtime
+    waiting for the end of our output, and with a lock file's descriptor it would hold the lock. It outlives
+    us, and whoever adopts it reaps it; one that ends before we do is reaped here.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _close_all_but(writer, *fds)
+            os.write(writer, work().to_bytes(4, "little"))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    for fd in fds:
+        os.close(fd)
+    return Child(reader, pid)
+
+
+def _close_all_but(*kept: int) -> None:
+    low = 0
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 1 << 20)
+
+
+class _Thread:
+    """A helper thread."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def release(self) -> bool:
+        os.close(self._fd)
+        return True
+
+
+def thread_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
+    """Run `work` in a thread, for a process that stays."""
+    import _thread
+
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+
+    def run() -> None:
+        try:
+            os.write(writer, work().to_bytes(4, "little"))
+        except BrokenPipeError:
+            pass  # nobody waits any more
+        finally:
+            for fd in (writer, *fds):
+                os.close(fd)
+
+    _thread.start_new_thread(run, ())
+    return _Thread(reader)

@@ -1,0 +1,57 @@
+"""The nftables verbs of a namespace: what `cni/kernel/nftables.py` encodes, sent and answered."""
+
+from __future__ import annotations
+
+from errno import ENOENT
+
+from cni.errors import KernelError
+from cni.kernel import nftables
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cni.kernel.netlink import Socket
+    from cni.kernel.ops import Op
+    from cni.kernel.types import NftRule
+
+
+class Nftables:
+    """Transactions and questions over one nfnetlink socket, which belongs to its namespace."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+
+    def change(self, operations: Sequence[Op]) -> None:
+        """One transaction. KernelError names the operation that failed."""
+        requests = [nftables.encode(op, number) for number, op in enumerate(operations)]
+        refused = self._socket.transact(nftables.BATCH_BEGIN, requests, nftables.BATCH_END)
+        if refused is not None:
+            number, (errno, hint) = refused
+            what = operations[number].text if 0 <= number < len(operations) else "commit an nftables transaction"
+            raise KernelError(what, errno, hint)
+
+    def has(self, family: int, table: str, kind: str, name: str) -> bool:
+        message_type, body = nftables.object_question(family, table, kind, name)
+        what = f"look up nftables {kind or 'table'} {table} {name}".rstrip()
+        return self._socket.ask(what, message_type, body, absent=(ENOENT,)) is not None
+
+    def rules(self, family: int, table: str, chain: str) -> list[NftRule]:
+        body = nftables.rules_question(family, table, chain)
+        what = f"list rules of nftables chain {table} {chain}"
+        answers = self._socket.dump(what, nftables.GETRULE, body, absent=(ENOENT,))
+        return [nftables.parse_rule(answer) for answer in answers]
+
+    def elements(self, family: int, table: str, set_name: str) -> list[bytes]:
+        body = nftables.elements_question(family, table, set_name)
+        what = f"list elements of nftables set {table} {set_name}"
+        answers = self._socket.dump(what, nftables.GETSETELEM, body, absent=(ENOENT,))
+        # A set that grows while it is read may show an element twice.
+        return list(dict.fromkeys(key for answer in answers for key in nftables.parse_keys(answer)))
+
+    def has_element(self, family: int, table: str, set_name: str, key: bytes) -> bool:
+        body = nftables.element_question(family, table, set_name, key)
+        what = f"look up element {key.hex()} of nftables set {table} {set_name}"
+        return self._socket.ask(what, nftables.GETSETELEM, body, absent=(ENOENT,)) is not None
