@@ -260,7 +260,7 @@ def test_it_needs_no_newer_glibc_than_the_readme_says(bin_dir: Path) -> None:
 
 def glibc_versions(folder: Path) -> set[tuple[int, int]]:
     """The glibc versions of all symbols that the folder's files ask for."""
-    files = [file for file in folder.rglob("*") if file.is_file() and file.open("rb").read(4) == b"\x7fELF"]
+    files = [file for file in folder.rglob("*") if file.is_file() and file.read_bytes()[:4] == b"\x7fELF"]
     found = set()
     for file in files:
         symbols = subprocess.run(["objdump", "-T", file], capture_output=True, text=True, check=False).stdout
