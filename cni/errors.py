@@ -52,9 +52,9 @@ def errno_text(number: int) -> str:
     """`EBUSY (Device or resource busy)` for 16."""
     # Both are built into the interpreter; imported here because most calls never fail.
     import errno
-    import os
+    import posix
 
-    return f"{errno.errorcode.get(number, number)} ({os.strerror(number)})"
+    return f"{errno.errorcode.get(number, number)} ({posix.strerror(number)})"
 
 
 def merge_errors(errors: list[CniError]) -> CniError | None:

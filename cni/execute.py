@@ -6,11 +6,12 @@ caller's stderr.
 
 from __future__ import annotations
 
-import os
+import posix
 import select
 
 from cni import jsonio
 from cni.errors import INTERNAL, INVALID_CONFIG, CniError
+from cni.paths import base_name, is_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def find(plugin: str, path: Sequence[str]) -> str:
     if not plugin or "/" in plugin or "\0" in plugin or plugin in (".", ".."):
         raise CniError(INVALID_CONFIG, f"invalid plugin name {plugin!r}: expected a file name with no '/'")
     for folder in path:
-        candidate = os.path.join(folder, plugin)
-        if os.path.isfile(candidate):
+        candidate = f"{folder}/{plugin}"
+        if is_file(candidate):
             return candidate
     raise CniError(
         INVALID_CONFIG,
@@ -45,7 +46,7 @@ def run(executable: str, environ: Mapping[str, str], stdin: bytes) -> Any:
     error object or printed something that is not JSON.
     """
     status, stdout = _communicate([executable], environ, stdin)
-    name = os.path.basename(executable)
+    name = base_name(executable)
     if status != 0:
         raise _failure(name, status, stdout)
     if not stdout.strip():
@@ -79,13 +80,13 @@ def _failure(name: str, status: int, stdout: bytes) -> CniError:
 
 
 def _communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
-    their_in, our_in = os.pipe2(os.O_CLOEXEC)
-    our_out, their_out = os.pipe2(os.O_CLOEXEC)
+    their_in, our_in = posix.pipe2(posix.O_CLOEXEC)
+    our_out, their_out = posix.pipe2(posix.O_CLOEXEC)
     try:
         try:
-            pid = os.posix_spawn(
+            pid = posix.posix_spawn(
                 argv[0], list(argv), dict(environ),
-                file_actions=[(os.POSIX_SPAWN_DUP2, their_in, 0), (os.POSIX_SPAWN_DUP2, their_out, 1)],
+                file_actions=[(posix.POSIX_SPAWN_DUP2, their_in, 0), (posix.POSIX_SPAWN_DUP2, their_out, 1)],
                 setsigdef=_IGNORED_BY_PYTHON,
             )  # fmt: skip
         except OSError as error:
@@ -93,18 +94,18 @@ def _communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes) 
                 INTERNAL, f"cannot execute {argv[0]}: {error.strerror}", "check its mode and its architecture"
             ) from None
         finally:
-            os.close(their_in)
-            os.close(their_out)
-        os.set_blocking(our_in, False)
+            posix.close(their_in)
+            posix.close(their_out)
+        posix.set_blocking(our_in, False)
         try:
             stdout, our_in = _exchange(our_in, our_out, stdin)
         finally:
-            _, status = os.waitpid(pid, 0)
-        return os.waitstatus_to_exitcode(status), stdout
+            _, status = posix.waitpid(pid, 0)
+        return posix.waitstatus_to_exitcode(status), stdout
     finally:
-        os.close(our_out)
+        posix.close(our_out)
         if our_in >= 0:
-            os.close(our_in)
+            posix.close(our_in)
 
 
 def _exchange(our_in: int, our_out: int, stdin: bytes) -> tuple[bytes, int]:
@@ -117,15 +118,15 @@ def _exchange(our_in: int, our_out: int, stdin: bytes) -> tuple[bytes, int]:
         for fd, _ in poll.poll():
             if fd == our_in:
                 try:
-                    stdin = stdin[os.write(our_in, stdin[:_CHUNK]) :] if stdin else b""
+                    stdin = stdin[posix.write(our_in, stdin[:_CHUNK]) :] if stdin else b""
                 except BrokenPipeError:
                     stdin = b""  # it did not want all of it, which is its right
                 if not stdin:
                     poll.unregister(our_in)
-                    os.close(our_in)
+                    posix.close(our_in)
                     our_in = -1
             else:
-                data = os.read(our_out, _CHUNK)
+                data = posix.read(our_out, _CHUNK)
                 if not data:
                     return b"".join(collected), our_in
                 collected.append(data)

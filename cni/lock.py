@@ -8,10 +8,11 @@ waited for the old file notices that it is no longer the one at the path, and st
 from __future__ import annotations
 
 import fcntl
-import os
+import posix
 import select
 
 from cni.errors import TRY_AGAIN, CniError
+from cni.paths import folder_of, make_folders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ class Lock:
                 if _is_at(self._fd, path):
                     return
             except BaseException:
-                os.close(self._fd)
+                posix.close(self._fd)
                 raise
-            os.close(self._fd)
+            posix.close(self._fd)
 
     def __enter__(self) -> Lock:
         return self
@@ -56,20 +57,20 @@ class Lock:
             return
         try:
             if self._transient:
-                os.unlink(self._path)
+                posix.unlink(self._path)
         except FileNotFoundError:
             pass  # somebody cleared the folder: the lock is gone, which is what we want
         finally:
-            os.close(self._fd)
+            posix.close(self._fd)
             self._fd = -1
 
 
 def _open(path: str, mode: int) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+        return posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, mode)
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+        make_folders(folder_of(path), 0o700)
+        return posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, mode)
 
 
 def _wait(fd: int, path: str, clock: Callable[[], float], deadline: float) -> None:
@@ -92,8 +93,8 @@ def _wait(fd: int, path: str, clock: Callable[[], float], deadline: float) -> No
 
 def _is_at(fd: int, path: str) -> bool:
     try:
-        there = os.stat(path)
+        there = posix.stat(path)
     except FileNotFoundError:
         return False
-    ours = os.fstat(fd)
+    ours = posix.fstat(fd)
     return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

@@ -4,20 +4,20 @@ The file in the CNI bin directory is a static launcher (launcher/launcher.c), wh
 program with the arguments that `Start` reads; the bundle's first script gives `main` the registry. So one
 program serves every plugin, and the plugin is the name that the launcher was called by.
 
-The program exits with `os._exit`: the interpreter's own tear-down costs a millisecond and has nothing
+The program exits with `posix._exit`: the interpreter's own tear-down costs a millisecond and has nothing
 to do for us.
 """
 
 from __future__ import annotations
 
-import os
+import posix
 import select
-import stat
 import sys
 import time
 
 from cni import __version__, dispatch, jsonio
 from cni.errors import INTERNAL, IO_FAILURE, CniError
+from cni.paths import base_name, folder_of, is_link, real_path
 from cni.version import LATEST, SUPPORTED
 from cni.world import World
 
@@ -40,23 +40,23 @@ def main(registry: Mapping[str, str], argv: list[str]) -> NoReturn:
     """Serve one call from the process's arguments, environment, stdin and stdout, and exit."""
     _fill_standard_fds()
     start = Start(argv)
-    start.restore(os.environ)
-    environ = dict(os.environ)
+    environ = {_text(name): _text(value) for name, value in posix.environ.items()}
+    start.restore(environ)
     name = start.plugin(registry)
     if name not in registry:
         _refuse(name, registry)
     if not environ.get("CNI_COMMAND"):
         about = f"CNI plugin {name} v{__version__} (cnikit)\nCNI protocol versions supported: {', '.join(SUPPORTED)}\n"
         _stderr(about)
-        os._exit(0)
-    own = OwnPlugins(registry, os.path.dirname(start.program))
+        posix._exit(0)
+    own = OwnPlugins(registry, folder_of(start.program))
     world = World(registry, _LazyKernel(), time.monotonic, _log(name), own_plugin=own.name_of, boot_id=_boot_id)
     try:
         status = dispatch.serve(world, name, environ, Stdin(0), _stdout)
     except OSError as error:
         _stderr(f"cnikit {name}: cannot write to stdout: {error.strerror}\n")
         status = 1
-    os._exit(status)
+    posix._exit(status)
 
 
 class Start:
@@ -86,8 +86,8 @@ class Start:
 
     def plugin(self, registry: Mapping[str, str]) -> str:
         """The name called by, or when that is none of ours (a symbolic link of another name) the file's own."""
-        called = os.path.basename(self.called)
-        own = os.path.basename(self.launcher)
+        called = base_name(self.called)
+        own = base_name(self.launcher)
         return called if called in registry or own not in registry else own
 
 
@@ -103,26 +103,26 @@ class OwnPlugins:
 
     def name_of(self, executable: str) -> str | None:
         """The plugin that executing the file would start out of this bundle; None when it is anything else."""
-        name = os.path.basename(executable)
+        name = base_name(executable)
         if name not in self._registry:
             return None
         try:
-            found = os.lstat(executable)
-            if stat.S_ISLNK(found.st_mode):
-                executable = os.path.realpath(executable)
-                found = os.stat(executable)
-            if self._is_launcher(executable, found) and self._starts_here(os.path.dirname(executable)):
+            found = posix.lstat(executable)
+            if is_link(found):
+                executable = real_path(executable)
+                found = posix.stat(executable)
+            if self._is_launcher(executable, found) and self._starts_here(folder_of(executable)):
                 return name
         except OSError:
             pass  # whatever is wrong with it, executing it will tell
         return None
 
-    def _is_launcher(self, executable: str, found: os.stat_result) -> bool:
+    def _is_launcher(self, executable: str, found: posix.stat_result) -> bool:
         """Whether it is, as the kernel or byte by byte, the launcher that the bundle keeps a copy of."""
         if not found.st_mode & 0o111:
             return False
         kept = f"{self._bundle}/launcher"
-        original = os.stat(kept)
+        original = posix.stat(kept)
         if _same(found, original):
             return True
         return found.st_size == original.st_size and _content(executable) == _content(kept)
@@ -131,13 +131,13 @@ class OwnPlugins:
         """Whether a launcher in this folder finds this bundle: the launcher's own rule."""
         for place in (f"{folder}/{BUNDLES}", SYSTEM_BUNDLES):
             try:
-                return _same(os.stat(f"{place}/{__version__}"), os.stat(self._bundle))
+                return _same(posix.stat(f"{place}/{__version__}"), posix.stat(self._bundle))
             except FileNotFoundError:
                 continue
         return False
 
 
-def _same(one: os.stat_result, other: os.stat_result) -> bool:
+def _same(one: posix.stat_result, other: posix.stat_result) -> bool:
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 
 
@@ -176,7 +176,7 @@ class Stdin:
         data = b""
         while poll.poll(silence * 1000):
             try:
-                chunk = os.read(self._fd, _CHUNK)
+                chunk = posix.read(self._fd, _CHUNK)
             except OSError as error:
                 raise CniError(IO_FAILURE, f"error reading from stdin: {error.strerror}") from None
             data += chunk
@@ -213,6 +213,11 @@ class _LazyKernel:
         return self._real().is_own(path)
 
 
+def _text(raw: bytes) -> str:
+    """A variable as Python's `os.environ` would give it."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
 def _boot_id() -> str:
     path = "/proc/sys/kernel/random/boot_id"
     try:
@@ -230,7 +235,7 @@ def _refuse(name: str, registry: Mapping[str, str]) -> NoReturn:
         _stdout(dispatch.error_json(error, LATEST))
     except OSError:
         _stderr(f"cnikit: {error}\n")
-    os._exit(1)
+    posix._exit(1)
 
 
 def _fill_standard_fds() -> None:
@@ -241,16 +246,16 @@ def _fill_standard_fds() -> None:
     """
     closed = [fd for fd in (0, 1, 2) if not _is_open(fd)]
     if closed:
-        reader, writer = os.pipe()  # `reader` is the lowest free number, so the first of `closed`
-        os.close(writer)
-        os.set_inheritable(reader, True)
+        reader, writer = posix.pipe()  # `reader` is the lowest free number, so the first of `closed`
+        posix.close(writer)
+        posix.set_inheritable(reader, True)
         for fd in closed[1:]:
-            os.dup2(reader, fd)
+            posix.dup2(reader, fd)
 
 
 def _is_open(fd: int) -> bool:
     try:
-        os.fstat(fd)
+        posix.fstat(fd)
     except OSError:
         return False
     return True
@@ -258,12 +263,12 @@ def _is_open(fd: int) -> bool:
 
 def _stdout(data: bytes) -> None:
     while data:
-        data = data[os.write(1, data) :]
+        data = data[posix.write(1, data) :]
 
 
 def _stderr(text: str) -> None:
     try:
-        os.write(2, text.encode("utf-8", "backslashreplace"))
+        posix.write(2, text.encode("utf-8", "backslashreplace"))
     except OSError:
         pass  # nobody reads it, and there is nowhere left to say so
 

@@ -12,13 +12,14 @@ attachment (a chain): each has a section of its own, and the last one to go take
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import ENOSPC
 
 from cni import jsonio
 from cni.errors import CniError
 from cni.lock import Lock
 from cni.names import attachment_key, file_name
+from cni.paths import make_folders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Records:
     def all(self) -> list[dict[str, Any]]:
         """Every readable record of the network."""
         try:
-            keys = os.listdir(self._attachments)
+            keys = posix.listdir(self._attachments)
         except FileNotFoundError:
             return []
         found = [self._read(key) for key in sorted(keys) if not key.startswith(".")]
@@ -85,7 +86,7 @@ class Records:
         """The key of the attachment that holds an address (`10.1.0.2/24`); empty when none does.
         Ask under the lock."""
         try:
-            return os.readlink(self._holder(cidr))
+            return posix.readlink(self._holder(cidr))
         except OSError:
             return ""
 
@@ -93,7 +94,7 @@ class Records:
         """Make an attachment the holder of an address, whoever was before. Call under the lock."""
         path = self._holder(cidr)
         _unlink(path)
-        _make(lambda: os.symlink(attachment_key(container_id, ifname), path), self._holders)
+        _make(lambda: posix.symlink(attachment_key(container_id, ifname), path), self._holders)
 
     def release(self, cidr: str) -> None:
         """Nobody holds the address any more. Call under the lock."""
@@ -102,7 +103,7 @@ class Records:
     def held(self, keys: Callable[[str], bool]) -> list[tuple[str, str]]:
         """(address, holder's key) of every held address whose holder's key satisfies `keys`."""
         try:
-            names = sorted(os.listdir(self._holders))
+            names = sorted(posix.listdir(self._holders))
         except FileNotFoundError:
             return []
         pairs = [(name.replace("_", "/"), self.holder(name)) for name in names]
@@ -113,18 +114,18 @@ class Records:
 
     def _replace(self, key: str, record: dict[str, Any]) -> None:
         temporary = self._temporary(key)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        fd = _make(lambda: os.open(temporary, flags, 0o600), self._attachments)
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC
+        fd = _make(lambda: posix.open(temporary, flags, 0o600), self._attachments)
         data = jsonio.encode(record)
         try:
-            if os.write(fd, data) != len(data):
-                raise OSError(ENOSPC, os.strerror(ENOSPC), temporary)
+            if posix.write(fd, data) != len(data):
+                raise OSError(ENOSPC, posix.strerror(ENOSPC), temporary)
         except BaseException:
             _unlink(temporary)
             raise
         finally:
-            os.close(fd)
-        os.rename(temporary, f"{self._attachments}/{key}")
+            posix.close(fd)
+        posix.rename(temporary, f"{self._attachments}/{key}")
 
     def _temporary(self, key: str) -> str:
         """Where a record is written. The leading dot keeps what a killed writer left out of `all`."""
@@ -133,13 +134,13 @@ class Records:
     def _read(self, key: str) -> dict[str, Any] | None:
         path = f"{self._attachments}/{key}"
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
-            data = os.read(fd, os.fstat(fd).st_size)
+            data = posix.read(fd, posix.fstat(fd).st_size)
         finally:
-            os.close(fd)
+            posix.close(fd)
         try:
             return _checked(jsonio.decode(data))
         except CniError as error:
@@ -170,12 +171,12 @@ def _make(create: Callable[[], Any], folder: str) -> Any:
     try:
         return create()
     except FileNotFoundError:
-        os.makedirs(folder, 0o700, exist_ok=True)
+        make_folders(folder, 0o700)
         return create()
 
 
 def _unlink(path: str) -> None:
     try:
-        os.unlink(path)
+        posix.unlink(path)
     except FileNotFoundError:
         pass

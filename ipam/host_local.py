@@ -7,11 +7,12 @@ STATUS work, and a pool of dead leases heals itself (`ipam/store.py`).
 
 from __future__ import annotations
 
-import os
+import posix
 
 from cni import addr
 from cni.config import wrong
 from cni.errors import INTERNAL, INVALID_CONFIG, INVALID_ENVIRONMENT, NOT_AVAILABLE, TRY_AGAIN, CniError, errno_text
+from cni.paths import exists, folder_of, is_folder
 from cni.result import IPConfig, Result, read_routes
 from ipam.store import DEFAULT_DATA_DIR, Store
 
@@ -306,7 +307,7 @@ def _path(reader: Reader, key: str) -> str:
     try:
         if "\0" in path:
             raise ValueError(path)
-        os.fsencode(path)
+        path.encode("utf-8", "surrogateescape")
     except ValueError:  # a NUL, or half a surrogate pair
         raise wrong(reader.at(key), "a path", path) from None
     return path
@@ -316,11 +317,11 @@ def _read_resolv_conf(path: str) -> dict[str, Any]:
     """The result's `dns` from a file in the form of resolv.conf(5)."""
     try:
         # Never wait for the writer of a pipe, nor for the end of a device.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
         try:
-            lines = os.read(fd, _LONGEST_RESOLV_CONF).decode("utf-8", "replace").splitlines()
+            lines = posix.read(fd, _LONGEST_RESOLV_CONF).decode("utf-8", "replace").splitlines()
         finally:
-            os.close(fd)
+            posix.close(fd)
     except OSError as error:
         what = f"ipam.resolvConf: open {path}: expected a readable file, found {errno_text(error.errno or 0)}"
         raise CniError(INVALID_CONFIG, what) from error
@@ -341,13 +342,13 @@ def _read_resolv_conf(path: str) -> dict[str, Any]:
 def _folder_fault(folder: str) -> str:
     """Why no lease can be written in a folder or, while it is not there, in the one above; empty when it can."""
     there = folder
-    while not os.path.lexists(there) and there not in ("/", ""):
-        there = os.path.dirname(there)
-    if not os.path.isdir(there or "."):
+    while not exists(there) and there not in ("/", ""):
+        there = folder_of(there)
+    if not is_folder(there or "."):
         return f"expected a folder at {there}, found something else"
-    if not os.access(there or ".", os.W_OK | os.X_OK):
+    if not posix.access(there or ".", posix.W_OK | posix.X_OK):
         return f"expected to be allowed to write in {there}, found a read-only file system or no permission"
-    room = os.statvfs(there or ".")
+    room = posix.statvfs(there or ".")
     if (room.f_blocks and not room.f_bfree) or (room.f_files and not room.f_ffree):
         return f"expected room for a lease in {there}, found the file system full"
     return ""

@@ -18,10 +18,11 @@ the lease file's modification time: a lease that Go has made again with the very
 
 from __future__ import annotations
 
-import os
+import posix
 
 from cni import addr
 from cni.names import attachment_key, digest
+from cni.paths import make_folders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,22 +97,22 @@ class Index:
         An entry that is the very one in `known` is there already.
         """
         _unlink(f"{self.folder}/state")
-        os.makedirs(self.folder, 0o700, exist_ok=True)
+        make_folders(self.folder, 0o700)
         self._rebuild_entries(entries, known)
         self._rebuild_pages(used)
         self.boot = boot
         self._seals = []
         while _mtime(self._last(len(self._seals))):
-            fd = os.open(self._last(len(self._seals)), os.O_RDWR | os.O_CLOEXEC)
+            fd = posix.open(self._last(len(self._seals)), posix.O_RDWR | posix.O_CLOEXEC)
             try:
                 self._seals.append(_seal(fd))
             finally:
-                os.close(fd)
+                posix.close(fd)
         lines = b"".join(_SEAL % seal for seal in self._seals)
         _write(f"{self.folder}/state", _HEADER + boot.encode("ascii") + b"\n" + lines)
 
     def _rebuild_entries(self, entries: Mapping[str, Entry], known: Mapping[str, Entry | None]) -> None:
-        for name in os.listdir(self.folder):
+        for name in posix.listdir(self.folder):
             if ":" in name and name not in entries:
                 _unlink(f"{self.folder}/{name}")
         for key, entry in entries.items():
@@ -124,7 +125,7 @@ class Index:
             name, bit = _place(packed)
             page = pages.setdefault(name, bytearray(_PAGE_SIZE))
             page[bit >> 3] |= 1 << (bit & 7)
-        for name in os.listdir(self.folder):
+        for name in posix.listdir(self.folder):
             if name.startswith(_PAGE) and name not in pages:
                 _unlink(f"{self.folder}/{name}")
         for name, page in pages.items():
@@ -140,11 +141,11 @@ class Index:
         path = f"{self.folder}/{key}"
         temporary = f"{self.folder}/entry"
         try:
-            os.symlink(str(entry), path)
+            posix.symlink(str(entry), path)
         except FileExistsError:
             _unlink(temporary)
-            os.symlink(str(entry), temporary)
-            os.rename(temporary, path)
+            posix.symlink(str(entry), temporary)
+            posix.rename(temporary, path)
 
     def drop(self, key: str) -> None:
         """Forget an attachment, and remember for a while that it was released."""
@@ -153,7 +154,7 @@ class Index:
 
     def _target(self, key: str) -> str:
         try:
-            return os.readlink(f"{self.folder}/{key}")
+            return posix.readlink(f"{self.folder}/{key}")
         except OSError:  # absent, or no link at all: an entry that says nothing
             return ""
 
@@ -173,13 +174,13 @@ class Index:
     def mark(self, packed: bytes, *, used: bool) -> None:
         """Set or clear an address's bit."""
         name, bit = _place(packed)
-        fd = os.open(f"{self.folder}/{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = posix.open(f"{self.folder}/{name}", posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, 0o600)
         try:
-            byte = (os.pread(fd, 1, bit >> 3) or b"\0")[0]
+            byte = (posix.pread(fd, 1, bit >> 3) or b"\0")[0]
             mask = 1 << (bit & 7)
-            os.pwrite(fd, bytes([byte | mask if used else byte & ~mask]), bit >> 3)
+            posix.pwrite(fd, bytes([byte | mask if used else byte & ~mask]), bit >> 3)
         finally:
-            os.close(fd)
+            posix.close(fd)
 
     def last_reserved(self, index: int) -> bytes | None:
         """The address that was last handed out from range set `index`."""
@@ -189,41 +190,41 @@ class Index:
         """Write `last_reserved_ip.N` as Go does, and seal it."""
         text = address.encode("ascii")
         # No O_TRUNC: on ext4 it makes close() wait for the disk.
-        fd = os.open(self._last(index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = posix.open(self._last(index), posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, 0o600)
         try:
-            os.pwrite(fd, text, 0)
-            if os.fstat(fd).st_size > len(text):
-                os.ftruncate(fd, len(text))
+            posix.pwrite(fd, text, 0)
+            if posix.fstat(fd).st_size > len(text):
+                posix.ftruncate(fd, len(text))
             seal = _seal(fd)
         finally:
-            os.close(fd)
+            posix.close(fd)
         self._seals += [0] * (index + 1 - len(self._seals))
         self._seals[index] = seal
-        fd = os.open(f"{self.folder}/state", os.O_WRONLY | os.O_CLOEXEC)
+        fd = posix.open(f"{self.folder}/state", posix.O_WRONLY | posix.O_CLOEXEC)
         try:
-            os.pwrite(fd, _SEAL % seal, len(_HEADER) + _BOOT_SIZE + 1 + index * _SEAL_SIZE)
+            posix.pwrite(fd, _SEAL % seal, len(_HEADER) + _BOOT_SIZE + 1 + index * _SEAL_SIZE)
         finally:
-            os.close(fd)
+            posix.close(fd)
 
     def remember(self, key: str) -> None:
         """Note that an attachment holds nothing, so that its next DEL need not look for it."""
         slot, mark = _released(key)
-        fd = os.open(f"{self.folder}/released", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = posix.open(f"{self.folder}/released", posix.O_WRONLY | posix.O_CREAT | posix.O_CLOEXEC, 0o600)
         try:
-            os.pwrite(fd, mark, slot)
+            posix.pwrite(fd, mark, slot)
         finally:
-            os.close(fd)
+            posix.close(fd)
 
     def remembers(self, key: str) -> bool:
         slot, mark = _released(key)
         try:
-            fd = os.open(f"{self.folder}/released", os.O_RDONLY | os.O_CLOEXEC)
+            fd = posix.open(f"{self.folder}/released", posix.O_RDONLY | posix.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
-            return os.pread(fd, _RELEASED_SIZE, slot) == mark
+            return posix.pread(fd, _RELEASED_SIZE, slot) == mark
         finally:
-            os.close(fd)
+            posix.close(fd)
 
     def _last(self, index: int) -> str:
         return f"{self._leases}/{LAST_RESERVED}{index}"
@@ -259,16 +260,16 @@ def _released(key: str) -> tuple[int, bytes]:
 
 def _seal(fd: int) -> int:
     """Set a file's modification time to one that no write can give it: some nanosecond of the second before."""
-    second = os.fstat(fd).st_mtime_ns // _SECOND - 1
-    seal = second * _SECOND + int.from_bytes(os.urandom(4), "big") % _SECOND
-    os.utime(fd, ns=(seal, seal))
+    second = posix.fstat(fd).st_mtime_ns // _SECOND - 1
+    seal = second * _SECOND + int.from_bytes(posix.urandom(4), "big") % _SECOND
+    posix.utime(fd, ns=(seal, seal))
     return seal
 
 
 def _mtime(path: str) -> int:
     """A file's modification time; 0 when it is not there."""
     try:
-        return os.stat(path).st_mtime_ns
+        return posix.stat(path).st_mtime_ns
     except FileNotFoundError:
         return 0
 
@@ -276,25 +277,25 @@ def _mtime(path: str) -> int:
 def _read(path: str) -> bytes:
     """A small file's bytes; none when it is not there."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
         return b""
     try:
-        return os.read(fd, 65536)
+        return posix.read(fd, 65536)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def _write(path: str, data: bytes | bytearray) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
+        posix.write(fd, data)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def _unlink(path: str) -> None:
     try:
-        os.unlink(path)
+        posix.unlink(path)
     except FileNotFoundError:
         pass

@@ -15,11 +15,12 @@ No fsync: no namespace survives a power loss, and leases of ours from before the
 from __future__ import annotations
 
 import errno
-import os
+import posix
 
 from cni import addr
 from cni.lock import Lock
 from cni.names import identifier_fault, interface_fault
+from cni.paths import is_folder, make_folders
 from ipam.index import FOREIGN, Entry, Index, boot_tag, key_of, time_tag
 
 TYPE_CHECKING = False
@@ -76,8 +77,8 @@ class Store:
         # What the last walk found, by address: for messages and GC.
         self.leases: dict[str, Holder] = {}
         if make:
-            os.makedirs(self.folder, 0o755, exist_ok=True)
-        self.exists = os.path.isdir(self.folder)
+            make_folders(self.folder, 0o755)
+        self.exists = is_folder(self.folder)
 
     def __enter__(self) -> Store:
         if not self.exists:
@@ -118,18 +119,18 @@ class Store:
     def lease(self, address: str) -> Lease | None:
         """The lease file of an address; None when there is none."""
         try:
-            fd = os.open(f"{self.folder}/{address}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = posix.open(f"{self.folder}/{address}", posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:
-            data = os.read(fd, _USUAL_LEASE)
+            data = posix.read(fd, _USUAL_LEASE)
             if len(data) == _USUAL_LEASE:
-                data += os.read(fd, _LONGEST_LEASE)
-            return Lease(data, os.fstat(fd).st_mtime_ns)
+                data += posix.read(fd, _LONGEST_LEASE)
+            return Lease(data, posix.fstat(fd).st_mtime_ns)
         except IsADirectoryError:
             return Lease(b"(a folder)", 0)
         finally:
-            os.close(fd)
+            posix.close(fd)
 
     def holder_of(self, address: str) -> Holder | None:
         """Who holds an address; None also when its file is nobody's lease."""
@@ -186,7 +187,7 @@ class Store:
             self.release(holder, taken)
             raise
         finally:
-            os.unlink(temporary)
+            posix.unlink(temporary)
         return True
 
     def _write_lease(self, holder: Holder) -> tuple[str, str]:
@@ -195,14 +196,14 @@ class Store:
         try:
             return path, _create(path, _text(holder))
         except FileExistsError:
-            os.unlink(path)  # of a killed writer, and maybe a name of its lease: never write into it
+            posix.unlink(path)  # of a killed writer, and maybe a name of its lease: never write into it
             return path, _create(path, _text(holder))
 
     def _place(self, temporary: str, address: str, holder: Holder) -> None:
         """Put the lease at its address; FileExistsError when there is one."""
         path = f"{self.folder}/{address}"
         try:
-            os.link(temporary, path)
+            posix.link(temporary, path)
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
@@ -219,8 +220,8 @@ class Store:
             return
         if entry.boot != FOREIGN:
             # An entry has room for one time, so the new lease gets that of the ones before.
-            time = os.stat(f"{self.folder}/{before[0]}").st_mtime_ns
-            os.utime(temporary, ns=(time, time))
+            time = posix.stat(f"{self.folder}/{before[0]}").st_mtime_ns
+            posix.utime(temporary, ns=(time, time))
         self._index.put(key, Entry(entry.boot, entry.mtime, before + addresses))
 
     def release(self, holder: Holder, addresses: list[str]) -> None:
@@ -282,7 +283,7 @@ class Store:
 
     def _read_all(self) -> Iterator[tuple[str, bytes, Lease]]:
         """Every address that has a file, and the file; torn ones are set aside."""
-        for address in os.listdir(self.folder):
+        for address in posix.listdir(self.folder):
             packed = addr.pack(address)
             lease = self.lease(address) if packed else None
             if not packed or not lease or addr.unpack(packed) != address:
@@ -294,7 +295,7 @@ class Store:
 
     def names(self) -> list[str]:
         """What lies in the folder; read without the lock, for counting."""
-        return os.listdir(self.folder) if self.exists else []
+        return posix.listdir(self.folder) if self.exists else []
 
     def is_reclaimable(self, address: str) -> bool:
         """Whether an ADD would take an address in spite of its file."""
@@ -310,13 +311,13 @@ class Store:
     def _set_aside(self, address: str) -> None:
         """Move an empty or torn file out of the way: we hold the lock, so its writer is dead."""
         quarantine = f"{self._own}/quarantine"
-        os.makedirs(quarantine, 0o700, exist_ok=True)
+        make_folders(quarantine, 0o700)
         try:
-            os.rename(f"{self.folder}/{address}", f"{quarantine}/{address}")
+            posix.rename(f"{self.folder}/{address}", f"{quarantine}/{address}")
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-            os.unlink(f"{self.folder}/{address}")
+            posix.unlink(f"{self.folder}/{address}")
         self._log(
             f"{self.folder}/{address}: expected `containerID CR LF ifname`, found an empty or torn file of a writer "
             f"that died; moved to {quarantine}, the address is free"
@@ -333,12 +334,12 @@ def _entry(before: Entry | None, leases: list[tuple[str, Lease]]) -> Entry:
 
 def _create(path: str, data: bytes) -> str:
     """Make a file, which must not be there yet; its time as the index keeps it."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
-        return time_tag(os.fstat(fd).st_mtime_ns)
+        posix.write(fd, data)
+        return time_tag(posix.fstat(fd).st_mtime_ns)
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def _old(holder: Holder) -> Holder:
@@ -377,6 +378,6 @@ def _packed(address: str) -> bytes:
 
 def _unlink(path: str) -> None:
     try:
-        os.unlink(path)
+        posix.unlink(path)
     except FileNotFoundError:
         pass

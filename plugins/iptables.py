@@ -8,7 +8,7 @@ tables are ordinary nftables tables), and with `iptables-restore` where the lega
 
 from __future__ import annotations
 
-import os
+import posix
 
 from cni import addr, names
 from cni.errors import INTERNAL, NOT_AVAILABLE, CniError
@@ -155,8 +155,8 @@ def _save(ctx: Context, program: str) -> list[str]:
 
 def _find(ctx: Context, program: str) -> str:
     folders = f"{ctx.request.environ.get('PATH', '')}:{SBIN}".split(":")
-    paths = (os.path.join(folder, program) for folder in folders if folder.startswith("/"))
-    return next((path for path in paths if os.access(path, os.X_OK)), "")
+    paths = (f"{folder}/{program}" for folder in folders if folder.startswith("/"))
+    return next((path for path in paths if posix.access(path, posix.X_OK)), "")
 
 
 def _lines(path: str) -> list[str]:

@@ -6,7 +6,7 @@ The host's end has a name and MAC derived from the attachment (`names.host_end`)
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import ENOENT
 
 from cni import addr, names
@@ -51,7 +51,7 @@ class Pair:
 
 def random_mac() -> bytes:
     """Six random bytes as a locally administered unicast MAC."""
-    raw = os.urandom(6)
+    raw = posix.urandom(6)
     return bytes([raw[0] & 0xFC | 0x02]) + raw[1:]
 
 

@@ -5,7 +5,7 @@ A helper's descriptor becomes readable when it is done; then four bytes hold the
 
 from __future__ import annotations
 
-import os
+import posix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ class Child:
 
     def release(self) -> bool:
         if self._fd >= 0:
-            os.close(self._fd)
+            posix.close(self._fd)
             self._fd = -1
         try:
-            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+            return posix.waitpid(self.pid, posix.WNOHANG)[0] != 0
         except ChildProcessError:  # somebody else has waited for it
             return True
 
@@ -52,26 +52,26 @@ def fork_background(work: Callable[[], int], fds: tuple[int, ...]) -> Child:
     waiting for the end of our output, and with a lock file's descriptor it would hold the lock. It outlives
     us, and whoever adopts it reaps it; one that ends before we do is reaped here.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    reader, writer = posix.pipe2(posix.O_CLOEXEC)
+    pid = posix.fork()
     if pid == 0:
         try:
             _close_all_but(writer, *fds)
-            os.write(writer, work().to_bytes(4, "little"))
+            posix.write(writer, work().to_bytes(4, "little"))
         finally:
-            os._exit(0)
-    os.close(writer)
+            posix._exit(0)
+    posix.close(writer)
     for fd in fds:
-        os.close(fd)
+        posix.close(fd)
     return Child(reader, pid)
 
 
 def _close_all_but(*kept: int) -> None:
     low = 0
     for fd in sorted(kept):
-        os.closerange(low, fd)
+        posix.closerange(low, fd)
         low = fd + 1
-    os.closerange(low, 1 << 20)
+    posix.closerange(low, 1 << 20)
 
 
 class _Thread:
@@ -86,7 +86,7 @@ class _Thread:
         return self._fd
 
     def release(self) -> bool:
-        os.close(self._fd)
+        posix.close(self._fd)
         return True
 
 
@@ -94,16 +94,16 @@ def thread_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
     """Run `work` in a thread, for a process that stays."""
     import _thread
 
-    reader, writer = os.pipe2(os.O_CLOEXEC)
+    reader, writer = posix.pipe2(posix.O_CLOEXEC)
 
     def run() -> None:
         try:
-            os.write(writer, work().to_bytes(4, "little"))
+            posix.write(writer, work().to_bytes(4, "little"))
         except BrokenPipeError:
             pass  # nobody waits any more
         finally:
             for fd in (writer, *fds):
-                os.close(fd)
+                posix.close(fd)
 
     _thread.start_new_thread(run, ())
     return _Thread(reader)

@@ -8,7 +8,7 @@ that is about to exit (`fork_background`), a thread for a resident process (`thr
 
 from __future__ import annotations
 
-import os
+import posix
 import select
 from errno import (
     EADDRNOTAVAIL,
@@ -105,7 +105,7 @@ class Namespace:
         self._nft: Socket | None = None
         self._conf: tuple[Conf, Conf] | None = None
         try:
-            status = os.fstat(fd)
+            status = posix.fstat(fd)
             self.dev, self.ino = status.st_dev, status.st_ino
         except BaseException:
             self.close()
@@ -125,7 +125,7 @@ class Namespace:
             if one is not None:
                 one.close()
         if self.fd >= 0:
-            os.close(self.fd)
+            posix.close(self.fd)
             self.fd = -1
 
     # Links, addresses, routes
@@ -252,7 +252,7 @@ class Namespace:
                 if gone is None:  # notices were lost
                     ask_at = self._kernel.now()
             if helper.fileno() in ready:
-                result = os.read(helper.fileno(), 4)
+                result = posix.read(helper.fileno(), 4)
                 errno = int.from_bytes(result, "little") if result else EIO
                 if errno not in (0, ENODEV):
                     raise KernelError(what, errno, "" if result else "the helper that deletes it has died")
@@ -328,7 +328,7 @@ class Namespace:
         helper waits for one anyway.
         """
         try:
-            return (os.dup(self._nft_socket().fileno()),) if self._own else ()
+            return (posix.dup(self._nft_socket().fileno()),) if self._own else ()
         except KernelError:
             return ()  # a kernel without nftables
 
@@ -360,8 +360,8 @@ def _delete(fd: int, index: int) -> int:
     """Delete a link through a netlink socket and give the errno: the work of a helper."""
     kind, flags, body = rtnetlink.link_del(index)
     try:
-        os.write(fd, message(kind, flags | 5, 1, body))  # NLM_F_REQUEST | NLM_F_ACK
-        for _, flags, _, answer in messages(os.read(fd, 1 << 14)):
+        posix.write(fd, message(kind, flags | 5, 1, body))  # NLM_F_REQUEST | NLM_F_ACK
+        for _, flags, _, answer in messages(posix.read(fd, 1 << 14)):
             return acknowledgement(flags, answer)[0]
     except OSError as error:
         return error.errno or EIO

@@ -7,12 +7,12 @@ namespace they were opened in, and so do directories below /proc/sys/net. Nothin
 from __future__ import annotations
 
 import fcntl
-import os
-import stat
+import posix
 from errno import EACCES, ENOENT, ENOTDIR, ENXIO, EPERM, ESRCH
 
 from cni.errors import KernelError, errno_text
 from cni.kernel import NetnsError
+from cni.paths import S_IFDIR, S_IFMT, S_IFREG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _OTHER_TYPES = {
     0x20000000: "PID",
 }  # fmt: skip
 _FILE_TYPES = {
-    stat.S_IFREG: "a plain file", stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO",
-    stat.S_IFCHR: "a character device", stat.S_IFBLK: "a block device",
+    S_IFREG: "a plain file", S_IFDIR: "a directory", 0o010000: "a FIFO",
+    0o020000: "a character device", 0o060000: "a block device",
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ _OWN = "/proc/thread-self/ns/net"
 def open_own() -> int:
     """A descriptor of the namespace that the calling thread is in."""
     try:
-        return os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        return posix.open(_OWN, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError as error:
         raise KernelError(f"open the own network namespace {_OWN}", error.errno or EPERM) from error
 
@@ -47,10 +47,10 @@ def open_own() -> int:
 def is_own(path: str) -> bool:
     """Whether the namespace at a path is the calling thread's; false when there is none there."""
     try:
-        there = os.stat(path)
+        there = posix.stat(path)
     except (OSError, ValueError):
         return False
-    own = os.stat(_OWN)
+    own = posix.stat(_OWN)
     return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
 
 
@@ -58,7 +58,7 @@ def open_path(path: str) -> int:
     """A descriptor of the namespace at a path. NetnsError tells what is there when it is none."""
     try:
         # O_NONBLOCK: a FIFO would block until somebody writes.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     except ValueError:
         raise NetnsError(path, "a NUL character in the path", gone=False) from None
     except OSError as error:
@@ -67,13 +67,13 @@ def open_path(path: str) -> int:
         found = fcntl.ioctl(fd, _NS_GET_NSTYPE)
     except OSError:
         try:
-            kind = stat.S_IFMT(os.fstat(fd).st_mode)
+            kind = posix.fstat(fd).st_mode & S_IFMT
         finally:
-            os.close(fd)
+            posix.close(fd)
         # A mount point without its mount is a plain file: so a namespace looks after its removal or a reboot.
-        raise NetnsError(path, _FILE_TYPES.get(kind, "a special file"), gone=kind == stat.S_IFREG) from None
+        raise NetnsError(path, _FILE_TYPES.get(kind, "a special file"), gone=kind == S_IFREG) from None
     if found != CLONE_NEWNET:
-        os.close(fd)
+        posix.close(fd)
         raise NetnsError(path, f"a {_OTHER_TYPES.get(found, 'different')} namespace", gone=False)
     return fd
 
@@ -98,7 +98,7 @@ def inside(fd: int, action: Callable[[], T]) -> T:
         finally:
             _return(own)
     finally:
-        os.close(own)
+        posix.close(own)
 
 
 def _return(own: int) -> None:
@@ -108,13 +108,13 @@ def _return(own: int) -> None:
     try:
         setns(own)
     except BaseException as error:  # noqa: BLE001 - nothing may get past here
-        os.write(2, f"cnikit: cannot return to the own network namespace: {error}\n".encode())
-        os.abort()
+        posix.write(2, f"cnikit: cannot return to the own network namespace: {error}\n".encode())
+        posix.abort()
 
 
 def setns(fd: int) -> None:
     """Move the calling thread into a network namespace. KernelError when that is refused."""
-    call = getattr(os, "setns", None)  # Python 3.12
+    call = getattr(posix, "setns", None)  # Python 3.12
     try:
         if call is not None:
             call(fd, CLONE_NEWNET)
@@ -138,4 +138,4 @@ def _setns_through_libc(fd: int) -> None:
     function = Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "setns"))  # type: ignore[arg-type]  # None: this program
     if function(fd, CLONE_NEWNET) != 0:
         errno = _ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
+        raise OSError(errno, posix.strerror(errno))

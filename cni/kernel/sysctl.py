@@ -5,7 +5,7 @@ A path from /proc/sys/net would lead into the namespace of the calling task, wha
 
 from __future__ import annotations
 
-import os
+import posix
 from errno import EINVAL, ENOENT, EPERM
 
 from cni.errors import KernelError
@@ -22,7 +22,7 @@ class Conf:
     def __init__(self, path: str) -> None:
         self._path = path
         try:
-            self._directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._directory = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
         except FileNotFoundError:
             self._directory = -1  # the kernel runs without this family
         except OSError as error:
@@ -30,17 +30,17 @@ class Conf:
 
     def close(self) -> None:
         if self._directory >= 0:
-            os.close(self._directory)
+            posix.close(self._directory)
             self._directory = -1
 
     def read(self, link: str, key: str) -> str | None:
         """A setting's text without the newline; None when there is no such file."""
         try:
-            fd = self._open(link, key, os.O_RDONLY)
+            fd = self._open(link, key, posix.O_RDONLY)
             try:
-                return os.read(fd, 4096).decode("ascii", "replace").strip()
+                return posix.read(fd, 4096).decode("ascii", "replace").strip()
             finally:
-                os.close(fd)
+                posix.close(fd)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -48,11 +48,11 @@ class Conf:
 
     def write(self, link: str, key: str, value: str) -> None:
         try:
-            fd = self._open(link, key, os.O_WRONLY)
+            fd = self._open(link, key, posix.O_WRONLY)
             try:
-                os.write(fd, value.encode())
+                posix.write(fd, value.encode())
             finally:
-                os.close(fd)
+                posix.close(fd)
         except OSError as error:
             raise KernelError(f"write {value!r} to {self._path}/{link}/{key}", error.errno or EPERM) from error
 
@@ -62,4 +62,4 @@ class Conf:
                 raise OSError(EINVAL, "no name of a link or setting")
         if self._directory < 0:
             raise FileNotFoundError(ENOENT, "the kernel runs without this family")
-        return os.open(f"{link}/{key}", mode | os.O_CLOEXEC, dir_fd=self._directory)
+        return posix.open(f"{link}/{key}", mode | posix.O_CLOEXEC, dir_fd=self._directory)

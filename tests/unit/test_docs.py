@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-import os
+import posix
 import re
 import time
 from pathlib import Path
@@ -67,13 +67,13 @@ class TestRegistry:
         (leases / "net").mkdir(parents=True)
         (leases / "net/10.1.0.2").touch()  # torn
         self.removed: list[str] = []
-        unlink = os.unlink
+        unlink = posix.unlink
 
         def noted(path: str) -> None:
             self.removed.append(path)
             unlink(path)
 
-        monkeypatch.setattr(os, "unlink", noted)
+        monkeypatch.setattr(posix, "unlink", noted)
         ipam = {"type": "host-local", "dataDir": str(leases), "ranges": RANGES}
         assert node.call("bridge", "ADD", {**EVERYTHING, "ipam": ipam}).status == 0
         return node

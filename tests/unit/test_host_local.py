@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -448,7 +449,7 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, pool: Pool, container: str) -> lis
     made: list[list[str]] = []
 
     def noted(name: str) -> Any:
-        real = getattr(os, name)
+        real = getattr(posix, name)
 
         def call(*args: Any, **keywords: Any) -> Any:
             made[-1].append(name)
@@ -458,9 +459,9 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, pool: Pool, container: str) -> lis
 
     with monkeypatch.context() as patch:
         for name in ("open", "read", "pread", "write", "pwrite", "readlink", "stat", "fstat", "link", "unlink"):
-            patch.setattr(os, name, noted(name))
-        for name in ("listdir", "scandir", "walk"):
-            patch.setattr(os, name, lambda *_: pytest.fail("a folder was walked"))
+            patch.setattr(posix, name, noted(name))
+        for name in ("listdir", "scandir"):
+            patch.setattr(posix, name, lambda *_: pytest.fail("a folder was walked"))
         for verb in ("ADD", "CHECK", "DEL", "DEL"):
             made.append([])
             pool.call(verb, pool.conf([{"subnet": "10.1.0.0/16"}]), container)

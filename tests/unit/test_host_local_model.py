@@ -7,6 +7,7 @@ Two never hold one address, DEL frees all that its attachment held, and no addre
 from __future__ import annotations
 
 import os
+import posix
 import shutil
 import tempfile
 import time
@@ -241,7 +242,7 @@ def die_at(nth: int, work: Callable[[], object]) -> bool:
 
     try:
         for name in CHANGES:
-            setattr(os, name, counted(getattr(os, name)))
+            setattr(posix, name, counted(getattr(posix, name)))
         work()
     finally:
         os._exit(0)

@@ -31,8 +31,8 @@ RUNTIME_SIDE = {"cni/runtime.py", "cni/netlist.py", "cni/cache.py"}
 # All that the one-shot path imports of the standard library, on any path through it. A name is added here only
 # with its cost at start known (docs/adr/); nothing here costs more than 0.3 ms, most is built into the interpreter.
 ALLOWED = {
-    "__future__", "_ctypes", "_json", "_sha2", "_sha512", "_socket", "_struct", "_thread", "errno", "fcntl", "os",
-    "select", "stat", "sys", "time",
+    "__future__", "_ctypes", "_json", "_sha2", "_sha512", "_socket", "_struct", "_thread", "errno", "fcntl",
+    "posix", "select", "sys", "time",
 }  # fmt: skip
 # Single files may have more.
 ALLOWED_IN = {
@@ -49,10 +49,10 @@ WAISTS = {
 
 # What VERSION has in sys.modules when it answers, beside our own modules.
 LOADED_BY_VERSION = {
-    "__future__", "__main__", "_abc", "_codecs", "_collections_abc", "_frozen_importlib", "_frozen_importlib_external",
-    "_imp", "_io", "_json", "_sha512", "_signal", "_socket", "_stat", "_thread", "_warnings", "_weakref", "abc", "builtins",
-    "codecs", "encodings", "encodings.aliases", "encodings.utf_8", "errno", "fcntl", "genericpath", "io", "marshal",
-    "os", "os.path", "posix", "posixpath", "select", "stat", "sys", "time", "zipimport",
+    "__future__", "__main__", "_abc", "_codecs", "_frozen_importlib", "_frozen_importlib_external",
+    "_imp", "_io", "_json", "_sha512", "_signal", "_socket", "_thread", "_warnings", "_weakref", "abc", "builtins",
+    "codecs", "encodings", "encodings.aliases", "encodings.utf_8", "errno", "fcntl", "io", "marshal",
+    "posix", "select", "sys", "time", "zipimport",
 }  # fmt: skip
 
 
@@ -135,6 +135,7 @@ def test_the_waists_are_narrow(module: str) -> None:
 def hidden_world(file: Path) -> list[str]:
     """What a file takes from the process instead of from its caller."""
     world = {
+        "posix": {"environ", "getcwd", "getcwdb"},
         "os": {"environ", "environb", "getenv", "getenvb", "getcwd", "getcwdb"},
         "sys": {"argv", "stdin", "stdout", "stderr", "exit"},
         "time": {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "sleep"},
@@ -174,13 +175,13 @@ def test_no_module_of_the_one_shot_path_keeps_mutable_state() -> None:
 
 def test_version_loads_a_fixed_list_of_modules() -> None:
     script = f"""
-import os, sys
+import posix, sys
 sys.path.insert(0, {str(ROOT)!r})
-leave = os._exit
+leave = posix._exit
 def tell(status):
-    os.write(2, repr(sorted(sys.modules)).replace("'", '"').encode())
+    posix.write(2, repr(sorted(sys.modules)).replace("'", '"').encode())
     leave(status)
-os._exit = tell
+posix._exit = tell
 from cni.main import main
 main({{"bridge": "plugins.bridge"}}, ["/x/cnikit-oneshot", "bridge", "/x/bridge", ""])
 """
