@@ -180,11 +180,8 @@ class Result:
             if routes:
                 out[key]["routes"] = [Route(item.dst, item.prefix, item.gateway).json() for item in routes]
         if not out:
-            raise CniError(
-                INTERNAL,
-                f"cannot convert: no valid IP addresses: a result of cniVersion {version} must hold one",
-                "use cniVersion 0.3.0 or newer for an attachment without addresses",
-            )
+            # The reference's words. Only from 0.3.0 on can an attachment be without addresses.
+            raise CniError(INTERNAL, "cannot convert: no valid IP addresses")
         return out
 
 

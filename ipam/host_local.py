@@ -14,6 +14,7 @@ from cni.config import wrong
 from cni.errors import INTERNAL, INVALID_CONFIG, INVALID_ENVIRONMENT, NOT_AVAILABLE, TRY_AGAIN, CniError, errno_text
 from cni.paths import exists, folder_of, is_folder
 from cni.result import IPConfig, Result, read_routes
+from cni.version import at_least
 from ipam.store import DEFAULT_DATA_DIR, Store
 
 TYPE_CHECKING = False
@@ -91,6 +92,11 @@ def delete(ctx: Context, conf: Conf) -> None:
                 store.release_all((ctx.request.container_id, ctx.request.ifname))
     except OSError as error:
         raise _store_failure(conf, error) from error
+    if not at_least(ctx.version, "0.3.0"):
+        from ipam.ranges import check_families
+
+        # The reference refuses here what ADD could not have done; so do we, once nothing is left.
+        check_families(conf.sets, ctx.version)
 
 
 def check(ctx: Context, conf: Conf) -> None:

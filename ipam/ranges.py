@@ -165,11 +165,8 @@ def check_families(sets: list[RangeSet], version: str) -> None:
     """Refuse more than one address per family in results that have room for one (before 0.3.0)."""
     widths = [item.width for item in sets]
     if not at_least(version, "0.3.0") and len(widths) > len(set(widths)):
-        raise CniError(
-            INVALID_CONFIG,
-            f"CNI version {version} does not support more than 1 address per family: found {len(widths)} range sets",
-            "use cniVersion 0.3.0 or newer, or one range set per family",
-        )
+        # The reference's words and no more: they say all, and scripts look for them.
+        raise CniError(INVALID_CONFIG, f"CNI version {version} does not support more than 1 address per family")
 
 
 def _subnet(reader: Reader) -> tuple[bytes, int]:

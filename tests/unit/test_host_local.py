@@ -445,7 +445,7 @@ def test_addresses_that_go_released_are_found_again_when_the_rest_is_used_up(poo
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, pool: Pool, container: str) -> list[list[str]]:
-    """The names of the `os` functions that ADD, CHECK, DEL and a repeated DEL use, in order."""
+    """The names of the `posix` functions that ADD, CHECK, DEL and a repeated DEL use, in order."""
     made: list[list[str]] = []
 
     def noted(name: str) -> Any:
@@ -481,3 +481,13 @@ def test_no_folder_is_walked_and_the_cost_is_flat(pool: Pool, monkeypatch: pytes
     assert crowded.add("second", crowded.conf([{"subnet": "10.1.0.0/16"}])) == ["10.1.31.64"]
     again = calls_of(monkeypatch, crowded, "third")
     assert few == many == again
+
+
+def test_del_releases_first_and_then_refuses_what_an_old_version_cannot_say(pool: Pool) -> None:
+    ranges = [[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.2.0.0/24"}]]
+    pool.call("ADD", {**pool.conf(*ranges), "cniVersion": "0.3.0"})
+
+    refused = refusal(pool, "DEL", {**pool.conf(*ranges), "cniVersion": "0.2.0"})
+
+    assert str(refused) == "CNI version 0.2.0 does not support more than 1 address per family"
+    assert pool.leases() == {}
