@@ -155,7 +155,7 @@ class Result:
         """As the JSON object of one spec version; CniError 999 when that version cannot express it."""
         out: dict[str, Any] = {"cniVersion": version}
         if not at_least(version, "0.3.0"):
-            out.update(self._old_addresses(version))
+            out.update(self._old_addresses())
         else:
             if self.interfaces:
                 out["interfaces"] = [item.json(version) for item in self.interfaces]
@@ -167,7 +167,7 @@ class Result:
             out["dns"] = self.dns
         return {**out, **self.extra}
 
-    def _old_addresses(self, version: str) -> dict[str, Any]:
+    def _old_addresses(self) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for size, key in ((4, "ip4"), (16, "ip6")):
             ours = [item for item in self.ips if len(item.packed) == size]

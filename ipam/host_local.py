@@ -93,10 +93,10 @@ def delete(ctx: Context, conf: Conf) -> None:
     except OSError as error:
         raise _store_failure(conf, error) from error
     if not at_least(ctx.version, "0.3.0"):
-        from ipam.ranges import check_families
+        from ipam.ranges import check_families, read_sets
 
         # The reference refuses here what ADD could not have done; so do we, once nothing is left.
-        check_families(conf.sets, ctx.version)
+        check_families(read_sets(ctx.config), ctx.version)
 
 
 def check(ctx: Context, conf: Conf) -> None:
