@@ -29,7 +29,7 @@ class InstallError(Exception):
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 3 or not sys.argv[2]:
         sys.exit("usage: python -m cli.install FROM TO, for example: python -m cli.install dist/bin /opt/cni/bin")
     try:
         names = install(Path(sys.argv[1]), Path(sys.argv[2]))

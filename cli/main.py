@@ -53,7 +53,7 @@ def say(line: str) -> None:
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    r"""Run CNI networks by hand.
+    """Run CNI networks by hand.
 
     \b
     Environment:
@@ -83,7 +83,7 @@ def add(network: str, netns: str) -> None:
 @NETWORK
 @NETNS
 def delete(network: str, netns: str) -> None:
-    """Detach the namespace NETNS from NETWORK; success when it is not attached."""
+    """Detach the namespace NETNS from NETWORK. Success when it is not attached."""
     world = World(os.environ)
     attachment = world.attachment(netns)
     world.runtime.delete(world.network_or_cached(network, attachment), attachment)
@@ -93,7 +93,7 @@ def delete(network: str, netns: str) -> None:
 @NETWORK
 @NETNS
 def check(network: str, netns: str) -> None:
-    """Check that NETNS is still attached to NETWORK as ADD left it."""
+    """Check that NETNS is attached to NETWORK as ADD left it."""
     world = World(os.environ)
     found = world.network(network)
     world.runtime.check(found, world.attachment(netns))
@@ -105,7 +105,7 @@ def check(network: str, netns: str) -> None:
 @NETWORK
 @click.argument("netns", required=False, type=click.Path())
 def status(network: str, netns: str | None) -> None:  # noqa: ARG001 - cnitool asks for one too
-    """Ask whether NETWORK could take another pod now (NETNS plays no part)."""
+    """Ask whether NETWORK could take another pod now. NETNS plays no part."""
     world = World(os.environ)
     found = world.network(network)
     if not world.runtime.status(found):
@@ -120,7 +120,7 @@ def status(network: str, netns: str | None) -> None:  # noqa: ARG001 - cnitool a
     help='JSON list of the attachments that live: [{"containerID": "...", "ifname": "eth0"}]; - reads stdin.',
 )
 def gc(network: str, keep: Any) -> None:
-    """Delete every attachment of NETWORK that is not in the --keep list.
+    """Delete the attachments of NETWORK that are not in --keep.
 
     Without --keep nothing is deleted: what would be is listed, and the exit code is 1.
     """
@@ -140,14 +140,15 @@ def gc(network: str, keep: Any) -> None:
 
 @cli.command()
 def version() -> None:
-    """Show this build's version and what the plugins on CNI_PATH support."""
+    """Show the version, and what the plugins on CNI_PATH speak."""
     from rich.console import Console
     from rich.table import Table
 
     world = World(os.environ)
     console = Console(soft_wrap=True)
     console.print(f"cnikit {__version__}")
-    table = Table("plugin", "spec versions", "file")
+    table = Table("plugin", "spec versions")
+    table.add_column("file", overflow="fold")  # whole also where the terminal, or the lack of one, is narrow
     for name, file in plugins_on(world.path):
         try:
             supported = " ".join(world.runtime.versions(name))
@@ -161,26 +162,32 @@ def version() -> None:
 
 
 @cli.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True))
+@click.argument("files", nargs=-1, type=click.Path(exists=True))
 def lint(files: tuple[str, ...]) -> None:
-    """Check network lists (files, or folders of them) and say how to mend what is wrong.
+    """Check network lists and say how to mend what is wrong.
 
-    Exit code 1 when there is an error; warnings alone leave it 0.
+    FILES may be folders; without FILES it is the folder NETCONFPATH. Exit code 1 when there is an error; warnings
+    alone leave it 0.
     """
     from cli.lint import lint_paths
 
-    findings, checked = lint_paths(files, plugin_path(os.environ))
+    world = World(os.environ)
+    findings, checked = lint_paths(files or (world.folder,), world.path)
     for finding in findings:
         click.echo(finding.text())
     errors = sum(finding.error for finding in findings)
-    say(f"{checked} files checked: {errors} errors, {len(findings) - errors} warnings")
+    counts = ((checked, "file"), (errors, "error"), (len(findings) - errors, "warning"))
+    say("checked {}: {}, {}".format(*(f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)))
     sys.exit(1 if errors else 0)
 
 
 @cli.command()
 @click.option("--bin-dir", type=click.Path(exists=True, file_okay=False), help="The folder with the plugins to show.")
 def demo(bin_dir: str | None) -> None:
-    """Attach two pods in a small world of network namespaces, show all of it, and leave nothing. Needs root."""
+    """Show two pods from ADD to DEL, in namespaces of its own.
+
+    It leaves nothing on the machine, and needs root.
+    """
     from cli.demo import run_demo
 
     sys.exit(run_demo(bin_dir or bundled_plugins()))

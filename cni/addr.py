@@ -74,20 +74,23 @@ def inside(packed: bytes, net: bytes, prefix: int) -> bool:
 
 
 def pack_mac(text: str) -> bytes | None:
-    """Six bytes of a MAC's text, separated by `:` or `-`; None when it is none."""
-    parts = text.replace("-", ":").split(":")
-    if len(parts) != 6:
+    """Six bytes of a MAC's text; None when it is none. The forms are Go's: `0a:58:0a:01:00:02`,
+    `0a-58-0a-01-00-02`, `0a58.0a01.0002` and `0a580a010002`."""
+    for separator, digits in ((":", 2), ("-", 2), (".", 4)):
+        if separator in text:
+            groups = text.split(separator)
+            break
+    else:
+        groups, digits = [text], 12
+    joined = "".join(groups)
+    if len(joined) != 12 or any(len(group) != digits for group in groups):
+        return None
+    if not joined.isascii() or not joined.isalnum():  # fromhex would take blanks
         return None
     try:
-        return bytes([_octet(part) for part in parts])
+        return bytes.fromhex(joined)
     except ValueError:
         return None
-
-
-def _octet(part: str) -> int:
-    if len(part) != 2 or not part.isalnum() or not part.isascii():
-        raise ValueError(part)
-    return int(part, 16)
 
 
 def unpack_mac(packed: bytes) -> str:

@@ -50,6 +50,8 @@ def serve(world: World, name: str, environ: Mapping[str, str], stdin: Stdin, wri
     try:
         try:
             request = Request(environ)
+            if request.command != "VERSION":
+                request.check_args(world.plugin(name).ARGS)
         except CniError:
             version = _spoken(_probe(stdin)) or LATEST
             raise
@@ -121,8 +123,7 @@ class Call:
         self.context = Context(world, name, request, config, version, self._delegate)
         self._module: ModuleType = world.plugin(name)
         self._lock: Lock | None = None
-        if self._module.ARGS is not None:
-            request.args.check_known(self._module.ARGS)
+        request.check_args(self._module.ARGS)
         self._read_previous()
         if request.command == "GC":
             self.context.valid = _valid_attachments(config)

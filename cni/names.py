@@ -12,6 +12,12 @@ except ImportError:  # Python 3.12 moved it
 
 IFNAMSIZ = 16
 
+# What every label of ours starts with (`owner`).
+OWNER = "cnikit "
+
+# Bytes of an interface's alias and of an nftables comment.
+LONGEST_LABEL = 255
+
 # The longest file name the usual file systems take is 255 bytes; room is left for suffixes.
 LONGEST_FILE_NAME = 200
 
@@ -32,12 +38,17 @@ def interface_fault(value: str) -> str:
     """Why `value` cannot name a network interface; empty when it can."""
     if not value:
         return "is empty"
-    if len(value.encode("utf-8", "surrogateescape")) >= IFNAMSIZ:
+    raw = value.encode("utf-8", "surrogateescape")
+    if len(raw) >= IFNAMSIZ:
         return f"is longer than {IFNAMSIZ - 1} bytes"
     if value in (".", ".."):
         return "must not be '.' or '..'"
     if any(char in "/:\0" or char.isspace() for char in value):
         return "must not contain '/', ':', NUL or white space"
+    if "%" in value:
+        return "must not contain '%', which the kernel takes for a pattern"
+    if b"\xa0" in raw:
+        return "must not contain the byte a0 (as in 'à'), which the kernel takes for a space"
     return ""
 
 
@@ -73,5 +84,17 @@ def host_end(network: str, container_id: str, ifname: str, attempt: int = 0) -> 
 
 
 def owner(network: str, container_id: str, ifname: str) -> str:
-    """The label (interface alias, nftables comment) of what was made for an attachment."""
-    return f"cnikit {network}/{container_id}/{ifname}"
+    """The label (interface alias, nftables comment) of what was made for an attachment, cut at what these can hold."""
+    label = f"{owner_of_all(network)}{container_id}/{ifname}".encode("utf-8", "surrogateescape")
+    return label[:LONGEST_LABEL].decode("utf-8", "ignore")
+
+
+def is_of_another(label: str, container_id: str, ifname: str) -> bool:
+    """Whether a label is `owner`'s for another attachment, whatever its network. One that was cut is nobody's."""
+    whole = label.startswith(OWNER) and len(label.encode("utf-8", "surrogateescape")) < LONGEST_LABEL
+    return whole and not label.endswith(f"/{container_id}/{ifname}")
+
+
+def owner_of_all(network: str) -> str:
+    """What the labels of a network's attachments start with."""
+    return f"{OWNER}{network}/"

@@ -71,6 +71,27 @@ def make_folders(path: str, mode: int) -> None:
             raise
 
 
+def folder_fault(folder: str) -> str:
+    """Why no file can be made in a folder or, while it is not there, in the one above; empty when it can."""
+    there = folder
+    while not exists(there) and there not in ("/", ""):
+        there = folder_of(there)
+    if not is_folder(there or "."):
+        return f"expected a folder at {there}, found something else"
+    if not posix.access(there or ".", posix.W_OK | posix.X_OK):
+        return f"expected to be allowed to write in {there}, found a read-only file system or no permission"
+    room = posix.statvfs(there or ".")
+    if (room.f_blocks and not room.f_bfree) or (room.f_files and not room.f_ffree):
+        return f"expected room for a file in {there}, found the file system full"
+    return ""
+
+
+def _store_failure(conf: Conf, error: OSError) -> CniError:
+    at = error.filename if isinstance(error.filename, str) else conf.data_dir
+    what = f"lease store {at}: {errno_text(error.errno or 0)}"
+    return CniError(INTERNAL, what, f"ipam.dataDir {conf.data_dir} must be a folder that root can write")
+
+
 def _kind(path: str) -> int:
     try:
         return posix.stat(path).st_mode & S_IFMT

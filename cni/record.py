@@ -134,17 +134,17 @@ class Records:
     def _read(self, key: str) -> dict[str, Any] | None:
         path = f"{self._attachments}/{key}"
         try:
-            fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+            # Never wait for the writer of a pipe.
+            fd = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
+            try:
+                data = posix.read(fd, posix.fstat(fd).st_size)
+            finally:
+                posix.close(fd)
+            return _checked(jsonio.decode(data))
         except FileNotFoundError:
             return None
-        try:
-            data = posix.read(fd, posix.fstat(fd).st_size)
-        finally:
-            posix.close(fd)
-        try:
-            return _checked(jsonio.decode(data))
-        except CniError as error:
-            self._log(f"record {path}: {error.msg}; going on without it")
+        except (OSError, CniError) as error:
+            self._log(f"record {path}: {error}; going on without it")
             return None
 
 

@@ -29,32 +29,59 @@ VARIABLES = (
 class Request:
     """One call: the verb and its parameters. `environ` is all of the caller's environment, for delegates."""
 
-    __slots__ = ("args", "command", "container_id", "environ", "ifname", "netns", "netns_override", "path")
+    __slots__ = (
+        "_args_fault",
+        "args",
+        "command",
+        "container_id",
+        "environ",
+        "ifname",
+        "netns",
+        "netns_override",
+        "path",
+    )
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Raises CniError 4 that names every missing and every invalid variable."""
+        """Raises CniError 4 that names every missing and every invalid variable.
+
+        A malformed CNI_ARGS alone is a fault only for a plugin that reads it (`check_args`).
+        """
         self.environ = dict(environ)
         self.command = environ.get("CNI_COMMAND", "")
         faults = _faults(self.command, environ)
-        try:
-            self.args = Args(environ.get("CNI_ARGS", "") if self.command in ATTACHMENT else "")
-        except CniError as error:
-            faults.append(error.msg)
+        self.args, self._args_fault = _args(environ.get("CNI_ARGS", "") if self.command in ATTACHMENT else "")
         if faults:
-            raise CniError(
-                INVALID_ENVIRONMENT,
-                "; ".join(faults),
-                "the CNI specification, section 2, lists the variables that each command needs",
-            )
+            raise _refusal([*faults, self._args_fault] if self._args_fault else faults)
         self.container_id = environ.get("CNI_CONTAINERID", "")
         self.netns = environ.get("CNI_NETNS", "")
         self.ifname = environ.get("CNI_IFNAME", "")
         self.path = [folder for folder in environ.get("CNI_PATH", "").split(":") if folder]
         self.netns_override = environ.get("CNI_NETNS_OVERRIDE", "").lower() in ("1", "true")
 
+    def check_args(self, known: tuple[str, ...] | None) -> None:
+        """Refuse a CNI_ARGS that is malformed or has a key that is not `known`; anything goes when that is None."""
+        if known is None:
+            return
+        if self._args_fault:
+            raise _refusal([self._args_fault])
+        self.args.check_known(known)
+
     def derived(self, command: str) -> Request:
         """The same call with another verb: the DEL that follows a delegate's failed ADD."""
         return Request({**self.environ, "CNI_COMMAND": command})
+
+
+def _args(text: str) -> tuple[Args, str]:
+    """CNI_ARGS parsed, and what is wrong with it."""
+    try:
+        return Args(text), ""
+    except CniError as error:
+        return Args(""), error.msg
+
+
+def _refusal(faults: list[str]) -> CniError:
+    details = "the CNI specification, section 2, lists the variables that each command needs"
+    return CniError(INVALID_ENVIRONMENT, "; ".join(faults), details)
 
 
 def _faults(command: str, environ: Mapping[str, str]) -> list[str]:

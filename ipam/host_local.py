@@ -12,7 +12,7 @@ import posix
 from cni import addr
 from cni.config import wrong
 from cni.errors import INTERNAL, INVALID_CONFIG, INVALID_ENVIRONMENT, NOT_AVAILABLE, TRY_AGAIN, CniError, errno_text
-from cni.paths import exists, folder_of, is_folder
+from cni.paths import folder_fault
 from cni.result import IPConfig, Result, read_routes
 from cni.version import at_least
 from ipam.store import DEFAULT_DATA_DIR, Store
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cni.request import Request
     from ipam.ranges import Range, RangeSet
 
-ARGS = ("IP",)
+ARGS = ("IP", "MAC")  # MAC is for the plugin that calls us
 NETNS = False
 
 _TRIES = 100
@@ -120,7 +120,7 @@ def check(ctx: Context, conf: Conf) -> None:
 def status(ctx: Context, conf: Conf) -> None:
     """CniError 50 when no ADD can succeed: the folder cannot be written, or a range set has no address left."""
     store = _store(ctx, conf)
-    fault = _folder_fault(store.folder)
+    fault = folder_fault(store.folder)
     if fault:
         raise CniError(NOT_AVAILABLE, f"ipam.dataDir: {fault}", "host-local keeps its leases there")
     if not conf.status_on_exhausted:
@@ -343,24 +343,3 @@ def _read_resolv_conf(path: str) -> dict[str, Any]:
         elif key in ("search", "options"):
             dns.setdefault(key, []).extend(values)
     return dns
-
-
-def _folder_fault(folder: str) -> str:
-    """Why no lease can be written in a folder or, while it is not there, in the one above; empty when it can."""
-    there = folder
-    while not exists(there) and there not in ("/", ""):
-        there = folder_of(there)
-    if not is_folder(there or "."):
-        return f"expected a folder at {there}, found something else"
-    if not posix.access(there or ".", posix.W_OK | posix.X_OK):
-        return f"expected to be allowed to write in {there}, found a read-only file system or no permission"
-    room = posix.statvfs(there or ".")
-    if (room.f_blocks and not room.f_bfree) or (room.f_files and not room.f_ffree):
-        return f"expected room for a lease in {there}, found the file system full"
-    return ""
-
-
-def _store_failure(conf: Conf, error: OSError) -> CniError:
-    at = error.filename if isinstance(error.filename, str) else conf.data_dir
-    what = f"lease store {at}: {errno_text(error.errno or 0)}"
-    return CniError(INTERNAL, what, f"ipam.dataDir {conf.data_dir} must be a folder that root can write")

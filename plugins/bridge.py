@@ -13,7 +13,8 @@ from cni.addr import family
 from cni.errors import INTERNAL, NOT_AVAILABLE, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import OPER_UP
-from cni.names import attachment_key, owner
+from cni.names import attachment_key, owner, owner_of_all
+from cni.paths import folder_fault
 from cni.record import describe
 from cni.result import Interface, Result, Route
 from cni.undo import Teardown
@@ -25,32 +26,35 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cni.context import Context
+    from cni.delegate import Delegate
     from cni.kernel.types import Link
 
     Subnet = tuple[bytes, int]
 
 __all__ = ("ARGS", "NETNS", "Conf", "add", "check", "delete", "gc", "status")
 
-ARGS = ("MAC",)
+# Of these MAC is ours and IP is host-local's, which is given the same CNI_ARGS: one of a pair knows both keys.
+ARGS = ("IP", "MAC")
 NETNS = True
 
 # Seconds an ADD waits for the bridge port to forward; it takes about 0.1 ms.
 PORT_TIMEOUT = 1.0
 
-# What DEL and GC need of a record's section.
-_NEEDED = ("links", "addresses", "bridge", "vlan", "masquerade", "macspoofchk")
+# What DEL and GC need of a record's section, with its type.
+_NEEDED = {"links": list, "addresses": list, "bridge": str, "vlan": int, "masquerade": str, "macspoofchk": bool}
 
 
 def add(ctx: Context, conf: Conf) -> Result:
     conf.refuse_contradictions()
     veth.refuse_taken_name(ctx)
     node_bridge.refuse_impossible(ctx.host, conf.bridge, vlan=conf.vlan_option)
-    lease = _lease(ctx, conf)
-    pair = veth.Pair(ctx, conf.mac or _default_mac(lease), conf.mtu)
-    _record(ctx, conf, pair, lease)
+    ipam = ctx.ipam if conf.layer3 else None  # a missing executable is found out before the first effect
     bridge = node_bridge.ensure(
         ctx.host, conf.bridge, conf.mtu, promisc=conf.promisc, vlan_filtering=bool(conf.vlan_option)
     )
+    lease = _lease(ctx, conf, ipam)
+    pair = veth.Pair(ctx, conf.mac or _default_mac(lease), conf.mtu)
+    _record(ctx, conf, pair, lease)
     gateway_link = _set_gateways(ctx, conf, bridge, lease)
     host_link, pod_link = _attach(ctx, conf, pair, bridge)
     if not conf.disable_container_interface:
@@ -91,6 +95,9 @@ def status(ctx: Context, conf: Conf) -> None:
     """CniError 50 when no ADD can succeed."""
     conf.refuse_contradictions()
     try:
+        fault = folder_fault(ctx.world.run_dir)
+        if fault:
+            raise CniError(NOT_AVAILABLE, fault, "every attachment has a record and a lock there")
         if conf.layer3:
             ctx.ipam.forward()
         node_bridge.refuse_impossible(ctx.host, conf.bridge, vlan=conf.vlan_option)
@@ -122,12 +129,12 @@ def gc(ctx: Context, conf: Conf) -> None:
     teardown.finish()
 
 
-def _lease(ctx: Context, conf: Conf) -> Result:
+def _lease(ctx: Context, conf: Conf, ipam: Delegate | None) -> Result:
     """The IPAM plugin's result with gateways and the default route filled in; an empty one on layer 2."""
-    if not conf.layer3:
+    if ipam is None:
         return Result()
-    lease = ctx.ipam.add()
-    ctx.undo.push("release the lease", ctx.ipam.delete)
+    lease = ipam.add()
+    ctx.undo.push("release the lease", ipam.delete)
     if not lease.ips:
         raise CniError(INTERNAL, "IPAM plugin returned missing IP config: expected at least one address, found none")
     if not conf.is_gateway:
@@ -260,7 +267,12 @@ def _result(ctx: Context, conf: Conf, host_links: list[Link | None], pod_link: L
 def _section(ctx: Context, record: dict[str, Any]) -> dict[str, Any] | None:
     """Our section of an attachment's record; None when there is none, or one that lacks what `_remove` needs."""
     section: dict[str, Any] = record["plugins"].get(ctx.plugin_type, {})
-    return section if set(_NEEDED).issubset(section) else None
+    if not all(isinstance(section.get(key), kind) for key, kind in _NEEDED.items()):
+        return None
+    texts = list(section["addresses"])
+    for link in section["links"]:
+        texts += [link.get("name"), link.get("mac")] if isinstance(link, dict) else [None]
+    return section if all(isinstance(text, str) for text in texts) else None
 
 
 def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: str, teardown: Teardown) -> None:
@@ -309,9 +321,9 @@ def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
 def _remove_stale(ctx: Context, teardown: Teardown) -> None:
     """GC of what has no record: links by their label, masqueraded addresses by their holder."""
     keys = {attachment_key(*attachment) for attachment in ctx.valid}
-    labels = {owner(ctx.network, *attachment)[:255] for attachment in ctx.valid}
+    labels = {owner(ctx.network, *attachment) for attachment in ctx.valid}
     for link in ctx.host.links():
-        if link.alias.startswith(owner(ctx.network, "", "")[:-1]) and link.alias not in labels:
+        if link.alias.startswith(owner_of_all(ctx.network)) and link.alias not in labels:
             teardown.step("link", lambda index=link.index: ctx.host.delete_link(index))  # type: ignore[misc]
     for cidr, key in ctx.records.held(lambda holder: holder not in keys):
         subnet = addr.pack_cidr(cidr)

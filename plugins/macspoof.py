@@ -10,6 +10,7 @@ from cni.errors import INTERNAL, CniError
 from cni.kernel import ops
 from cni.kernel.nftables import drop, ether_saddr, iifname, jump, ret
 from cni.kernel.ops import NFPROTO_BRIDGE
+from cni.names import file_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,5 +67,5 @@ def check(host: Namespace, container_id: str, ifname: str) -> None:
 
 
 def _names(container_id: str, ifname: str) -> tuple[str, str, str]:
-    attachment = f"{container_id}-{ifname}"
+    attachment = file_name(f"{container_id}-{ifname}")  # the kernel's limit for a chain's name is 255 bytes too
     return f"cni-br-iface-{attachment}", f"cni-br-iface-{attachment}-mac", f"macspoofchk-{attachment}"

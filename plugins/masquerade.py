@@ -66,7 +66,7 @@ def add(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
         for packed, prefix in addresses:
             ctx.records.hold(addr.unpack_cidr(packed, prefix), container_id, ifname)
         elements = [
-            ops.nft_element_add(NFPROTO_INET, TABLE, set_name(ctx.network, subnet), subnet[0], comment[:255])
+            ops.nft_element_add(NFPROTO_INET, TABLE, set_name(ctx.network, subnet), subnet[0], comment)
             for subnet in addresses
         ]
         ctx.host.nft(*_missing(ctx, addresses), *elements)

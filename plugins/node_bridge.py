@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EEXIST, ENOENT
+from errno import EACCES, EEXIST, ENOENT, EOPNOTSUPP, EROFS
 
 from cni import addr
 from cni.addr import AF_INET6
@@ -63,9 +63,7 @@ def ensure(host: Namespace, name: str, mtu: int, *, promisc: bool, vlan_filterin
             if error.errno != EEXIST:  # another pod's ADD was faster
                 raise
         link = _existing(host, name)
-        # The bridge's link-local address would be tentative for 1 to 2 s after the first port came up, and
-        # without it the node cannot look for a pod to which it forwards.
-        set_known(host, name, "accept_dad", "0")
+        _add_link_local(host, link)
     set_known(host, name, "accept_ra", "0")
     if not link.up or (promisc and not link.flags & IFF_PROMISC):
         host.apply(ops.link_set(name, up=True, promisc=True if promisc else None))
@@ -117,9 +115,11 @@ def enable_forwarding(ctx: Context, family: int) -> None:
 
 def refuse_forwarding(host: Namespace, family: int) -> None:
     """KernelError when forwarding is off and cannot be switched on. Changes nothing."""
-    found = host.conf(family, "all", "forwarding")
-    if found != "1":
-        host.set_conf(family, "all", "forwarding", found or "0")
+    if host.conf(family, "all", "forwarding") == "1":
+        return
+    # What is there is written again. Not IPv6's forwarding: that would set every link's, whatever it was.
+    key = "accept_ra" if family == AF_INET6 else "forwarding"
+    host.set_conf(family, "all", key, host.conf(family, "all", key) or "0")
 
 
 def set_known(host: Namespace, name: str, key: str, value: str) -> None:
@@ -128,6 +128,21 @@ def set_known(host: Namespace, name: str, key: str, value: str) -> None:
         host.set_conf(AF_INET6, name, key, value)
     except KernelError as error:
         if error.errno != ENOENT:
+            raise
+
+
+def _add_link_local(host: Namespace, link: Link) -> None:
+    """Give a new bridge the link-local address of its MAC (RFC 4291, appendix A).
+
+    The kernel would add it with the first port and hold it tentative for 1 to 2 s, in which the node cannot
+    look for a pod to which it forwards.
+    """
+    mac = link.mac
+    packed = b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    try:
+        host.apply(ops.addr_add(link.index, packed, 64, nodad=True))
+    except KernelError as error:
+        if error.errno not in (EACCES, EEXIST, EOPNOTSUPP):  # IPv6 is off here, or it is there already
             raise
 
 

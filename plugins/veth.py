@@ -78,7 +78,7 @@ def create(ctx: Context, pair: Pair, master: int, *port: Op) -> None:
     ctx.undo.push(f"delete {pair.host_name}", lambda: remove_host_end(ctx.host, pair.host_name, pair.host_mac))
     ctx.host.apply(
         ops.veth_add(pair.host_name, pair.host_mac, pair.ifname, pair.mac, ctx.sandbox, pair.mtu, master),
-        ops.link_set(pair.host_name, alias=pair.alias[:255]),
+        ops.link_set(pair.host_name, alias=pair.alias),
         *port,
     )
 
@@ -136,10 +136,20 @@ def remove_unrecorded(ctx: Context) -> None:
 
 
 def remove_pod_end(ctx: Context) -> None:
-    """Delete the pod's interface of this name, if there is a pod and one in it."""
+    """Delete the pod's interface of this name, if there is a pod and one in it.
+
+    A runtime may repeat DEL when the path of the namespace is already another pod's: that one's is left alone.
+    """
     link = ctx.pod.link(ctx.request.ifname) if ctx.pod is not None else None
-    if ctx.pod is not None and link is not None:
-        ctx.pod.delete_link(link.index)
+    if ctx.pod is None or link is None:
+        return
+    host_end = ctx.host.link(link.peer) if link.peer else None
+    alias = host_end.alias if host_end is not None and host_end.kind == "veth" else ""
+    # Compared without the network, which may have been renamed.
+    if names.is_of_another(alias, ctx.request.container_id, ctx.request.ifname):
+        ctx.log(f"leaving {link.name} in {ctx.request.netns} alone: it belongs to {alias}")
+        return
+    ctx.pod.delete_link(link.index)
 
 
 def pod_addresses(ctx: Context) -> list[Subnet]:

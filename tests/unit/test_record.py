@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,13 +34,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "networks" / "net" / "attachments"
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 64 bytes: a write is cut short, as on a file system that is full."""
+    """No file may grow beyond 64 bytes: a write is cut short, as on a file system that is full.
+
+    No fixture: pytest tells a result before the fixtures end, and the log it may tell it into is a file as well.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def common(container: str = "ctr", ifname: str = "eth0") -> dict[str, Any]:
@@ -160,14 +166,11 @@ def test_a_torn_record_can_be_removed(records: Records, folder: Path) -> None:
     assert not (folder / KEY).exists()
 
 
-def test_a_full_file_system_leaves_the_old_record(
-    records: Records, folder: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_full_file_system_leaves_the_old_record(records: Records, folder: Path) -> None:
     records.write(common(), "bridge", {"old": True})
     before = (folder / KEY).read_bytes()
-    request.getfixturevalue("small_files")
 
-    with pytest.raises(OSError, match="No space left|File too large"):
+    with small_files(), pytest.raises(OSError, match="No space left|File too large"):
         records.write(common(), "bridge", {"new": "x" * 200})
 
     assert (folder / KEY).read_bytes() == before
