@@ -76,12 +76,9 @@ def inside(packed: bytes, net: bytes, prefix: int) -> bool:
 def pack_mac(text: str) -> bytes | None:
     """Six bytes of a MAC's text; None when it is none. The forms are Go's: `0a:58:0a:01:00:02`,
     `0a-58-0a-01-00-02`, `0a58.0a01.0002` and `0a580a010002`."""
-    for separator, digits in ((":", 2), ("-", 2), (".", 4)):
-        if separator in text:
-            groups = text.split(separator)
-            break
-    else:
-        groups, digits = [text], 12
+    separator = next((char for char in ":-." if char in text), "")
+    groups = text.split(separator) if separator else [text]
+    digits = {":": 2, "-": 2, ".": 4}.get(separator, 12)
     joined = "".join(groups)
     if len(joined) != 12 or any(len(group) != digits for group in groups):
         return None

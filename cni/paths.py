@@ -86,12 +86,6 @@ def folder_fault(folder: str) -> str:
     return ""
 
 
-def _store_failure(conf: Conf, error: OSError) -> CniError:
-    at = error.filename if isinstance(error.filename, str) else conf.data_dir
-    what = f"lease store {at}: {errno_text(error.errno or 0)}"
-    return CniError(INTERNAL, what, f"ipam.dataDir {conf.data_dir} must be a folder that root can write")
-
-
 def _kind(path: str) -> int:
     try:
         return posix.stat(path).st_mode & S_IFMT

@@ -343,3 +343,9 @@ def _read_resolv_conf(path: str) -> dict[str, Any]:
         elif key in ("search", "options"):
             dns.setdefault(key, []).extend(values)
     return dns
+
+
+def _store_failure(conf: Conf, error: OSError) -> CniError:
+    at = error.filename if isinstance(error.filename, str) else conf.data_dir
+    what = f"lease store {at}: {errno_text(error.errno or 0)}"
+    return CniError(INTERNAL, what, f"ipam.dataDir {conf.data_dir} must be a folder that root can write")

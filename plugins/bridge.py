@@ -104,8 +104,7 @@ def status(ctx: Context, conf: Conf) -> None:
         if conf.ip_masq:
             masquerade.status(ctx, conf.backend)
         if conf.is_gateway:
-            for configured in _families(conf, ctx):
-                node_bridge.refuse_forwarding(ctx.host, configured)
+            _refuse_forwarding(ctx, conf)
     except CniError as error:
         code = error.code if error.code > NOT_AVAILABLE and error.code < INTERNAL else NOT_AVAILABLE
         raise CniError(code, f"bridge {conf.bridge} cannot serve ADD: {error.msg}", error.details) from None
@@ -352,7 +351,11 @@ def _default_mac(lease: Result) -> bytes | None:
     return veth.mac_of_address(lease.ips[0].packed) if lease.ips else None
 
 
-def _families(conf: Conf, ctx: Context) -> list[int]:
-    """The families that have forwarding to switch on. IPAM decides which are used; a kernel may lack IPv6."""
-    there = [f for f in (addr.AF_INET, addr.AF_INET6) if ctx.host.conf(f, "all", "forwarding") is not None]
-    return there if conf.layer3 else []
+def _refuse_forwarding(ctx: Context, conf: Conf) -> None:
+    """KernelError when no family can be forwarded. IPAM decides which are used, and a kernel may lack IPv6."""
+    families = [f for f in (addr.AF_INET, addr.AF_INET6) if ctx.host.conf(f, "all", "forwarding") is not None]
+    faults = Teardown()
+    for configured in families if conf.layer3 else []:
+        faults.step("forwarding", lambda f=configured: node_bridge.refuse_forwarding(ctx.host, f))  # type: ignore[misc]
+    if families and len(faults.errors) == len(families):
+        raise faults.errors[0]

@@ -44,7 +44,10 @@ def ensure_gateway_interface(ctx: Context, conf: Conf, bridge: Link) -> Link:
     if link is None:
         port, mac = host_end("vlan", conf.bridge, str(conf.vlan))
         try:
-            ctx.host.apply(ops.veth_add(port, mac, name, veth.random_mac(), None, bridge.mtu, bridge.index))
+            ctx.host.apply(
+                ops.veth_add(name, veth.random_mac(), port, mac, None, bridge.mtu),
+                ops.link_set(port, master=bridge.index, up=True),
+            )
         except KernelError as error:
             if error.errno != EEXIST:  # another pod's ADD was faster
                 raise

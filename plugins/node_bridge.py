@@ -123,11 +123,12 @@ def refuse_forwarding(host: Namespace, family: int) -> None:
 
 
 def set_known(host: Namespace, name: str, key: str, value: str) -> None:
-    """Write an IPv6 setting of a link; a kernel without IPv6 has none."""
+    """Write an IPv6 setting of a link, where it is there and may be written: a kernel without IPv6 has none,
+    and the /proc/sys of a container may be read-only."""
     try:
         host.set_conf(AF_INET6, name, key, value)
     except KernelError as error:
-        if error.errno != ENOENT:
+        if error.errno not in (ENOENT, EROFS):
             raise
 
 

@@ -7,7 +7,7 @@ The host's end has a name and MAC derived from the attachment (`names.host_end`)
 from __future__ import annotations
 
 import posix
-from errno import ENOENT
+from errno import ENOENT, EROFS
 
 from cni import addr, names
 from cni.addr import AF_INET, AF_INET6
@@ -177,7 +177,7 @@ def _free_host_end(ctx: Context) -> tuple[str, bytes]:
 
 def _prepare(pod: Namespace, ifname: str, families: set[int], *, duplicate_detection: bool) -> None:
     if AF_INET in families:
-        pod.set_conf(AF_INET, ifname, "arp_notify", "1")
+        _set_if_possible(pod, AF_INET, ifname, "arp_notify", "1")
     if AF_INET6 not in families:
         return
     for name in (LO, ifname):
@@ -186,16 +186,17 @@ def _prepare(pod: Namespace, ifname: str, families: set[int], *, duplicate_detec
     # accept_dad also covers the link-local address, which no IFA_F_NODAD of ours reaches.
     pod.set_conf(AF_INET6, ifname, "accept_dad", "1" if duplicate_detection else "0")
     if duplicate_detection:
-        _set_if_known(pod, ifname, "enhanced_dad", "1")
-    _set_if_known(pod, ifname, "keep_addr_on_down", "1")
+        _set_if_possible(pod, AF_INET6, ifname, "enhanced_dad", "1")
+    _set_if_possible(pod, AF_INET6, ifname, "keep_addr_on_down", "1")
     pod.set_conf(AF_INET6, ifname, "ndisc_notify", "1")
 
 
-def _set_if_known(pod: Namespace, ifname: str, key: str, value: str) -> None:
+def _set_if_possible(pod: Namespace, family: int, ifname: str, key: str, value: str) -> None:
+    """For what a pod can do without: a kernel may be older than the key, and a container's /proc/sys read-only."""
     try:
-        pod.set_conf(AF_INET6, ifname, key, value)
+        pod.set_conf(family, ifname, key, value)
     except KernelError as error:
-        if error.errno != ENOENT:  # a kernel older than the key
+        if error.errno not in (ENOENT, EROFS):
             raise
 
 
