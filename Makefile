@@ -14,7 +14,7 @@ sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.c') c
 cli_sources := $(shell find cni plugins ipam cli conf launcher -type f -not -name '*.pyc') requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dist bench install clean lock setup peers
+.PHONY: help demo test check format dist bench install clean lock setup test-setup peers
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -23,10 +23,12 @@ demo: dist ## two pods on one node: attach, ping, check, detach (needs root)
 	@[ "$$(id -u)" -eq 0 ] || { echo "make demo makes network namespaces: call it as root" >&2; exit 1; }
 	dist/cnikit demo
 
-test: setup dist peers ## everything: unit, kernel and end-to-end tests (needs root)
+test: test-setup ## everything: unit, kernel and end-to-end tests (needs root)
+	tests/run $(PYTEST_ARGS)
+
+test-setup: setup dist peers
 	@[ "$$(id -u)" -eq 0 ] || { echo "make test makes network namespaces: call it as root" >&2; exit 1; }
 	@tests/setup/install-debian-packages test
-	CNIKIT_TEST_BIN=$(CURDIR)/dist/bin CNIKIT_TEST_PEERS=$(CURDIR)/.cache/peers $(python) -m pytest $(PYTEST_ARGS)
 
 check: setup ## lint, types and unit tests, in seconds
 	$(PYTHON_VENV)/bin/ruff check --quiet .
@@ -41,7 +43,7 @@ dist: setup dist/bin/.made dist/.made ## build the executables: dist/bin/* and d
 
 bench: dist peers ## measure against the Go plugins; writes the table and the plot in docs/
 	@tests/setup/install-debian-packages test
-	CNIKIT_TEST_BIN=$(CURDIR)/dist/bin CNIKIT_TEST_PEERS=$(CURDIR)/.cache/peers $(python) tests/bench/run.py
+	CNIKIT_TEST_BIN="$(CURDIR)/dist/bin" CNIKIT_TEST_PEERS="$(CURDIR)/.cache/peers" $(python) tests/bench/run.py
 
 install: dist ## put the plugins into CNI_BIN_DIR (default /opt/cni/bin), safely on a running node
 	$(python) -m cli.install dist/bin "$(CNI_BIN_DIR)"

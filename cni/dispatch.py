@@ -198,11 +198,19 @@ class Call:
             if not (deleting and error.gone):
                 raise
 
-    def _lock_attachment(self) -> Lock:
+    def _lock_attachment(self) -> Lock | None:
+        """The attachment's lock. DEL goes on without one where no file can be made, or a full or read-only /run
+        would keep dead pods and their leases."""
         request, world = self.request, self.context.world
         key = attachment_key(request.container_id, request.ifname)
         name = file_name(f"{self.context.network}:{key}:{self.context.plugin_type}")
-        return Lock(f"{world.run_dir}/locks/{name}", world.clock, transient=True)
+        try:
+            return Lock(f"{world.run_dir}/locks/{name}", world.clock, transient=True)
+        except OSError as error:
+            if request.command != "DEL":
+                raise
+            self.context.log(f"cannot lock the attachment: {error}; going on without")
+            return None
 
 
 def _valid_attachments(config: Reader) -> set[tuple[str, str]]:

@@ -42,7 +42,10 @@ def encode(value: Any) -> bytes:
 
 def shown(value: Any) -> str:
     """`value` as JSON for an error message, cut at 80 characters."""
-    text = encode(value).decode("ascii")
+    try:
+        text = encode(value).decode("ascii")
+    except RecursionError:  # the encoder gives up some levels before the decoder
+        return "something nested too deeply to be shown"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -45,6 +45,8 @@ def interface_fault(value: str) -> str:
         return "must not be '.' or '..'"
     if any(char in "/:\0" or char.isspace() for char in value):
         return "must not contain '/', ':', NUL or white space"
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        return "must be UTF-8: no result could tell its name otherwise"
     if "%" in value:
         return "must not contain '%', which the kernel takes for a pattern"
     if b"\xa0" in raw:

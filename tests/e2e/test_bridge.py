@@ -294,6 +294,24 @@ class TestDel:
         wait_same(node.snapshot, before, "repeated DELs left something")
 
     @ours
+    @pytest.mark.parametrize("record", ["kept", "gone"])
+    def test_late_when_the_path_is_another_pods(self, node: Node, record: str) -> None:
+        """A runtime repeats DEL; by then a new pod has the name of the namespace."""
+        conf = dual()
+        old = node.pod("reused")
+        add(node, old, conf)
+        node.run("ip", "-n", old.name, "link", "del", "eth0")
+        node.kill_netns(old)
+        if record == "gone":
+            delete(node, old, conf)
+        new = node.pod("reused")
+        result = add(node, new, conf)
+
+        delete(node, old, conf)
+
+        node.call("bridge", "CHECK", {**conf, "prevResult": result}, new).silent()
+
+    @ours
     def test_without_the_bridge(self, node: Node) -> None:
         conf = dual(ipMasq=True)
         pod = node.pod()

@@ -194,11 +194,11 @@ def test_it_works_from_a_read_only_file_system(bin_dir: Path) -> None:
 
 
 def test_it_works_with_no_place_to_write_or_execute(bin_dir: Path) -> None:
-    mounts = "; ".join(
+    """Seen at /mnt, because the folder itself may lie below one of those that are hidden."""
+    hidden = "; ".join(
         f"mount -t tmpfs -o noexec,ro none {folder}" for folder in ("/tmp", "/var/tmp", "/dev/shm", "/home")
     )
-    assert not bin_dir.is_relative_to("/tmp"), "this test hides /tmp"
-    assert answers(unshared(mounts, bin_dir / "bridge"))
+    assert answers(unshared(f"mount --bind {bin_dir} /mnt; {hidden}", "/mnt/bridge"))
 
 
 def test_it_works_where_there_is_nothing_but_glibc(bin_dir: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ STARTED = "== ADD pod1"
 
 def demo(bin_dir: Path, **options: Any) -> subprocess.Popen[str]:
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-    argv = (sys.executable, "-m", "cli.main", "demo", "--bin-dir", str(bin_dir))
+    # What a shell starts in the background ignores SIGINT, and hands that on: `make test &` does.
+    argv = ("env", "--default-signal=INT", sys.executable, "-m", "cli.main", "demo", "--bin-dir", str(bin_dir))
     return subprocess.Popen(
         argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
     )

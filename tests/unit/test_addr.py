@@ -111,6 +111,8 @@ def test_mac_round_trip(packed: bytes) -> None:
 
     assert addr.pack_mac(text) == packed
     assert addr.pack_mac(text.upper().replace(":", "-")) == packed
+    assert addr.pack_mac(packed.hex(".", 2)) == packed
+    assert addr.pack_mac(packed.hex()) == packed
     assert addr.is_multicast_mac(packed) == (packed[0] % 2 == 1)
 
 
@@ -120,6 +122,9 @@ def test_mac_round_trip(packed: bytes) -> None:
         "",
         "0a:58",
         "0a:58:0a:01:00:2",
+        "0a:58:0a-01:00:02",
+        "a58.00a01.0002",
+        " a580a010002",
         "0a:58:0a:01:00:zz",
         "0a:58:0a:01:00:02:03",
         "0a:58:0a:01:00:+2",

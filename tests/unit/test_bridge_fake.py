@@ -5,6 +5,7 @@ What the real kernel makes of it is tested in tests/netns and tests/e2e.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -535,6 +536,34 @@ def test_del_after_the_bridge_is_gone(node: Node, attached: dict[str, Any]) -> N
     assert list(node.own("links")) == ["lo"]
 
 
+SPOILT = [
+    {"links": 5},
+    {"links": None},
+    {"links": [{}]},
+    {"links": [{"name": 5, "mac": 7}]},
+    {"addresses": "10.1.0.2/16"},
+    {"addresses": [5]},
+    {"bridge": None},
+    {"vlan": "x"},
+    {"masquerade": 5},
+    {"macspoofchk": []},
+]
+
+
+@pytest.mark.parametrize("wrong", SPOILT, ids=str)
+def test_del_with_a_record_of_wrong_types(node: Node, attached: dict[str, Any], wrong: dict[str, Any]) -> None:
+    before = node.snapshot()
+    result = node.call("bridge", "ADD", attached).result
+    path = node.run_dir / "networks/net/attachments/ctr:eth0"
+    record = json.loads(path.read_text())
+    record["plugins"]["bridge"] |= wrong
+    path.write_text(json.dumps(record))
+
+    node.call("bridge", "DEL", {**attached, "prevResult": result}).silent()
+
+    assert node.snapshot() == before
+
+
 @pytest.mark.parametrize("what", ["gone", "torn", "sections", "foreign"])
 def test_del_with_no_usable_record(node: Node, attached: dict[str, Any], what: str) -> None:
     before = node.snapshot()
@@ -734,6 +763,25 @@ def test_status_passes_on_what_ipam_says(node: Node, fails: int, code: int) -> N
 
     assert error["code"] == code
     assert error["msg"] == "bridge cni0 cannot serve ADD: fake-ipam fails at STATUS"
+
+
+def test_status_leaves_the_forwarding_of_every_link_alone(node: Node) -> None:
+    node.kernel.own().apply(ops.bridge_add("up0", None))
+    node.kernel.own().set_conf(addr.AF_INET6, "all", "forwarding", "0")
+    node.kernel.own().set_conf(addr.AF_INET6, "up0", "forwarding", "1")
+
+    node.call("bridge", "STATUS", node.network(isGateway=True)).silent()
+
+    assert node.kernel.own().conf(addr.AF_INET6, "up0", "forwarding") == "1"
+
+
+def test_status_needs_a_place_for_records(node: Node) -> None:
+    node.run_dir.write_text("no folder")
+
+    error = node.call("bridge", "STATUS", node.network()).error
+
+    assert error["code"] == errors.NOT_AVAILABLE
+    assert str(node.run_dir) in error["msg"]
 
 
 def test_status_says_what_add_would(node: Node) -> None:

@@ -312,6 +312,15 @@ def test_del_goes_on_with_a_broken_prev_result(node: Node, toy: Toy, previous: A
 # Lock, failures and taking back
 
 
+def test_del_goes_on_where_no_lock_can_be_made(node: Node, toy: Toy) -> None:
+    node.run_dir.mkdir(parents=True, exist_ok=True)
+    (node.run_dir / "locks").write_text("no folder")
+
+    assert node.call("toy", "ADD", CONF).error["code"] == errors.IO_FAILURE
+    node.call("toy", "DEL", CONF).silent()
+    assert [context.request.command for context in toy.seen] == ["DEL"]
+
+
 def test_an_attachment_is_locked_by_network_and_plugin(node: Node, toy: Toy) -> None:
     locks = node.run_dir / "locks"
     seen: list[list[str]] = []

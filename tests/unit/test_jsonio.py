@@ -116,6 +116,18 @@ def test_is_complete_needs_one_whole_value(data: bytes, complete: bool) -> None:
     assert jsonio.is_complete(data) is complete
 
 
+def test_shown_survives_what_the_decoder_survives() -> None:
+    deepest = 0
+    for depth in range(900, 1000):
+        try:
+            value = jsonio.decode("[" * depth + "]" * depth)
+        except CniError:
+            break
+        deepest = depth
+        assert jsonio.shown(value)
+    assert deepest
+
+
 def test_shown_is_cut() -> None:
     assert jsonio.shown({"a": [1, None, "é"]}) == '{"a":[1,null,"\\u00e9"]}'
     assert jsonio.shown("x" * 100) == '"' + "x" * 76 + "..."

@@ -30,7 +30,25 @@ def test_interface_names(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", ".", "..", "a" * 16, "é" * 8, "a/b", "a:b", "a b", "a\tb", "a\n", "a\u00a0b", "a\0b", "a\udcff" * 8]
+    "value",
+    [
+        "",
+        ".",
+        "..",
+        "a" * 16,
+        "é" * 8,
+        "a/b",
+        "a:b",
+        "a b",
+        "a\tb",
+        "a\n",
+        "a\u00a0b",
+        "a\0b",
+        "a\udcff",
+        "eth%d",
+        "100%",
+        "à",
+    ],
 )
 def test_no_interface_names(value: str) -> None:
     assert names.interface_fault(value)
@@ -78,6 +96,32 @@ def test_host_end_differs_by_every_part() -> None:
 
 def test_owner() -> None:
     assert names.owner("net", "ctr", "eth0") == "cnikit net/ctr/eth0"
+    assert names.owner("net", "ctr", "eth0").startswith(names.owner_of_all("net"))
+
+
+@pytest.mark.parametrize("network", ["n" * 239, "n" * 240, "n" * 400])
+def test_a_label_is_cut_at_whole_characters(network: str) -> None:
+    """An alias and a comment hold 255 bytes, and an interface's name may be of two bytes each letter."""
+    label = names.owner(network, "c", "ééééééé")
+
+    assert len(label.encode()) <= names.LONGEST_LABEL
+    assert label.startswith("cnikit n")
+
+
+@pytest.mark.parametrize(
+    ("label", "foreign"),
+    [
+        ("cnikit net/ctr/eth0", False),
+        ("cnikit renamed/ctr/eth0", False),
+        ("cnikit net/other/eth0", True),
+        ("cnikit net/ctr/eth1", True),
+        ("somebody else's", False),
+        ("", False),
+        (names.owner("n" * 300, "other", "eth0"), False),
+    ],
+)
+def test_whose_a_label_is(label: str, foreign: bool) -> None:  # noqa: FBT001
+    assert names.is_of_another(label, "ctr", "eth0") is foreign
 
 
 @given(st.text("abc", max_size=600), st.text("abc", max_size=600))

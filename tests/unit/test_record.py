@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,18 @@ def test_torn_and_foreign_records_are_survived_and_told(
     records.write(common(), "bridge", {"new": True})  # it can be replaced
     records.remove("ctr", "eth0", "bridge")
     assert not (folder / KEY).exists()
+
+
+def test_what_is_no_file_is_survived(records: Records, folder: Path, log: list[str]) -> None:
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / KEY)
+
+    assert records.read("ctr", "eth0") is None  # and it returned, although nobody writes
+
+    assert log
+    (folder / KEY).unlink()
+    (folder / KEY).symlink_to(KEY)
+    assert records.read("ctr", "eth0") is None
 
 
 def test_a_torn_record_can_be_removed(records: Records, folder: Path) -> None:
