@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from cni import jsonio
 from cni.config import Reader, mapping
-from cni.errors import INTERNAL, CniError
+from cni.errors import INTERNAL, INVALID_CONFIG, CniError
 from cni.execute import find, run
 from cni.result import Result
 
@@ -39,6 +39,11 @@ class Delegate:
         self.name = config.object("ipam").string("type")
         self._executable = find(self.name, request.path)
         self._own = world.own_plugin(self._executable)
+        if self._own is not None and world.plugin(self._own).NETNS:
+            # bridge as the IPAM plugin of bridge would call itself without end.
+            raise CniError(
+                INVALID_CONFIG, f"ipam.type: expected an IPAM plugin, found {self.name!r}", 'for example "host-local"'
+            )
 
     def add(self) -> Result:
         """The delegate's result. Its failure is followed by its DEL, as the spec asks."""

@@ -93,7 +93,9 @@ def set_gateway(host: Namespace, link: Link, gateway: Subnet, ours: list[Subnet]
         host.apply(ops.addr_del(link.index, *other))
     try:
         # NODAD: the first port makes the address tentative for 50 ms, in which the gateway does not answer.
-        host.apply(ops.addr_add(link.index, packed, prefix, nodad=True), ops.link_set(link.index, mac=link.mac))
+        # A bridge that takes its MAC from its ports, and has lost them all, has none: that must not be kept.
+        mac = link.mac if any(link.mac) else random_mac()
+        host.apply(ops.addr_add(link.index, packed, prefix, nodad=True), ops.link_set(link.index, mac=mac))
     except KernelError as error:
         if error.errno != EEXIST:
             raise

@@ -948,6 +948,21 @@ class TestGC:
         node.call("bridge", "CHECK", {**conf, "prevResult": result}, pod).silent()
 
 
+def test_a_bridge_of_the_operator_that_lost_its_last_port(node: Node) -> None:
+    """With no MAC of its own it has none then, and the next pod must be reachable all the same."""
+    node.run("ip", "link", "add", "cni0", "type", "bridge")
+    node.run("ip", "link", "add", "port", "master", "cni0", "type", "veth", "peer", "other")
+    node.run("ip", "link", "del", "port")
+    node.run("ip", "link", "set", "cni0", "up")
+    pod = node.pod()
+
+    result = add(node, pod, network())
+
+    with node.socket() as sender, pod.socket() as listener:
+        listener.bind(("", 0))
+        assert datagram(sender, listener, address(result, socket.AF_INET)) == "10.1.0.1"
+
+
 def test_forwarding_of_a_new_port(node: Node) -> None:
     """Each port forwards when its ADD returns; asked right away, and the port is never seen otherwise."""
     for _ in range(10):

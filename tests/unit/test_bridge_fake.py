@@ -224,6 +224,20 @@ def test_an_existing_gateway_of_another_address_is_refused_or_with_force_replace
     assert cidrs(node.own("addresses"), "cni0") == ["10.1.0.1/24"]
 
 
+def test_a_bridge_that_lost_its_ports_and_its_mac_gets_one(node: Node) -> None:
+    """The kernel gives a bridge with no MAC of its own that of a port, and zeros after the last one left."""
+    host = node.kernel.own()
+    host.apply(ops.bridge_add("cni0", None))
+    node.kernel._own.find("cni0").mac = bytes(6)
+
+    answer = node.call("bridge", "ADD", node.network(isGateway=True))
+
+    assert answer.status == 0
+    bridge = host.link("cni0")
+    assert bridge is not None
+    assert any(bridge.mac)
+
+
 def test_gateways_of_several_ipv6_networks_share_a_bridge(node: Node) -> None:
     assert node.call("bridge", "ADD", node.network("fd00:1::2/64", isGateway=True)).status == 0
     assert node.call("bridge", "ADD", node.network("fd00:2::2/64", isGateway=True), "two", OTHER).status == 0

@@ -197,3 +197,15 @@ def test_derived_del_needs_no_more_than_the_add_had(node: Node) -> None:
         ipam.delete()
 
     assert caught.value.code == INVALID_ENVIRONMENT
+
+
+@pytest.mark.parametrize("verb", ["ADD", "STATUS"])
+def test_a_plugin_of_ours_that_is_no_ipam_plugin_is_refused(node: Node, verb: str) -> None:
+    """As its own IPAM plugin, bridge would call itself without end."""
+    conf = node.network()
+    conf["ipam"]["type"] = "bridge"
+    (node.bin_dir / "bridge").touch()
+
+    error = node.call("bridge", verb, conf).error
+
+    assert "ipam.type: expected an IPAM plugin, found 'bridge'" in error["msg"]
