@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     Holder = tuple[str, str]  # container ID and interface; the latter is empty in files of the old format
 
+# A FIFO in the place of one of our files must not block.
+_SAFE = posix.O_CLOEXEC | posix.O_NONBLOCK
+
 LAST_RESERVED = "last_reserved_ip."
 
 _HEADER = b"cnikit host-local index 1 "
@@ -103,7 +106,7 @@ class Index:
         self.boot = boot
         self._seals = []
         while _mtime(self._last(len(self._seals))):
-            fd = posix.open(self._last(len(self._seals)), posix.O_RDWR | posix.O_CLOEXEC)
+            fd = posix.open(self._last(len(self._seals)), posix.O_RDWR | _SAFE)
             try:
                 self._seals.append(_seal(fd))
             finally:
@@ -174,7 +177,7 @@ class Index:
     def mark(self, packed: bytes, *, used: bool) -> None:
         """Set or clear an address's bit."""
         name, bit = _place(packed)
-        fd = posix.open(f"{self.folder}/{name}", posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, 0o600)
+        fd = posix.open(f"{self.folder}/{name}", posix.O_RDWR | posix.O_CREAT | _SAFE, 0o600)
         try:
             byte = (posix.pread(fd, 1, bit >> 3) or b"\0")[0]
             mask = 1 << (bit & 7)
@@ -190,7 +193,7 @@ class Index:
         """Write `last_reserved_ip.N` as Go does, and seal it."""
         text = address.encode("ascii")
         # No O_TRUNC: on ext4 it makes close() wait for the disk.
-        fd = posix.open(self._last(index), posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC, 0o600)
+        fd = posix.open(self._last(index), posix.O_RDWR | posix.O_CREAT | _SAFE, 0o600)
         try:
             posix.pwrite(fd, text, 0)
             if posix.fstat(fd).st_size > len(text):
@@ -200,7 +203,7 @@ class Index:
             posix.close(fd)
         self._seals += [0] * (index + 1 - len(self._seals))
         self._seals[index] = seal
-        fd = posix.open(f"{self.folder}/state", posix.O_WRONLY | posix.O_CLOEXEC)
+        fd = posix.open(f"{self.folder}/state", posix.O_WRONLY | _SAFE)
         try:
             posix.pwrite(fd, _SEAL % seal, len(_HEADER) + _BOOT_SIZE + 1 + index * _SEAL_SIZE)
         finally:
@@ -209,7 +212,7 @@ class Index:
     def remember(self, key: str) -> None:
         """Note that an attachment holds nothing, so that its next DEL need not look for it."""
         slot, mark = _released(key)
-        fd = posix.open(f"{self.folder}/released", posix.O_WRONLY | posix.O_CREAT | posix.O_CLOEXEC, 0o600)
+        fd = posix.open(f"{self.folder}/released", posix.O_WRONLY | posix.O_CREAT | _SAFE, 0o600)
         try:
             posix.pwrite(fd, mark, slot)
         finally:
@@ -218,7 +221,7 @@ class Index:
     def remembers(self, key: str) -> bool:
         slot, mark = _released(key)
         try:
-            fd = posix.open(f"{self.folder}/released", posix.O_RDONLY | posix.O_CLOEXEC)
+            fd = posix.open(f"{self.folder}/released", posix.O_RDONLY | _SAFE)
         except FileNotFoundError:
             return False
         try:
@@ -277,7 +280,7 @@ def _mtime(path: str) -> int:
 def _read(path: str) -> bytes:
     """A small file's bytes; none when it is not there."""
     try:
-        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        fd = posix.open(path, posix.O_RDONLY | _SAFE)
     except FileNotFoundError:
         return b""
     try:
@@ -287,7 +290,7 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str, data: bytes | bytearray) -> None:
-    fd = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o600)
+    fd = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | _SAFE, 0o600)
     try:
         posix.write(fd, data)
     finally:
