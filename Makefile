@@ -7,6 +7,7 @@ CNI_BIN_DIR ?= /opt/cni/bin
 PYTHON_VENV := .venv
 python := $(PYTHON_VENV)/bin/python
 export XDG_CACHE_HOME := $(CURDIR)/.cache
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHONDONTWRITEBYTECODE := 1
 export PYTHONPATH := $(CURDIR)
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 # Appends environment and stdin to calls.jsonl; ADD adds an interface named after itself to prevResult.
 # `NAME.fails` makes it fail with the verb that is in the file, `NAME.says` replaces its answer.
-PLUGIN = f"""#!{sys.executable} -IS
+# The interpreter stands behind sh, because a path with a space in it is no shebang line.
+PLUGIN = f"""#!/bin/sh
+'''exec' "{sys.executable}" -IS "$0" "$@"
+' '''
 import json, os, sys
 here = os.path.dirname(os.path.abspath(__file__))
 name = os.path.basename(__file__)
