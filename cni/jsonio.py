@@ -25,6 +25,9 @@ _INFINITY = float("inf")
 def decode(data: bytes | str) -> Any:
     """The one JSON value in `data`; CniError 6 says where it went wrong."""
     text = data if isinstance(data, str) else data.decode("utf-8", "replace")
+    if text.startswith("\ufeff"):
+        found = "not valid JSON at line 1 column 1: expected a JSON value, found a byte order mark"
+        raise CniError(DECODING_FAILURE, found, "save it as UTF-8 without a byte order mark")
     start = len(text) - len(text.lstrip(WHITESPACE))
     if start == len(text):
         raise CniError(DECODING_FAILURE, "no JSON found: the input is empty", "pass the network configuration on stdin")

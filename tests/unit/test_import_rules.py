@@ -90,7 +90,7 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", [room for room in ROOMS if (ROOT / room).is_dir()])
 def test_imports_point_one_way(room: str) -> None:
     ours = set(ROOMS)
     wrong = [

@@ -144,3 +144,11 @@ def test_deep_nesting_gives_a_value_or_code_6(depth: int) -> None:
         jsonio.decode(b"[" * depth + b'"\\ud800"' + b"]" * depth)
     except CniError as error:
         assert (error.code, error.msg) == (DECODING_FAILURE, "the JSON is nested too deeply")
+
+
+def test_a_byte_order_mark_is_named() -> None:
+    with pytest.raises(CniError) as caught:
+        jsonio.decode(b"\xef\xbb\xbf{}")
+    assert caught.value.code == DECODING_FAILURE
+    assert "byte order mark" in caught.value.msg
+    assert "UTF-8" in caught.value.details
