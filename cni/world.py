@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class World:
-    """Made once by `cni/main.py` or the agent, and by tests.
+    """Made once by `cni/main.py`, and by tests.
 
     `registry` maps a plugin's name to its module's path. `own_plugin` tells whether an executable found on
     CNI_PATH is one of this build's, by the plugin name or None. `clock` is monotonic, in seconds.

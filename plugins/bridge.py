@@ -77,7 +77,7 @@ def delete(ctx: Context, conf: Conf) -> None:
     if conf.layer3:
         teardown.step("lease", lambda: _ipam_delete(ctx))
     if not teardown.errors:
-        teardown.step("record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type))
+        _remove_record(ctx, request.container_id, request.ifname, teardown)
     teardown.finish()
 
 
@@ -121,7 +121,7 @@ def gc(ctx: Context, conf: Conf) -> None:
         before = len(teardown.errors)
         _remove(ctx, section, container_id, ifname, teardown)
         if len(teardown.errors) == before:
-            ctx.records.remove(container_id, ifname, ctx.plugin_type)
+            _remove_record(ctx, container_id, ifname, teardown)
     _remove_stale(ctx, teardown)
     if conf.layer3:
         teardown.step("leases", lambda: _ipam_forward(ctx))
@@ -286,6 +286,10 @@ def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: st
         )
     if section["macspoofchk"]:
         teardown.step("macspoofchk", lambda: _stop_mac_check(ctx, container_id, ifname))
+
+
+def _remove_record(ctx: Context, container_id: str, ifname: str, teardown: Teardown) -> None:
+    teardown.step("record", lambda: ctx.records.remove(container_id, ifname, ctx.plugin_type))
 
 
 def _remove_links(ctx: Context, section: dict[str, Any]) -> None:

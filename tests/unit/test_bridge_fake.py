@@ -915,3 +915,18 @@ def test_names_longer_than_a_file_name_may_be(node: Node, network: str, containe
 
     assert elements(node) == []
     assert [name for name, link in node.own("links").items() if link["alias"]] == []
+
+
+def test_gc_goes_on_when_a_record_cannot_be_removed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = node.network()
+    assert node.call("bridge", "ADD", conf).status == 0
+    assert node.call("bridge", "ADD", node.network("10.1.0.3/24"), "two", OTHER).status == 0
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("cni.record.Records.remove", refuse)
+    answer = node.call("bridge", "GC", {**conf, "cni.dev/valid-attachments": []})
+
+    assert "Read-only file system" in answer.error["msg"]
+    assert [name for name in node.own("links") if name.startswith("veth")] == []
