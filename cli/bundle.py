@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from cli.install import exchange
+from cli.registry import PLUGINS
 from cni import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-PLUGINS = {"bridge": "plugins.bridge", "loopback": "plugins.loopback", "host-local": "ipam.host_local"}
 
 # The launcher's bundle folder and program: of the plugins, and of the command.
 PLUGIN_BUNDLE = (".cnikit", "cnikit-oneshot")
@@ -47,8 +47,11 @@ UNREACHED = (
     "calendar", "ast", "textwrap", "string", "stringprep", "getopt", "fnmatch", "base64", "quopri", "copy",
     "tracemalloc",
 )  # fmt: skip
-# The runtime side of cni/: what calls plugins, and is in none.
-RUNTIME_SIDE = ("cni.runtime", "cni.netlist", "cni.cache")
+# What is in no plugin: the runtime side of cni/, which calls plugins, and the kernel of a process that stays.
+NOT_ONE_SHOT = (
+    "cni.runtime", "cni.netlist", "cni.cache", "cni.kernel.resident", "cni.kernel.deleter", "cni.kernel.monitor",
+    "cni.kernel.mountns",
+)  # fmt: skip
 # The one-shot program runs in UTF-8 mode; the others are what a codec lookup may ask for.
 ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8")
 
@@ -162,22 +165,21 @@ def packed(registry: dict[str, str], modules: dict[str, tuple[bool, bytes]]) -> 
 
 
 def own_modules(registry: dict[str, str]) -> list[str]:
-    """The modules that go into modules.bin: all of ours but the runtime side and the test kit, and the plugins."""
+    """The modules that go into modules.bin: all of ours that a call may need, and the plugins."""
     files = [file for folder in ("cni", "plugins", "ipam") for file in sorted((ROOT / folder).rglob("*.py"))]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
-    ours = [name for name in names if not name.startswith(("cni.testing", *RUNTIME_SIDE))]
+    ours = [name for name in names if not name.startswith(("cni.testing", *NOT_ONE_SHOT))]
     # Every module of ours begins with an import from __future__.
     return list(dict.fromkeys(["__future__", *ours, *registry.values()]))
 
 
 def assemble_command(pyinstaller: dict[str, Any]) -> None:
     """The body of the command's spec file: an ordinary onedir build."""
-    names = [
-        f"cli.{file.stem}" for file in sorted((ROOT / "cli").glob("*.py")) if file.stem not in ("bundle", "install")
-    ]
+    files = [file for room in ("cli", "agent") for file in sorted((ROOT / room).glob("*.py"))]
+    names = [f"{file.parent.name}.{file.stem}" for file in files if file.stem not in ("bundle", "install")]
     analysis = pyinstaller["Analysis"](
         [str(ROOT / "launcher" / "command.py")],
-        pathex=[str(ROOT)], hiddenimports=[*names, *own_modules(PLUGINS)], datas=[(str(ROOT / "conf"), "conf")],
+        pathex=[str(ROOT)], hiddenimports=[*names, *own_modules(PLUGINS), *NOT_ONE_SHOT], datas=[(str(ROOT / "conf"), "conf")],
         excludes=["PyInstaller", "pytest", "mypy", "tkinter", "matplotlib", "numpy", "grpc"],
     )  # fmt: skip
     program = COMMAND_BUNDLE[1]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from cli.agent import agent
 from cni import __version__, jsonio, netlist
 from cni.cache import Attachment
 from cni.config import Reader, items, mapping, text
@@ -65,6 +66,8 @@ def cli() -> None:
       CAP_ARGS     JSON object, given to plugins that declare the capability
     """
 
+
+cli.add_command(agent)
 
 NETWORK = click.argument("network")
 NETNS = click.argument("netns", type=click.Path())
@@ -306,10 +309,11 @@ def _list_attachments(world: World, network: NetworkList) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cni.lock import Locks
     from cni.record import Records
 
     rows = {(item.container_id, item.ifname): [item.netns, "cache"] for item in world.runtime.stale(network, ())}
-    for record in Records("/run/cnikit", network.name, time.monotonic, say).all():
+    for record in Records("/run/cnikit", network.name, Locks(time.monotonic).take, say).all():
         row = rows.setdefault((record["containerID"], record["ifname"]), ["", ""])
         row[1] = f"{row[1]}, record" if row[1] else "record"
     table = Table("container ID", "interface", "namespace", "known from")

@@ -4,6 +4,7 @@ A plugin is a module (docs/plugin-guide.md):
 
     ARGS = ("MAC",)        the CNI_ARGS keys it knows; None when it takes any
     NETNS = True           whether it works inside CNI_NETNS; an IPAM plugin does not
+    PATHS = ("/var/x",)    files and folders of the node that it uses when the configuration names no other
     class Conf             built as Conf(reader, request), with the typed configuration
     def add(ctx, conf) -> Result
     def delete(ctx, conf), check(ctx, conf), status(ctx, conf), gc(ctx, conf) -> None
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
         ARGS: tuple[str, ...] | None
         NETNS: bool
+        PATHS: tuple[str, ...]
 
         def add(self, ctx: Context, conf: object) -> Result: ...
         def delete(self, ctx: Context, conf: object) -> None: ...
@@ -70,7 +72,7 @@ class Context:
         self.network = config.string("name")
         self.log = world.log
         self.undo = Undo(world.log)
-        self.records = Records(world.run_dir, self.network, world.clock, world.log)
+        self.records = Records(world.run_dir, self.network, world.lock, world.log)
         self.pod: Namespace | None = None
         self.prev_result: Result | None = None
         self.valid: set[tuple[str, str]] = set()

@@ -37,7 +37,7 @@ class Delegate:
         self._request = request
         self._config = config
         self.name = config.object("ipam").string("type")
-        self._executable = find(self.name, request.path)
+        self._executable = find(self.name, [world.resolve(folder) for folder in request.path])
         self._own = world.own_plugin(self._executable)
         if self._own is not None and world.plugin(self._own).NETNS:
             # bridge as the IPAM plugin of bridge would call itself without end.
@@ -66,9 +66,13 @@ class Delegate:
         self._call(self._request)
 
     def _call(self, request: Request) -> Result | None:
+        with self._world.step("ipam", f"{self.name} {request.command}"):
+            return self._answer(request)
+
+    def _answer(self, request: Request) -> Result | None:
         if self._own is not None:
             return self._in_process(self._world, self._own, request, self._config)
-        found = run(self._executable, request.environ, jsonio.encode(self._config.value))
+        found = run(self._executable, request.environ, jsonio.encode(self._config.value), self._world.communicate)
         return None if found is None else Result.read(Reader(mapping(f"result of {self.name}", found)))
 
     def _clean_up(self) -> None:

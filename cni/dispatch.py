@@ -3,7 +3,7 @@ an error becomes JSON.
 
 The order is: environment, stdin, JSON, name, version, the plugin's configuration, the namespace, the lock;
 only then the plugin's verb runs. So an environment fault wins over a JSON fault, and nothing has happened
-when a call is refused.
+when a call is refused. An `Exchange` can stop between the two: the agent asks its client there whether to go on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from cni.config import Reader, text
 from cni.context import Context
 from cni.errors import DECODING_FAILURE, INTERNAL, INVALID_CONFIG, INVALID_NETNS, IO_FAILURE, CniError
 from cni.kernel import NetnsError
-from cni.lock import Lock
 from cni.names import attachment_key, file_name, identifier_fault
 from cni.request import ATTACHMENT, Request
 from cni.version import LATEST, SUPPORTED, negotiate
@@ -26,7 +25,11 @@ if TYPE_CHECKING:
 
     from cni.delegate import Delegate
     from cni.result import Result
-    from cni.world import World
+    from cni.world import HeldLock, World
+
+    # Called once with the exit code and stdout (empty for none). When it raises OSError, an ADD is taken back,
+    # because nobody knows its result.
+    Deliver = Callable[[int, bytes], None]
 
     class Stdin(Protocol):
         """How the caller reads stdin; both raise CniError 5 on failure."""
@@ -41,40 +44,80 @@ if TYPE_CHECKING:
 VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 
 
-def serve(world: World, name: str, environ: Mapping[str, str], stdin: Stdin, write: Callable[[bytes], None]) -> int:
-    """Answer one call of plugin `name`; returns the exit code.
+def serve(world: World, name: str, environ: Mapping[str, str], stdin: Stdin, deliver: Deliver) -> int:
+    """Answer one call of plugin `name`; returns the exit code."""
+    exchange = Exchange(world, name, environ, stdin, deliver)
+    if exchange.prepare():
+        exchange.perform()
+    return exchange.status
 
-    `write` delivers stdout. When it fails, an ADD is taken back, because nobody knows its result.
+
+class Exchange:
+    """One call, from the environment and stdin to the answer, which `deliver` is given.
+
+    `version` is the cniVersion for error objects, `call` what `prepare` has found.
     """
-    version = LATEST
-    try:
+
+    __slots__ = ("_deliver", "_environ", "_name", "_stdin", "_world", "call", "status", "version")
+
+    def __init__(self, world: World, name: str, environ: Mapping[str, str], stdin: Stdin, deliver: Deliver) -> None:
+        self._world = world
+        self._name = name
+        self._environ = environ
+        self._stdin = stdin
+        self._deliver = deliver
+        self.version = LATEST
+        self.status = 0
+        self.call: Call | None = None
+
+    def prepare(self) -> bool:
+        """Read and check everything that can be without an effect. False when that was all and the call is answered."""
+        self._guarded(self._read)
+        return self.call is not None
+
+    def perform(self) -> None:
+        """Run the verb and deliver its answer."""
+        self._guarded(self._run)
+
+    def _read(self) -> None:
         try:
-            request = Request(environ)
+            request = Request(self._environ)
             if request.command != "VERSION":
-                request.check_args(world.plugin(name).ARGS)
+                request.check_args(self._world.plugin(self._name).ARGS)
         except CniError:
-            version = _spoken(_probe(stdin)) or LATEST
+            self.version = _spoken(_probe(self._stdin)) or LATEST
             raise
         if request.command == "VERSION":
-            write(jsonio.encode({"cniVersion": _asked(_probe(stdin)) or LATEST, "supportedVersions": list(SUPPORTED)}))
-            return 0
-        data = stdin.all()
-        version = _spoken(data) or LATEST
-        with Call(world, name, request, decode(data)) as call:
+            asked = _asked(_probe(self._stdin)) or LATEST
+            self._deliver(0, jsonio.encode({"cniVersion": asked, "supportedVersions": list(SUPPORTED)}))
+            return
+        data = self._stdin.all()
+        self.version = _spoken(data) or LATEST
+        self.call = Call(self._world, self._name, request, decode(data))
+
+    def _run(self) -> None:
+        assert self.call is not None
+        with self.call as call:
             result = call.run()
             if result is not None:
-                write(jsonio.encode(result.json(call.context.version)))
+                self._deliver(0, jsonio.encode(result.json(call.context.version)))
             call.context.undo.commit()
-    except CniError as error:
-        write(error_json(error, version))
-        return 1
-    except OSError as error:
-        write(error_json(CniError(IO_FAILURE, f"I/O failure: {error}"), version))
-        return 1
-    except Exception as error:  # the last line of defence: a CNI caller must get JSON, never a traceback
-        write(error_json(_unexpected(error), version))
-        return 1
-    return 0
+        if result is None:
+            self._deliver(0, b"")
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Turn whatever goes wrong into an answer."""
+        try:
+            step()
+            return
+        except CniError as error:
+            answer = error
+        except OSError as error:
+            answer = CniError(IO_FAILURE, f"I/O failure: {error}")
+        except Exception as error:  # the last line of defence: a CNI caller must get JSON, never a traceback
+            answer = _unexpected(error)
+        self.status = 1
+        self._deliver(1, error_json(answer, self.version))
 
 
 def call_in_process(world: World, name: str, request: Request, config: Reader) -> Result | None:
@@ -122,7 +165,7 @@ class Call:
         self.request = request
         self.context = Context(world, name, request, config, version, self._delegate)
         self._module: ModuleType = world.plugin(name)
-        self._lock: Lock | None = None
+        self._lock: HeldLock | None = None
         request.check_args(self._module.ARGS)
         self._read_previous()
         if request.command == "GC":
@@ -198,14 +241,14 @@ class Call:
             if not (deleting and error.gone):
                 raise
 
-    def _lock_attachment(self) -> Lock | None:
+    def _lock_attachment(self) -> HeldLock | None:
         """The attachment's lock. DEL goes on without one where no file can be made, or a full or read-only /run
         would keep dead pods and their leases."""
         request, world = self.request, self.context.world
         key = attachment_key(request.container_id, request.ifname)
         name = file_name(f"{self.context.network}:{key}:{self.context.plugin_type}")
         try:
-            return Lock(f"{world.run_dir}/locks/{name}", world.clock, transient=True)
+            return world.lock(f"{world.run_dir}/locks/{name}", transient=True)
         except OSError as error:
             if request.command != "DEL":
                 raise

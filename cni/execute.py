@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from cni.world import Communicate
+
 _CHUNK = 65536
 
 # SIGPIPE and SIGXFSZ: the interpreter ignores them, and a child would inherit that.
@@ -39,13 +41,14 @@ def find(plugin: str, path: Sequence[str]) -> str:
     )
 
 
-def run(executable: str, environ: Mapping[str, str], stdin: bytes) -> Any:
-    """Run a plugin to its end; its answer decoded, None when it printed nothing.
+def run(executable: str, environ: Mapping[str, str], stdin: bytes, through: Communicate | None = None) -> Any:
+    """Run a plugin to its end (`through`, if given, instead of `communicate`); its answer decoded, None when it
+    printed nothing.
 
     Raises the plugin's own error (code, msg and details kept), or CniError 999 when it failed with no
     error object or printed something that is not JSON.
     """
-    status, stdout = _communicate([executable], environ, stdin)
+    status, stdout = (through or communicate)([executable], environ, stdin)
     name = base_name(executable)
     if status != 0:
         raise _failure(name, status, stdout)
@@ -57,9 +60,9 @@ def run(executable: str, environ: Mapping[str, str], stdin: bytes) -> Any:
         raise CniError(INTERNAL, f"plugin {name}: expected a JSON result on stdout: {error.msg}", "") from None
 
 
-def command(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes) -> bytes:
+def command(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, through: Communicate | None = None) -> bytes:
     """Run a program of the node (iptables-restore) to its end; its stdout. CniError 999 when it fails."""
-    status, stdout = _communicate(argv, environ, stdin)
+    status, stdout = (through or communicate)(argv, environ, stdin)
     if status != 0:
         raise CniError(INTERNAL, f"{' '.join(argv)} failed with status {status}", "its stderr tells why")
     return stdout
@@ -79,14 +82,20 @@ def _failure(name: str, status: int, stdout: bytes) -> CniError:
     )
 
 
-def _communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
+def communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, stderr: int = 2) -> tuple[int, bytes]:
+    """Run a program with `stdin` on its standard input and `stderr` as its standard error; its exit code
+    (negative: the signal that killed it) and stdout."""
     their_in, our_in = posix.pipe2(posix.O_CLOEXEC)
     our_out, their_out = posix.pipe2(posix.O_CLOEXEC)
     try:
         try:
             pid = posix.posix_spawn(
                 argv[0], list(argv), dict(environ),
-                file_actions=[(posix.POSIX_SPAWN_DUP2, their_in, 0), (posix.POSIX_SPAWN_DUP2, their_out, 1)],
+                file_actions=[
+                    (posix.POSIX_SPAWN_DUP2, ours, theirs)
+                    for ours, theirs in ((their_in, 0), (their_out, 1), (stderr, 2))
+                    if ours != theirs
+                ],
                 setsigdef=_IGNORED_BY_PYTHON,
             )  # fmt: skip
         except OSError as error:

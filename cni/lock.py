@@ -22,6 +22,18 @@ WAIT = 10.0  # seconds until a lock that somebody else holds becomes code 11
 _LONGEST_STEP = 0.005
 
 
+class Locks:
+    """`World.lock` of a process that serves one call: every lock is the file's."""
+
+    __slots__ = ("_clock",)
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+
+    def take(self, path: str, *, transient: bool = False, mode: int = 0o600) -> Lock:
+        return Lock(path, self._clock, transient=transient, mode=mode)
+
+
 class Lock:
     """An exclusive lock on a file, taken when made and released by `close` or the end of the `with` block.
 

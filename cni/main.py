@@ -33,7 +33,7 @@ PROBE_SILENCE = 0.1  # seconds VERSION waits for a writer that may never come
 BUNDLES = ".cnikit"  # the folder beside the launchers
 SYSTEM_BUNDLES = "/usr/lib/cnikit"  # where a launcher looks next
 _CHUNK = 65536
-_LONGEST = 16 << 20
+LONGEST = 16 << 20  # bytes of configuration
 
 
 def main(registry: Mapping[str, str], argv: list[str]) -> NoReturn:
@@ -52,7 +52,7 @@ def main(registry: Mapping[str, str], argv: list[str]) -> NoReturn:
     own = OwnPlugins(registry, folder_of(start.program))
     world = World(registry, _LazyKernel(), time.monotonic, _log(name), own_plugin=own.name_of, boot_id=_boot_id)
     try:
-        status = dispatch.serve(world, name, environ, Stdin(0), _stdout)
+        status = dispatch.serve(world, name, environ, Stdin(0), lambda _, data: _stdout(data))
     except OSError as error:
         _stderr(f"cnikit {name}: cannot write to stdout: {error.strerror}\n")
         status = 1
@@ -158,11 +158,7 @@ class Stdin:
         """Everything; CniError 5 after 10 s of silence."""
         data, ended = self._read(SILENCE, whole=False)
         if not ended:
-            raise CniError(
-                IO_FAILURE,
-                f"stdin: expected the network configuration and its end, found {SILENCE:g} s of silence",
-                "close stdin after the configuration is written",
-            )
+            raise silence_error(SILENCE)
         return data
 
     def probe(self) -> bytes:
@@ -182,9 +178,21 @@ class Stdin:
             data += chunk
             if not chunk or (whole and jsonio.is_complete(data)):
                 return data, True
-            if len(data) > _LONGEST:
-                raise CniError(IO_FAILURE, f"stdin: expected at most {_LONGEST >> 20} MiB of configuration")
+            if len(data) > LONGEST:
+                raise too_long_error()
         return data, False
+
+
+def silence_error(seconds: float) -> CniError:
+    return CniError(
+        IO_FAILURE,
+        f"stdin: expected the network configuration and its end, found {seconds:g} s of silence",
+        "close stdin after the configuration is written",
+    )
+
+
+def too_long_error() -> CniError:
+    return CniError(IO_FAILURE, f"stdin: expected at most {LONGEST >> 20} MiB of configuration")
 
 
 class _LazyKernel:

@@ -17,7 +17,6 @@ from errno import ENOSPC
 
 from cni import jsonio
 from cni.errors import CniError
-from cni.lock import Lock
 from cni.names import attachment_key, file_name
 from cni.paths import make_folders
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from cni.world import Log
+    from cni.world import HeldLock, Log, TakeLock
 
 # Readers accept this version and the one before it.
 VERSION = 1
@@ -37,19 +36,19 @@ K8S_ARGS = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID", "K8S_POD_INFRA_C
 class Records:
     """The records of one network. Its folders are made when something is first written."""
 
-    __slots__ = ("_attachments", "_clock", "_holders", "_log", "folder", "network")
+    __slots__ = ("_attachments", "_holders", "_lock", "_log", "folder", "network")
 
-    def __init__(self, run_dir: str, network: str, clock: Callable[[], float], log: Log) -> None:
+    def __init__(self, run_dir: str, network: str, lock: TakeLock, log: Log) -> None:
         self.network = network
         self.folder = f"{run_dir}/networks/{file_name(network)}"
         self._attachments = f"{self.folder}/attachments"
         self._holders = f"{self.folder}/holders"
-        self._clock = clock
+        self._lock = lock
         self._log = log
 
-    def lock(self) -> Lock:
+    def lock(self) -> HeldLock:
         """The network's lock, bounded (CniError 11)."""
-        return Lock(f"{self.folder}/lock", self._clock)
+        return self._lock(f"{self.folder}/lock")
 
     def read(self, container_id: str, ifname: str) -> dict[str, Any] | None:
         """An attachment's record; None when there is none, or one that cannot be read (which is logged)."""

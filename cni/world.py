@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from cni.lock import Locks
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
     from typing import Protocol
 
@@ -15,15 +17,41 @@ if TYPE_CHECKING:
 
         def __call__(self, line: str, /) -> object: ...
 
+    class HeldLock(Protocol):
+        """A lock that was taken (`cni/lock.py`)."""
+
+        def __enter__(self) -> HeldLock: ...
+        def __exit__(self, *exc: object) -> None: ...
+        def close(self) -> None: ...
+
+    class TakeLock(Protocol):
+        """Take the lock of a file; CniError 11 when that takes too long (`cni/lock.py`)."""
+
+        def __call__(self, path: str, *, transient: bool = False, mode: int = 0o600) -> HeldLock: ...
+
+    class Step(Protocol):
+        """What surrounds a step of a call, to see how long it takes."""
+
+        def __enter__(self) -> object: ...
+        def __exit__(self, *exc: object) -> None: ...
+
+    # Runs a program with an environment and stdin; its exit code and stdout.
+    Communicate = Callable[[Sequence[str], Mapping[str, str], bytes], tuple[int, bytes]]
+
 
 class World:
-    """Made once by `cni/main.py`, and by tests.
+    """Made by `cni/main.py` and by the agent, and by tests.
 
     `registry` maps a plugin's name to its module's path. `own_plugin` tells whether an executable found on
-    CNI_PATH is one of this build's, by the plugin name or None. `clock` is monotonic, in seconds.
+    CNI_PATH is one of this build's, by the plugin name or None. `clock` is monotonic, in seconds. `lock`
+    takes a lock, `communicate` runs a foreign program (None: as `cni/execute.py` does), `resolve` makes a path that
+    begins at the caller's working directory absolute, `step` is given the kind of a step and what it is about.
     """
 
-    __slots__ = ("boot_id", "clock", "kernel", "log", "own_plugin", "registry", "run_dir")
+    __slots__ = (
+        "boot_id", "clock", "communicate", "kernel", "lock", "log", "own_plugin", "registry", "resolve", "run_dir",
+        "step",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -34,6 +62,10 @@ class World:
         *,
         own_plugin: Callable[[str], str | None],
         boot_id: Callable[[], str],
+        lock: TakeLock | None = None,
+        communicate: Communicate | None = None,
+        step: Callable[[str, str], Step] | None = None,
+        resolve: Callable[[str], str] | None = None,
         run_dir: str = "/run/cnikit",
     ) -> None:
         self.registry = registry
@@ -42,9 +74,25 @@ class World:
         self.log = log
         self.own_plugin = own_plugin
         self.boot_id = boot_id
+        self.lock = lock or Locks(clock).take
+        self.communicate = communicate
+        self.resolve = resolve or (lambda path: path)
+        self.step = step or (lambda kind, about: _UNTIMED)  # noqa: ARG005 - nobody looks
         self.run_dir = run_dir
 
     def plugin(self, name: str) -> ModuleType:
         """The module of a plugin, imported now: a call pays for what it uses."""
         module = self.registry[name]
         return __import__(module, fromlist=["*"])
+
+
+class _Untimed:
+    """A step that nobody looks at."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
+_UNTIMED = _Untimed()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ARGS = ("IP", "MAC")  # MAC is for the plugin that calls us
 NETNS = False
+PATHS = (DEFAULT_DATA_DIR,)
 
 _TRIES = 100
 _NAMED_HOLDERS = 3
@@ -71,7 +72,7 @@ def add(ctx: Context, conf: Conf) -> Result:
     result = Result()
     result.routes = conf.routes
     if conf.resolv_conf:
-        result.dns = _read_resolv_conf(conf.resolv_conf)
+        result.dns = _read_resolv_conf(ctx.world.resolve(conf.resolv_conf))
     holder = (ctx.request.container_id, ctx.request.ifname)
     try:
         with _store(ctx, conf, make=True) as store:
@@ -154,7 +155,7 @@ def gc(ctx: Context, conf: Conf) -> None:
 
 
 def _store(ctx: Context, conf: Conf, *, make: bool = False) -> Store:
-    return Store(conf.data_dir, ctx.network, ctx.world.clock, ctx.log, ctx.world.boot_id(), make=make)
+    return Store(ctx.world.resolve(conf.data_dir), ctx.network, ctx.world.lock, ctx.log, ctx.world.boot_id(), make=make)
 
 
 def _take_back(ctx: Context, conf: Conf, addresses: list[str]) -> None:

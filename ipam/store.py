@@ -18,16 +18,15 @@ import errno
 import posix
 
 from cni import addr
-from cni.lock import Lock
 from cni.names import identifier_fault, interface_fault
 from cni.paths import is_folder, make_folders
 from ipam.index import FOREIGN, Entry, Index, boot_tag, key_of, time_tag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from cni.world import Log
+    from cni.world import HeldLock, Log, TakeLock
     from ipam.index import Holder
 
 DEFAULT_DATA_DIR = "/var/lib/cni/networks"
@@ -61,18 +60,18 @@ class Store:
     `make` creates the folder, otherwise `exists` tells whether there is one to work on.
     """
 
-    __slots__ = ("_boot", "_clock", "_index", "_lock", "_log", "_own", "_walked", "exists", "folder", "leases")
+    __slots__ = ("_boot", "_held", "_index", "_lock", "_log", "_own", "_walked", "exists", "folder", "leases")
 
     def __init__(
-        self, data_dir: str, network: str, clock: Callable[[], float], log: Log, boot_id: str, *, make: bool = False
+        self, data_dir: str, network: str, lock: TakeLock, log: Log, boot_id: str, *, make: bool = False
     ) -> None:
         self.folder = f"{data_dir}/{network}"
         self._own = f"{data_dir}/{OWN_FOLDER}/{network}"
-        self._clock = clock
+        self._lock = lock
         self._log = log
         self._boot = boot_tag(boot_id)
         self._index = Index(self._own, self.folder)
-        self._lock: Lock | None = None
+        self._held: HeldLock | None = None
         self._walked = False
         # What the last walk found, by address: for messages and GC.
         self.leases: dict[str, Holder] = {}
@@ -84,18 +83,18 @@ class Store:
         if not self.exists:
             return self
         # Go's host-local creates the file with this mode.
-        self._lock = Lock(f"{self.folder}/lock", self._clock, mode=0o750)
+        self._held = self._lock(f"{self.folder}/lock", mode=0o750)
         try:
             if not self._index.load() or self._index.boot != self._boot:
                 self.walk()
         except BaseException:
-            self._lock.close()
+            self._held.close()
             raise
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        if self._held is not None:
+            self._held.close()
 
     def held(self, holder: Holder, *, search: bool = False) -> list[str]:
         """The addresses that an attachment holds: its own leases and the old format's of its container.

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
     Subnet = tuple[bytes, int]
 
-__all__ = ("ARGS", "NETNS", "Conf", "add", "check", "delete", "gc", "status")
+__all__ = ("ARGS", "NETNS", "PATHS", "Conf", "add", "check", "delete", "gc", "status")
 
 # Of these MAC is ours and IP is host-local's, which is given the same CNI_ARGS: one of a pair knows both keys.
 ARGS = ("IP", "MAC")
 NETNS = True
+PATHS = ()
 
 # Seconds an ADD waits for the bridge port to forward; it takes about 0.1 ms.
 PORT_TIMEOUT = 1.0

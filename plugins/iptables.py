@@ -145,12 +145,16 @@ def _remove_legacy(ctx: Context, program: str, size: int, chain: str) -> None:
 
 def _restore(ctx: Context, program: str, lines: list[str]) -> None:
     script = "\n".join([*lines, "COMMIT", ""]).encode()
-    command([program, "--noflush", "--wait", "10"], ctx.request.environ, script)
+    command([program, "--noflush", "--wait", "10"], ctx.request.environ, script, ctx.world.communicate)
 
 
 def _save(ctx: Context, program: str) -> list[str]:
     found = _find(ctx, f"{program}-save")
-    return command([found, "-t", NAT], ctx.request.environ, b"").decode().splitlines() if found else []
+    return (
+        command([found, "-t", NAT], ctx.request.environ, b"", ctx.world.communicate).decode().splitlines()
+        if found
+        else []
+    )
 
 
 def _find(ctx: Context, program: str) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ARGS = None
 NETNS = True
+PATHS = ()
 
 LO = "lo"
 NO_MAC = "00:00:00:00:00:00"

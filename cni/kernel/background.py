@@ -6,6 +6,9 @@ A helper's descriptor becomes readable when it is done; then four bytes hold the
 from __future__ import annotations
 
 import posix
+from errno import EAGAIN
+
+from cni.errors import KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,5 +108,10 @@ def thread_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
             for fd in (writer, *fds):
                 posix.close(fd)
 
-    _thread.start_new_thread(run, ())
+    try:
+        _thread.start_new_thread(run, ())
+    except RuntimeError as error:
+        for fd in (reader, writer, *fds):
+            posix.close(fd)
+        raise KernelError("start a thread", EAGAIN, str(error)) from None
     return _Thread(reader)

@@ -58,9 +58,10 @@ _LONGEST_PAUSE = 0.01
 class Kernel:
     """Where namespaces come from. `clock` is `time.monotonic`."""
 
-    __slots__ = ("_background", "_clock", "_helpers")
+    __slots__ = ("_background", "_clock", "_helpers", "visitor")
 
     def __init__(self, clock: Clock, background: Background) -> None:
+        self.visitor = netns.Visitor()
         self._clock = clock
         self._background = background
         self._helpers: list[Helper] = []
@@ -297,16 +298,20 @@ class Namespace:
     def _inside(self, action: Callable[[], T]) -> T:
         if self.fd < 0:
             raise KernelError("use a network namespace that was closed", EBADF)
-        return action() if self._own else netns.inside(self.fd, action)
+        return action() if self._own else self._kernel.visitor.inside(self.fd, action)
 
     def _rtnetlink(self) -> Socket:
+        if self._route is not None and not self._route.usable:
+            self._route.close()
+            self._route = None
         if self._route is None:
-            self._route = self._open(NETLINK_ROUTE) if self._own else self._inside(self._open_both)
+            alone = self._own or self._conf is not None
+            self._route = self._open(NETLINK_ROUTE) if alone else self._inside(self._open_both)
         return self._route
 
     def _open_both(self) -> Socket:
         """rtnetlink's socket and, as a visit to another namespace costs more than it takes, the settings."""
-        self._conf = (Conf(IPV4_CONF), Conf(IPV6_CONF))
+        self._conf = _both_conf()
         return Socket(NETLINK_ROUTE)
 
     def _nftables(self) -> Nftables:
@@ -316,6 +321,9 @@ class Namespace:
         return Nftables(self._nft_socket())
 
     def _nft_socket(self) -> Socket:
+        if self._nft is not None and not self._nft.usable:
+            self._nft.close()
+            self._nft = None
         if self._nft is None:
             self._nft = self._open(NETLINK_NETFILTER)
         return self._nft
@@ -329,13 +337,23 @@ class Namespace:
         """
         try:
             return (posix.dup(self._nft_socket().fileno()),) if self._own else ()
-        except KernelError:
-            return ()  # a kernel without nftables
+        except (KernelError, OSError):
+            return ()  # a kernel without nftables, or no descriptor left
 
     def _conf_of(self, family: int) -> Conf:
         if self._conf is None:
-            self._conf = self._inside(lambda: (Conf(IPV4_CONF), Conf(IPV6_CONF)))
+            self._conf = self._inside(_both_conf)
         return self._conf[family == addr.AF_INET6]
+
+
+def _both_conf() -> tuple[Conf, Conf]:
+    """The settings of both families, of the namespace that the thread is in."""
+    ipv4 = Conf(IPV4_CONF)
+    try:
+        return ipv4, Conf(IPV6_CONF)
+    except BaseException:
+        ipv4.close()
+        raise
 
 
 def _can_be_link(which: str | int) -> bool:

@@ -62,6 +62,7 @@ _BATCH = 1 << 16  # at most 2,048 requests, whose answers fit into the receive b
 _RECEIVE_BUFFER = 1 << 20
 _ANSWER_SECONDS = 10  # an answer is there when `send` returns; this only turns a lost one into an error
 _DUMP_TRIES = 100
+_LAST_SEQ = 1 << 31
 
 
 # Encoding
@@ -150,9 +151,10 @@ def acknowledgement(flags: int, body: bytes) -> Answer:
 class Socket:
     """A netlink socket of the namespace in which it was opened. Not for two threads at once."""
 
-    __slots__ = ("_seq", "_socket")
+    __slots__ = ("_failed", "_seq", "_socket")
 
-    def __init__(self, protocol: int, groups: int = 0) -> None:
+    def __init__(self, protocol: int, groups: int = 0, buffer: int = _RECEIVE_BUFFER) -> None:
+        self._failed = False
         try:
             # Python sets O_CLOEXEC on every socket that it makes.
             self._socket = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, protocol)
@@ -164,12 +166,19 @@ class Socket:
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
             timeout = _TIMEVAL.pack(_ANSWER_SECONDS, 0)
             self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, timeout)
-            self._buffer(_SO_RCVBUFFORCE, _socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            self._buffer(_SO_RCVBUFFORCE, _socket.SO_RCVBUF, buffer)
             if groups:
                 self._socket.bind((0, groups))
         except OSError as error:
             self.close()
             raise KernelError("set up a netlink socket", error.errno or EPERM) from error
+
+    @property
+    def usable(self) -> bool:
+        """False after a failure to send or receive: an answer may still come, and a dump that nobody read to its
+        end makes the kernel refuse the next one. Also before sequence numbers, which tell answers apart, run out.
+        """
+        return not self._failed and self._seq < _LAST_SEQ
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -293,6 +302,7 @@ class Socket:
                 self._buffer(_SO_RCVBUFFORCE, _socket.SO_RCVBUF, max(len(data) * 8, _RECEIVE_BUFFER))
             self._socket.send(data)
         except OSError as error:
+            self._failed = True
             raise KernelError("send to the kernel", error.errno or EPERM) from error
 
     def _receive(self) -> bytes:
@@ -303,6 +313,7 @@ class Socket:
                 if sender == 0:
                     return data
         except OSError as error:
+            self._failed = True
             errno = ETIMEDOUT if error.errno == EAGAIN else error.errno or EPERM
             raise KernelError("receive the kernel's answer", errno) from error
 

@@ -64,18 +64,23 @@ def open_path(path: str) -> int:
     except OSError as error:
         raise _not_opened(path, error.errno or EPERM) from None
     try:
+        check(path, fd)
+    except BaseException:
+        posix.close(fd)
+        raise
+    return fd
+
+
+def check(path: str, fd: int) -> None:
+    """NetnsError when a descriptor, opened at a path, is not that of a network namespace."""
+    try:
         found = fcntl.ioctl(fd, _NS_GET_NSTYPE)
     except OSError:
-        try:
-            kind = posix.fstat(fd).st_mode & S_IFMT
-        finally:
-            posix.close(fd)
+        kind = posix.fstat(fd).st_mode & S_IFMT
         # A mount point without its mount is a plain file: so a namespace looks after its removal or a reboot.
         raise NetnsError(path, _FILE_TYPES.get(kind, "a special file"), gone=kind == S_IFREG) from None
     if found != CLONE_NEWNET:
-        posix.close(fd)
         raise NetnsError(path, f"a {_OTHER_TYPES.get(found, 'different')} namespace", gone=False)
-    return fd
 
 
 def _not_opened(path: str, errno: int) -> NetnsError:
@@ -88,43 +93,53 @@ def _not_opened(path: str, errno: int) -> NetnsError:
     return NetnsError(path, f"what cannot be opened: {errno_text(errno)}", gone=False)
 
 
-def inside(fd: int, action: Callable[[], T]) -> T:
-    """Run `action` in a namespace, and be back when it returns or raises."""
-    own = open_own()
-    try:
-        setns(fd)
-        try:
-            return action()
-        finally:
-            _return(own)
-    finally:
-        posix.close(own)
+class Visitor:
+    """Goes into other namespaces and comes back. setns(2) is looked for once, at the first visit.
 
-
-def _return(own: int) -> None:
-    """Go back, or end the process: in a foreign namespace every further step, undo included, would hit the wrong
-    machine.
+    `own` is a descriptor of the namespace to come back to, which a process that stays may keep open for all its
+    threads; -1 to open it for each visit. Any number of threads may share one visitor.
     """
-    try:
-        setns(own)
-    except BaseException as error:  # noqa: BLE001 - nothing may get past here
-        posix.write(2, f"cnikit: cannot return to the own network namespace: {error}\n".encode())
-        posix.abort()
+
+    __slots__ = ("_enter", "_own")
+
+    def __init__(self, own: int = -1) -> None:
+        self._own = own
+        self._enter: Callable[[int, int], object] | None = None
+
+    def inside(self, fd: int, action: Callable[[], T]) -> T:
+        """Run `action` in a namespace, and be back when it returns or raises."""
+        own = self._own if self._own >= 0 else open_own()
+        try:
+            self._setns(fd)
+            try:
+                return action()
+            finally:
+                self._return(own)
+        finally:
+            if own != self._own:
+                posix.close(own)
+
+    def _return(self, own: int) -> None:
+        """Go back, or end the process: in a foreign namespace every further step, undo included, would hit the
+        wrong machine.
+        """
+        try:
+            self._setns(own)
+        except BaseException as error:  # noqa: BLE001 - nothing may get past here
+            posix.write(2, f"cnikit: cannot return to the own network namespace: {error}\n".encode())
+            posix.abort()
+
+    def _setns(self, fd: int) -> None:
+        """Move the calling thread into a network namespace. KernelError when that is refused."""
+        if self._enter is None:
+            self._enter = getattr(posix, "setns", None) or _setns_of_libc()  # posix has it since Python 3.12
+        try:
+            self._enter(fd, CLONE_NEWNET)
+        except OSError as error:
+            raise KernelError("enter a network namespace", error.errno or EPERM) from error
 
 
-def setns(fd: int) -> None:
-    """Move the calling thread into a network namespace. KernelError when that is refused."""
-    call = getattr(posix, "setns", None)  # Python 3.12
-    try:
-        if call is not None:
-            call(fd, CLONE_NEWNET)
-        else:
-            _setns_through_libc(fd)
-    except OSError as error:
-        raise KernelError("enter a network namespace", error.errno or EPERM) from error
-
-
-def _setns_through_libc(fd: int) -> None:
+def _setns_of_libc() -> Callable[[int, int], None]:
     # The C half of ctypes: all of it takes four times as long to import.
     import _ctypes
 
@@ -132,10 +147,16 @@ def _setns_through_libc(fd: int) -> None:
         _type_ = "i"
 
     class Function(_ctypes.CFuncPtr):
-        _flags_ = 1 | 8  # FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+        # FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, and FUNCFLAG_PYTHONAPI: in a process of many threads it would take
+        # longer to get the interpreter's lock back than to do this without letting go of it.
+        _flags_ = 1 | 8 | 4
         _restype_ = Int
 
     function = Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "setns"))  # type: ignore[arg-type]  # None: this program
-    if function(fd, CLONE_NEWNET) != 0:
-        errno = _ctypes.get_errno()
-        raise OSError(errno, posix.strerror(errno))
+
+    def setns(fd: int, kind: int) -> None:
+        if function(fd, kind) != 0:
+            errno = _ctypes.get_errno()
+            raise OSError(errno, posix.strerror(errno))
+
+    return setns

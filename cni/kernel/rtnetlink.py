@@ -59,6 +59,7 @@ _IFLA_OPERSTATE = 16
 _IFLA_LINKINFO = 18
 _IFLA_IFALIAS = 20
 _IFLA_AF_SPEC = 26
+_IFLA_GROUP = 27
 _IFLA_NET_NS_FD = 28
 _IFLA_EXT_MASK = 29
 _IFLA_PROMISCUITY = 30
@@ -296,6 +297,16 @@ _ENCODERS: dict[str, Callable[..., Request]] = {
 def link_del(index: int) -> Request:
     """The request behind `Namespace.delete_link`."""
     return RTM_DELLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0)
+
+
+def link_group(index: int, group: int) -> Request:
+    """The request that moves a link to a group of links."""
+    return RTM_SETLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + attr_u32(_IFLA_GROUP, group)
+
+
+def group_del(group: int) -> Request:
+    """The request that deletes every link of a group. ENODEV when there is none."""
+    return RTM_DELLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attr_u32(_IFLA_GROUP, group)
 
 
 def vlan_probe() -> Request:

@@ -28,6 +28,11 @@ class Conf:
         except OSError as error:
             raise KernelError(f"open {path}", error.errno or EPERM) from error
 
+    @property
+    def is_there(self) -> bool:
+        """False when the kernel ran without this family as it was made."""
+        return self._directory >= 0
+
     def close(self) -> None:
         if self._directory >= 0:
             posix.close(self._directory)

@@ -28,7 +28,7 @@ def log(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def write(data: bytes) -> None:
+def deliver(_status: int, data: bytes) -> None:
     sys.stdout.buffer.write(data)
     sys.stdout.flush()
     if os.environ.get("FAIL_AT") == "answer":
@@ -48,7 +48,7 @@ def main() -> None:
         boot_id=lambda: "11111111-2222-3333-4444-555555555555",
     )
     try:
-        status = dispatch.serve(world, sys.argv[1], dict(os.environ), Stdin(0), write)
+        status = dispatch.serve(world, sys.argv[1], dict(os.environ), Stdin(0), deliver)
     except BrokenPipeError:
         status = 1
     print(json.dumps({"verbs": kernel.verbs, "failed": kernel.failed}), file=sys.stderr)

@@ -130,7 +130,9 @@ class Node:
         out: list[bytes] = []
         stdin = Stdin(conf if isinstance(conf, bytes) else json.dumps(conf).encode())
         environ = {**self.environ(command, container, netns), **(env or {})}
-        status = dispatch.serve(self.world(kernel, log), plugin, environ, stdin, out.append)
+        status = dispatch.serve(
+            self.world(kernel, log), plugin, environ, stdin, lambda _, data: out.extend([data] if data else [])
+        )
         return Answer(status, out, log)
 
     def network(self, *addresses: str, **options: Any) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_version_answers_with_the_version_it_was_given(node: Node, data: bytes, 
     out: list[bytes] = []
     stdin = Stdin(data)
 
-    status = dispatch.serve(node.world(), "toy", {"CNI_COMMAND": "VERSION"}, stdin, out.append)
+    status = dispatch.serve(node.world(), "toy", {"CNI_COMMAND": "VERSION"}, stdin, lambda _, data: out.append(data))
 
     assert status == 0
     assert json.loads(b"".join(out)) == {"cniVersion": version, "supportedVersions": list(SUPPORTED)}
@@ -137,7 +137,10 @@ def test_version_answers_when_stdin_cannot_be_read(node: Node) -> None:
             raise CniError(errors.IO_FAILURE, "broken")
 
     out: list[bytes] = []
-    assert dispatch.serve(node.world(), "toy", {"CNI_COMMAND": "VERSION"}, Broken(b""), out.append) == 0
+    assert (
+        dispatch.serve(node.world(), "toy", {"CNI_COMMAND": "VERSION"}, Broken(b""), lambda _, data: out.append(data))
+        == 0
+    )
     assert json.loads(out[0])["cniVersion"] == "1.1.0"
 
 
@@ -385,11 +388,11 @@ def test_an_answer_that_cannot_be_written_is_taken_back(node: Node, toy: Toy) ->
     taken_back: list[str] = []
     toy.act = lambda ctx: ctx.undo.push("effect", lambda: taken_back.append("effect"))
 
-    def write(_: bytes) -> None:
+    def deliver(_status: int, _data: bytes) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
     with pytest.raises(BrokenPipeError):  # main tells it on stderr
-        dispatch.serve(node.world(), "toy", node.environ("ADD"), Stdin(json.dumps(CONF).encode()), write)
+        dispatch.serve(node.world(), "toy", node.environ("ADD"), Stdin(json.dumps(CONF).encode()), deliver)
 
     assert taken_back == ["effect"]
     assert os.listdir(node.run_dir / "locks") == []

@@ -158,7 +158,7 @@ class TestRegistry:
             (folder,) = {path.parent.name for path in tmp_path.rglob("*") if path.is_file()}
         assert rows(f"`{cache.DEFAULT_FOLDER}/{folder}/`")
         (launchers,) = rows("`/opt/cni/bin/bridge`")
-        assert all(f"`{name}`" in launchers for name in set(bundle.PLUGINS) - {"bridge"})
+        assert all(f"`{name}`" in launchers for name in set(PLUGINS) - {"bridge"})
         assert rows(f"`/opt/cni/bin/{bundle.PLUGIN_BUNDLE[0]}/VERSION/`")
         assert rows(f"`{bundle.COMMAND_BUNDLE[0]}/VERSION/` beside `cnikit`")
 

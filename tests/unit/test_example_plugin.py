@@ -61,7 +61,9 @@ class Node:
             own_plugin=lambda _path: None, boot_id=lambda: "boot", run_dir=str(self.run_dir),
         )  # fmt: skip
         written: list[bytes] = []
-        status = dispatch.serve(world, "vip", {**environ, "CNI_COMMAND": command}, stdin, written.append)
+        status = dispatch.serve(
+            world, "vip", {**environ, "CNI_COMMAND": command}, stdin, lambda _, data: written.append(data)
+        )
         return status, json.loads(written[0]) if written else None
 
     def note(self, line: str) -> None:

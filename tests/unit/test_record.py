@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cni.lock import Locks
 from cni.names import attachment_key
 from cni.record import VERSION, Records, describe
 
@@ -27,7 +28,7 @@ def log() -> list[str]:
 
 @pytest.fixture
 def records(tmp_path: Path, log: list[str]) -> Records:
-    return Records(str(tmp_path), "net", lambda: 0.0, log.append)
+    return Records(str(tmp_path), "net", Locks(lambda: 0.0).take, log.append)
 
 
 @pytest.fixture
@@ -221,4 +222,4 @@ def test_holders(records: Records) -> None:
 def test_networks_are_apart(tmp_path: Path, records: Records) -> None:
     records.write(common(), "bridge", {})
 
-    assert Records(str(tmp_path), "other", lambda: 0.0, print).all() == []
+    assert Records(str(tmp_path), "other", Locks(lambda: 0.0).take, print).all() == []

@@ -1,0 +1,1 @@
+"""The node's resident process: it answers the launchers' calls with the code that the one-shot executables run."""

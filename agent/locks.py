@@ -1,0 +1,96 @@
+"""The locks of `cni/lock.py` for a process with many threads: first in line here, then the file's own.
+
+Every lock is still the flock that the one-shot executables take. But among our own threads a file's lock would
+be polled; here a thread is woken when its turn comes.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from cni.errors import TRY_AGAIN, CniError
+from cni.lock import WAIT, Lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _Turn:
+    """The threads at one path: a mutex and how many use it."""
+
+    __slots__ = ("mutex", "users")
+
+    def __init__(self) -> None:
+        self.mutex = threading.Lock()
+        self.users = 0
+
+
+class SharedLocks:
+    """Where the threads' locks come from (`World.lock`)."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._guard = threading.Lock()
+        self._turns: dict[str, _Turn] = {}
+
+    def take(self, path: str, *, transient: bool = False, mode: int = 0o600) -> InTurn:
+        """The lock of a file; CniError 11 when it takes more than 10 s."""
+        with self._guard:
+            turn = self._turns.get(path)
+            if turn is None:
+                turn = self._turns[path] = _Turn()
+            turn.users += 1
+        try:
+            if not turn.mutex.acquire(timeout=WAIT):
+                raise CniError(
+                    TRY_AGAIN,
+                    f"lock {path}: expected to get it within {WAIT:g} s, found it held by another call to the agent",
+                    "try again",
+                )
+            try:
+                return InTurn(self, path, Lock(path, self._clock, transient=transient, mode=mode))
+            except BaseException:
+                turn.mutex.release()
+                raise
+        except BaseException:
+            self._leave(path)
+            raise
+
+    def release(self, path: str) -> None:
+        """The next one's turn."""
+        self._turns[path].mutex.release()
+        self._leave(path)
+
+    def _leave(self, path: str) -> None:
+        with self._guard:
+            turn = self._turns[path]
+            turn.users -= 1
+            if turn.users == 0:
+                del self._turns[path]
+
+
+class InTurn:
+    """A file's lock with the turn that led to it."""
+
+    __slots__ = ("_lock", "_locks", "_path")
+
+    def __init__(self, locks: SharedLocks, path: str, lock: Lock) -> None:
+        self._locks = locks
+        self._path = path
+        self._lock: Lock | None = lock
+
+    def __enter__(self) -> InTurn:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release both; closing twice is harmless."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            try:
+                lock.close()
+            finally:
+                self._locks.release(self._path)

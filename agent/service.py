@@ -1,0 +1,319 @@
+"""One call through the agent: from a launcher's request to the end of its connection.
+
+A call runs the code of the one-shot executables: `dispatch.Exchange`, with a `World` that differs in where things
+come from. The namespace was opened by the launcher, stdin and environment came over the wire, lines for people go
+back with the answer. Whether it may run here at all is decided before its first effect (`Service._declined`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import TYPE_CHECKING
+
+from agent import mounts, wire
+from agent.steps import Steps, TimedKernel
+from cni import __version__, execute
+from cni.dispatch import Exchange
+from cni.errors import IO_FAILURE, CniError
+from cni.main import LONGEST, SILENCE, silence_error, too_long_error
+from cni.paths import base_name
+from cni.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    from agent.locks import SharedLocks
+    from agent.workers import Workers
+    from cni.dispatch import Call
+    from cni.kernel import Namespace
+    from cni.kernel.resident import ResidentKernel
+    from cni.world import HeldLock
+
+GO_SECONDS = 5.0
+DONE_SECONDS = 20.0
+_SOON = 0.002  # seconds that a thread waits for a client before it lets another one take its place
+_LONGEST_STDERR = 1 << 16
+
+
+class ForeignProgramError(Exception):
+    """The call needs a program of another mount namespace: it has to run one-shot."""
+
+
+class Service:
+    """Serves requests. `report` is given every call that came to its end.
+
+    `workers` are the threads, `kernel` and `locks` what they share; `registry` maps plugins to modules, as in the
+    one-shot bundle. `boot_id` is this boot's.
+    """
+
+    def __init__(
+        self,
+        registry: Mapping[str, str],
+        kernel: ResidentKernel,
+        locks: SharedLocks,
+        workers: Workers,
+        clock: Callable[[], float],
+        boot_id: str,
+        report: Callable[[Served], None],
+        run_dir: str = "/run/cnikit",
+    ) -> None:
+        self.registry = registry
+        self.kernel = kernel
+        self.locks = locks
+        self.workers = workers
+        self.clock = clock
+        self.boot_id = boot_id
+        self.report = report
+        self.run_dir = run_dir
+        self._net = _identity(os.stat("/proc/self/ns/net"))
+        self._mounts = _identity(os.stat("/proc/self/ns/mnt"))
+
+    def take(self, peer: socket.socket, request: wire.Request) -> None:
+        """Serve a request, here when that takes no time, else in a thread when its turn comes."""
+        served = Served(self, peer, request)
+        if request.environ.get("CNI_COMMAND") == "VERSION":
+            served.run()
+        elif not self.workers.submit(served.key(), served.run):
+            served.decline("too many calls are under way")
+
+    def name_of(self, request: wire.Request) -> str:
+        """The plugin that a launcher was called as; the rule is `cni.main.Start.plugin`'s."""
+        called, own = base_name(request.called), base_name(request.launcher)
+        return called if called in self.registry or own not in self.registry else own
+
+    def refusal(self, request: wire.Request, name: str) -> str:
+        """Why a request cannot be served here whatever it says; empty when it can."""
+        if request.version != __version__:
+            return f"the launcher is of version {request.version}, this agent of {__version__}"
+        if name not in self.registry:
+            return f"no plugin {name!r} here"
+        if request.environ.get("CNI_COMMAND") == "VERSION":
+            return ""
+        if request.net < 0 or _identity(os.fstat(request.net)) != self._net:
+            return "the launcher's network namespace is not the agent's"
+        if request.mounts < 0:
+            return "the launcher sent no mount namespace"
+        return ""
+
+    def is_elsewhere(self, request: wire.Request) -> bool:
+        """Whether the launcher sees other mounts than we do."""
+        return _identity(os.fstat(request.mounts)) != self._mounts
+
+
+class Served:
+    """One request being served. `outcome` says how it ended, for the log and the metrics."""
+
+    def __init__(self, service: Service, peer: socket.socket, request: wire.Request) -> None:
+        self._service = service
+        self._peer = peer
+        self._request = request
+        self._lines: list[str] = []
+        self._programs_said: list[bytes] = []
+        self._went = False
+        self._elsewhere = False
+        self.steps = Steps(service.clock)
+        self.plugin = service.name_of(request)
+        self.call: Call | None = None
+        self.outcome = "lost"  # ok, error, declined, undelivered, lost
+        self.error: bytes = b""
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        return self._request.environ
+
+    @property
+    def lines(self) -> Sequence[str]:
+        """The lines for people that went to the launcher's stderr."""
+        return self._lines
+
+    def key(self) -> Hashable:
+        """What follows one another: calls for one attachment and plugin. None for calls without an attachment."""
+        environ = self._request.environ
+        container = environ.get("CNI_CONTAINERID")
+        return (container, environ.get("CNI_IFNAME"), self.plugin) if container else None
+
+    def decline(self, why: str) -> None:
+        """Have the launcher do it."""
+        self.outcome = "declined"
+        self._lines.append(why)
+        self._send(wire.frame(wire.DECLINE))
+        self._end()
+
+    def run(self) -> None:
+        """Serve the request to its end; no exception leaves this."""
+        self.steps.mark("queue")
+        try:
+            why = self._service.refusal(self._request, self.plugin)
+            if why:
+                self.decline(why)
+                return
+            self._exchange()
+        except ForeignProgramError:
+            self.outcome = "declined"
+        except OSError as error:  # the client is gone
+            self._lines.append(f"client: {error.strerror or error}")
+        finally:
+            self._end()
+
+    def _exchange(self) -> None:
+        exchange = Exchange(self._world(), self.plugin, self._request.environ, self, self._deliver)
+        with self.steps("prepare", ""):
+            prepared = exchange.prepare()
+        if not prepared:
+            return
+        self.call = exchange.call
+        assert self.call is not None
+        self._elsewhere = self._service.is_elsewhere(self._request)
+        if self._elsewhere:
+            why = mounts.obstacle(self._request.mounts, self.call, self._own_plugin, self._service.run_dir)
+            if why:
+                self.decline(why)
+                return
+        with self.steps("handshake", ""):
+            self._send(wire.frame(wire.READY, 0, exchange.version.encode("utf-8", "replace")))
+            if self._hear(GO_SECONDS) != wire.GO:
+                return
+        self._went = True
+        exchange.perform()
+
+    def _world(self) -> World:
+        service, request, steps = self._service, self._request, self.steps
+
+        def lock(path: str, *, transient: bool = False, mode: int = 0o600) -> HeldLock:
+            with steps("lock", path):
+                return service.locks.take(path, transient=transient, mode=mode)
+
+        return World(
+            service.registry, TimedKernel(_Passed(service.kernel, request), steps, service.workers.waiting),
+            service.clock, self._log, own_plugin=self._own_plugin, boot_id=lambda: service.boot_id,
+            lock=lock, communicate=self._communicate, step=steps, resolve=self._resolve, run_dir=service.run_dir,
+        )  # fmt: skip
+
+    # dispatch.Stdin
+
+    def all(self) -> bytes:
+        """stdin, which the launcher has read."""
+        if self._request.flags & wire.SILENT:
+            raise silence_error(SILENCE)
+        if len(self._request.stdin) > LONGEST:
+            raise too_long_error()
+        return self._request.stdin
+
+    def probe(self) -> bytes:
+        return self._request.stdin
+
+    # The answer
+
+    def _deliver(self, status: int, stdout: bytes) -> None:
+        """dispatch.Deliver: for a successful ADD, also hear that its result has arrived."""
+        with self.steps("answer", ""):
+            self._send(wire.frame(wire.ANSWER, status, stdout, self._stderr()))
+            confirmed = status != 0 or not self._went or self._request.environ.get("CNI_COMMAND") != "ADD"
+            if not confirmed and self._hear(DONE_SECONDS) != wire.DONE:
+                self.outcome = "undelivered"
+                raise BrokenPipeError("the launcher could not deliver the result")
+        self.outcome = "error" if status else "ok"
+        self.error = stdout if status else b""
+
+    def _stderr(self) -> bytes:
+        lines = "".join(f"cnikit {self.plugin}: {line}\n" for line in self._lines)
+        return b"".join(self._programs_said) + lines.encode("utf-8", "backslashreplace")
+
+    def _log(self, line: str) -> None:
+        self._lines.append(line)
+
+    def _send(self, data: bytes) -> None:
+        self._peer.settimeout(DONE_SECONDS)
+        self._peer.sendall(data, socket.MSG_NOSIGNAL)
+
+    def _hear(self, seconds: float) -> bytes:
+        """The launcher's next byte; none at the connection's end, or when it takes too long."""
+        poll = select.poll()
+        poll.register(self._peer, select.POLLIN)
+        if not poll.poll(_SOON * 1000):
+            with self._service.workers.waiting():
+                if not poll.poll(seconds * 1000):
+                    return b""
+        return self._peer.recv(1)
+
+    def _end(self) -> None:
+        if self._peer.fileno() < 0:
+            return
+        self._peer.close()
+        self._request.close()
+        self.steps.finish()
+        self._service.report(self)
+
+    # What the plugin's world is made of
+
+    def _own_plugin(self, executable: str) -> str | None:
+        """The plugin of ours that executing a file would start: a copy of the launcher that called us."""
+        name = base_name(executable)
+        if name not in self._service.registry:
+            return None
+        try:
+            found, launcher = os.stat(executable), os.stat(self._request.launcher)
+            if not found.st_mode & 0o111 or found.st_size != launcher.st_size:
+                return None
+            if _identity(found) != _identity(launcher) and _content(executable) != _content(self._request.launcher):
+                return None
+        except OSError:
+            return None  # whatever is wrong with it, executing it will tell
+        return name
+
+    def _communicate(self, argv: Sequence[str], environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
+        """Run a foreign program. What it says on stderr goes back with the answer."""
+        if self._elsewhere:
+            raise ForeignProgramError(argv[0])
+        said = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        try:
+            with self._service.workers.waiting():
+                answer = execute.communicate(argv, environ, stdin, said)
+            self._programs_said.append(os.pread(said, _LONGEST_STDERR, 0))
+            return answer
+        finally:
+            os.close(said)
+
+    def _resolve(self, path: str) -> str:
+        if path.startswith("/"):
+            return path
+        pid = int.from_bytes(self._peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
+        try:
+            return os.path.join(os.readlink(f"/proc/{pid}/cwd"), path)
+        except OSError as error:
+            what = f"{path!r} begins at the caller's working directory, which cannot be found out: {error.strerror}"
+            raise CniError(IO_FAILURE, what, "use an absolute path") from None
+
+
+class _Passed:
+    """The kernel as one call sees it: the namespace at CNI_NETNS is the one that the launcher opened."""
+
+    __slots__ = ("_kernel", "_request")
+
+    def __init__(self, kernel: ResidentKernel, request: wire.Request) -> None:
+        self._kernel = kernel
+        self._request = request
+
+    def own(self) -> Namespace:
+        return self._kernel.own()
+
+    def open(self, path: str) -> Namespace:
+        if self._request.pod < 0:
+            return self._kernel.open(path)
+        return self._kernel.adopt(path, os.dup(self._request.pod))
+
+    def is_own(self, path: str) -> bool:
+        if self._request.pod < 0:
+            return self._kernel.is_own(path)
+        return _identity(os.fstat(self._request.pod)) == _identity(os.fstat(self._request.net))
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
