@@ -1,12 +1,14 @@
 """The locks of `cni/lock.py` for a process with many threads: first in line here, then the file's own.
 
 Every lock is still the flock that the one-shot executables take. But among our own threads a file's lock would
-be polled; here a thread is woken when its turn comes.
+be polled; here a thread is woken when its turn comes. Most locks are free within a moment, for which a thread
+keeps its place; while it waits for longer another one works.
 """
 
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from cni.errors import TRY_AGAIN, CniError
@@ -14,6 +16,9 @@ from cni.lock import WAIT, Lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_MOMENT = 0.005  # seconds
 
 
 class _Turn:
@@ -29,8 +34,9 @@ class _Turn:
 class SharedLocks:
     """Where the threads' locks come from (`World.lock`)."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], waiting: Callable[[], AbstractContextManager[object]]) -> None:
         self._clock = clock
+        self._waiting = waiting
         self._guard = threading.Lock()
         self._turns: dict[str, _Turn] = {}
 
@@ -42,20 +48,39 @@ class SharedLocks:
                 turn = self._turns[path] = _Turn()
             turn.users += 1
         try:
-            if not turn.mutex.acquire(timeout=WAIT):
-                raise CniError(
-                    TRY_AGAIN,
-                    f"lock {path}: expected to get it within {WAIT:g} s, found it held by another call to the agent",
-                    "try again",
-                )
+            self._acquire(turn.mutex, path)
             try:
-                return InTurn(self, path, Lock(path, self._clock, transient=transient, mode=mode))
+                return InTurn(self, path, self._lock(path, transient=transient, mode=mode))
             except BaseException:
                 turn.mutex.release()
                 raise
         except BaseException:
             self._leave(path)
             raise
+
+    def _acquire(self, mutex: threading.Lock, path: str) -> None:
+        if mutex.acquire(timeout=_MOMENT):
+            return
+        with self._waiting():
+            if not mutex.acquire(timeout=WAIT):
+                raise CniError(
+                    TRY_AGAIN,
+                    f"lock {path}: expected to get it within {WAIT:g} s, found it held by another call to the agent",
+                    "try again",
+                )
+
+    def _lock(self, path: str, *, transient: bool, mode: int) -> Lock:
+        try:
+            return Lock(path, self._clock, transient=transient, mode=mode, wait=_MOMENT)
+        except CniError as error:
+            if error.code != TRY_AGAIN:
+                raise
+        with self._waiting():
+            return Lock(path, self._clock, transient=transient, mode=mode)
+
+    def paths(self) -> int:
+        """How many files' locks are in use or waited for."""
+        return len(self._turns)
 
     def release(self, path: str) -> None:
         """The next one's turn."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,14 @@ class Notifier:
     def __init__(self, environ: Mapping[str, str]) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
         self._address = f"\0{path[1:]}" if path.startswith("@") else path
+
+    def tell_ending(self, how: str) -> None:
+        """That the service stops, or is about to begin anew."""
+        if how == "reload":
+            microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            self.tell(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
+        else:
+            self.tell("STOPPING=1")
 
     def tell(self, state: str) -> None:
         """`READY=1`, `STOPPING=1`, ... Nobody there is no failure."""

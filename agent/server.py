@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 BACKLOG = 4096
 REQUEST_SECONDS = 15.0  # longer than a launcher waits for its own stdin
+FINISH_SECONDS = 3.0  # less than launchers wait for READY: on reload they wait for this
 _TICK = 1.0
 _CREDENTIALS = struct.Struct("=iII")
 _FULL = (errno.EMFILE, errno.ENFILE)
-_MOST_ARRIVING = 512
 
 
 class Server:
     """Accepts connections and hands complete requests to `take`. `hand_over` is given a new agent's connection.
+    At most `most` connections are listened to at a time.
 
     `log` is given a line about a client that was sent away. `run` returns after `stop`, which may be called in a
     signal handler or another thread.
@@ -39,7 +40,9 @@ class Server:
         hand_over: Callable[[socket.socket], None],
         clock: Callable[[], float],
         log: Callable[[str], None],
+        most: int = 512,
     ) -> None:
+        self._most = most
         self._listener = listener
         self._take = take
         self._hand_over = hand_over
@@ -72,7 +75,8 @@ class Server:
         if accept:
             self._accept_all()
         self._epoll.unregister(self._listener)
-        while self._arriving:
+        deadline = self._clock() + FINISH_SECONDS
+        while self._arriving and self._clock() < deadline:
             self._turn()
 
     def close(self) -> None:
@@ -121,7 +125,7 @@ class Server:
     def _welcome(self, peer: socket.socket) -> None:
         peer.setblocking(False)
         _, user, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        if user != 0 or len(self._arriving) >= _MOST_ARRIVING:
+        if user != 0 or len(self._arriving) >= self._most:
             self._log(f"sent a client away: user {user}, {len(self._arriving)} others are sending their requests")
             peer.close()
             return

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from agent.locks import SharedLocks
+    from agent.tracing import Trace
     from agent.workers import Workers
     from cni.dispatch import Call
     from cni.kernel import Namespace
@@ -35,6 +36,7 @@ GO_SECONDS = 5.0
 DONE_SECONDS = 20.0
 _SOON = 0.002  # seconds that a thread waits for a client before it lets another one take its place
 _LONGEST_STDERR = 1 << 16
+_LITTLE = 4096  # bytes of stdin
 
 
 class ForeignProgramError(Exception):
@@ -42,7 +44,7 @@ class ForeignProgramError(Exception):
 
 
 class Service:
-    """Serves requests. `report` is given every call that came to its end.
+    """Serves requests. `report` is given every call that came to its end, `trace` each that begins.
 
     `workers` are the threads, `kernel` and `locks` what they share; `registry` maps plugins to modules, as in the
     one-shot bundle. `boot_id` is this boot's.
@@ -57,6 +59,7 @@ class Service:
         clock: Callable[[], float],
         boot_id: str,
         report: Callable[[Served], None],
+        trace: Callable[[Mapping[str, str], str, Steps], Trace | None] | None = None,
         run_dir: str = "/run/cnikit",
     ) -> None:
         self.registry = registry
@@ -66,6 +69,7 @@ class Service:
         self.clock = clock
         self.boot_id = boot_id
         self.report = report
+        self.trace = trace
         self.run_dir = run_dir
         self._net = _identity(os.stat("/proc/self/ns/net"))
         self._mounts = _identity(os.stat("/proc/self/ns/mnt"))
@@ -73,8 +77,8 @@ class Service:
     def take(self, peer: socket.socket, request: wire.Request) -> None:
         """Serve a request, here when that takes no time, else in a thread when its turn comes."""
         served = Served(self, peer, request)
-        if request.environ.get("CNI_COMMAND") == "VERSION":
-            served.run()
+        if request.environ.get("CNI_COMMAND") == "VERSION" and len(request.stdin) <= _LITTLE:
+            served.run()  # its answer fits into the socket
         elif not self.workers.submit(served.key(), served.run):
             served.decline("too many calls are under way")
 
@@ -89,7 +93,10 @@ class Service:
             return f"the launcher is of version {request.version}, this agent of {__version__}"
         if name not in self.registry:
             return f"no plugin {name!r} here"
-        if request.environ.get("CNI_COMMAND") == "VERSION":
+        command = request.environ.get("CNI_COMMAND")
+        if not command:
+            return "no CNI_COMMAND: the one-shot executable tells people about itself"
+        if command == "VERSION":
             return ""
         if request.net < 0 or _identity(os.fstat(request.net)) != self._net:
             return "the launcher's network namespace is not the agent's"
@@ -116,6 +123,7 @@ class Served:
         self.steps = Steps(service.clock)
         self.plugin = service.name_of(request)
         self.call: Call | None = None
+        self.trace: Trace | None = None
         self.outcome = "lost"  # ok, error, declined, undelivered, lost
         self.error: bytes = b""
 
@@ -142,8 +150,10 @@ class Served:
         self._end()
 
     def run(self) -> None:
-        """Serve the request to its end; no exception leaves this."""
+        """Serve the request to its end."""
         self.steps.mark("queue")
+        if self._service.trace is not None:
+            self.trace = self._service.trace(self.environ, self.plugin, self.steps)
         try:
             why = self._service.refusal(self._request, self.plugin)
             if why:
@@ -154,6 +164,8 @@ class Served:
             self.outcome = "declined"
         except OSError as error:  # the client is gone
             self._lines.append(f"client: {error.strerror or error}")
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with this call, the next one is served
+            self._lines.append(f"unexpected: {type(error).__name__}: {error}")
         finally:
             self._end()
 
@@ -167,7 +179,10 @@ class Served:
         assert self.call is not None
         self._elsewhere = self._service.is_elsewhere(self._request)
         if self._elsewhere:
-            why = mounts.obstacle(self._request.mounts, self.call, self._own_plugin, self._service.run_dir)
+            try:
+                why = mounts.obstacle(self._request.mounts, self.call, self._own_plugin, self._service.run_dir)
+            except CniError as error:
+                why = error.msg
             if why:
                 self.decline(why)
                 return
@@ -186,7 +201,7 @@ class Served:
                 return service.locks.take(path, transient=transient, mode=mode)
 
         return World(
-            service.registry, TimedKernel(_Passed(service.kernel, request), steps, service.workers.waiting),
+            service.registry, TimedKernel(_Passed(service.kernel, request), steps, service.workers.briefly_waiting),
             service.clock, self._log, own_plugin=self._own_plugin, boot_id=lambda: service.boot_id,
             lock=lock, communicate=self._communicate, step=steps, resolve=self._resolve, run_dir=service.run_dir,
         )  # fmt: skip
@@ -225,8 +240,11 @@ class Served:
         self._lines.append(line)
 
     def _send(self, data: bytes) -> None:
-        self._peer.settimeout(DONE_SECONDS)
-        self._peer.sendall(data, socket.MSG_NOSIGNAL)
+        sent = self._peer.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        if sent < len(data):
+            with self._service.workers.waiting():
+                self._peer.settimeout(DONE_SECONDS)
+                self._peer.sendall(data[sent:], socket.MSG_NOSIGNAL)
 
     def _hear(self, seconds: float) -> bytes:
         """The launcher's next byte; none at the connection's end, or when it takes too long."""
@@ -267,6 +285,8 @@ class Served:
         """Run a foreign program. What it says on stderr goes back with the answer."""
         if self._elsewhere:
             raise ForeignProgramError(argv[0])
+        if self.trace is not None:
+            environ = self.trace.environ(environ)
         said = os.memfd_create("stderr", os.MFD_CLOEXEC)
         try:
             with self._service.workers.waiting():

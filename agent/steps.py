@@ -16,36 +16,41 @@ if TYPE_CHECKING:
 
 
 class Done(NamedTuple):
-    """One step, in seconds of the monotonic clock. `depth` is 0 for what lies in no other step."""
+    """One step, in seconds of the monotonic clock. `depth` is 0 for what lies in no other step.
+
+    `failure` is what it raised, empty when it did not. `arguments` are the kernel verb's, and kept only when the steps are `detailed`.
+    """
 
     kind: str
     about: str
     begin: float
     end: float
     depth: int
-    failed: bool
+    failure: str
+    arguments: tuple[Any, ...] = ()
 
 
 class Steps:
     """The steps of one call. Calling it gives the `with` block of a step (`World.step`)."""
 
-    __slots__ = ("_clock", "begin", "depth", "done", "end")
+    __slots__ = ("_clock", "begin", "depth", "detailed", "done", "end")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.begin = self.end = clock()
         self.depth = 0
+        self.detailed = False
         self.done: list[Done] = []
 
-    def __call__(self, kind: str, about: str) -> Running:
-        return Running(self, kind, about)
+    def __call__(self, kind: str, about: str, arguments: tuple[Any, ...] = ()) -> Running:
+        return Running(self, kind, about, arguments if self.detailed else ())
 
     def now(self) -> float:
         return self._clock()
 
     def mark(self, kind: str) -> None:
         """A step that began with the call and ends now."""
-        self.done.append(Done(kind, "", self.begin, self._clock(), 0, failed=False))
+        self.done.append(Done(kind, "", self.begin, self._clock(), 0, ""))
 
     def finish(self) -> None:
         """The call has come to its end."""
@@ -55,12 +60,13 @@ class Steps:
 class Running:
     """The `with` block of one step (`World.step`)."""
 
-    __slots__ = ("_about", "_begin", "_kind", "_steps")
+    __slots__ = ("_about", "_arguments", "_begin", "_kind", "_steps")
 
-    def __init__(self, steps: Steps, kind: str, about: str) -> None:
+    def __init__(self, steps: Steps, kind: str, about: str, arguments: tuple[Any, ...]) -> None:
         self._steps = steps
         self._kind = kind
         self._about = about
+        self._arguments = arguments
 
     def __enter__(self) -> None:
         self._steps.depth += 1
@@ -69,18 +75,19 @@ class Running:
     def __exit__(self, *exc: object) -> None:
         steps = self._steps
         steps.depth -= 1
+        failure = f"{exc[1]}" if exc[0] else ""
         steps.done.append(
-            Done(self._kind, self._about, self._begin, steps.now(), steps.depth, failed=exc[0] is not None)
+            Done(self._kind, self._about, self._begin, steps.now(), steps.depth, failure, self._arguments)
         )
 
 
 # The verbs that talk to the kernel (`cni/kernel/__init__.py`).
 _VERBS = (
     "addresses", "apply", "conf", "has_vlan_filtering", "link", "links", "nft", "nft_elements", "nft_has",
-    "nft_has_element", "nft_rules", "routes", "set_conf", "vlans",
+    "nft_has_element", "nft_rules", "routes", "set_conf", "vlans", "wait_port",
 )  # fmt: skip
 # Those that wait for something, in which another thread may work.
-_WAITING = ("delete_link", "wait_addresses", "wait_port")
+_WAITING = ("delete_link", "wait_addresses")
 
 
 class TimedKernel:
@@ -126,7 +133,7 @@ class _TimedNamespace:
 
 def _timed(verb: str) -> Callable[..., Any]:
     def call(self: _TimedNamespace, *args: Any, **options: Any) -> Any:
-        with self._steps("kernel", verb):
+        with self._steps("kernel", verb, args):
             return getattr(self._namespace, verb)(*args, **options)
 
     return call
@@ -134,7 +141,7 @@ def _timed(verb: str) -> Callable[..., Any]:
 
 def _timed_wait(verb: str) -> Callable[..., Any]:
     def call(self: _TimedNamespace, *args: Any, **options: Any) -> Any:
-        with self._steps("kernel", verb), self._waiting():
+        with self._steps("kernel", verb, args), self._waiting():
             return getattr(self._namespace, verb)(*args, **options)
 
     return call

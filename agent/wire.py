@@ -14,6 +14,8 @@ MAGIC = b"cnikit\0\x01"  # the last byte is the protocol's version
 SILENT = 1  # stdin fell silent before its end
 HAND_OVER = 2  # no call: a new agent asks for the listening socket
 
+MSG_CMSG_CLOEXEC = 0x40000000  # recvmsg(2): foreign programs must not inherit other calls' descriptors
+
 READY = b"R"
 DECLINE = b"D"
 ANSWER = b"A"
@@ -51,7 +53,7 @@ class Request:
 
     __slots__ = ("called", "environ", "flags", "launcher", "mounts", "net", "pod", "stdin", "version")
 
-    def __init__(self, flags: int, strings: bytes, stdin: bytes, fds: list[int]) -> None:
+    def __init__(self, flags: int, strings: bytes | bytearray, stdin: bytes, fds: list[int]) -> None:
         texts = strings.decode("utf-8", "surrogateescape").split("\0")
         if texts.pop() != "" or len(texts) < _FIXED_STRINGS:
             raise BrokenRequestError(
@@ -84,18 +86,18 @@ class Arriving:
         self.peer = peer
         self.deadline = deadline
         self.wants_socket = False
-        self._data = b""
+        self._data = bytearray()
         self._fds: list[int] = []
         self._header: tuple[int, int, int] | None = None
 
     def receive(self) -> Request | None:
         """Take what is there; the request when that was all of it. BrokenRequestError, or EOFError at the end."""
         try:
-            chunk, control, flags, _ = self.peer.recvmsg(_CHUNK, _FDS_SPACE)
+            chunk, control, flags, _ = self.peer.recvmsg(_CHUNK, _FDS_SPACE, MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         self._fds += _passed(control)
-        if flags & socket.MSG_CTRUNC:
+        if flags & socket.MSG_CTRUNC or len(self._fds) > _MOST_FDS:
             raise BrokenRequestError("its descriptors did not fit: too many were sent, or too many are open here")
         if not chunk:
             raise EOFError
@@ -121,6 +123,8 @@ class Arriving:
             raise BrokenRequestError(
                 f"expected at most {LONGEST_STRINGS} and {LONGEST_STDIN} bytes, found {strings}, {stdin}"
             )
+        if flags & ~(SILENT | HAND_OVER):
+            raise BrokenRequestError(f"expected flags {SILENT} and {HAND_OVER}, found {flags:#x}")
         return flags, strings, stdin
 
     def _complete(self, flags: int, strings: int, stdin: int) -> Request | None:
@@ -130,7 +134,7 @@ class Arriving:
         if len(self._data) > _HEADER.size + strings + stdin:
             raise BrokenRequestError("expected silence after the request, found more")
         start = _HEADER.size + strings
-        request = Request(flags, self._data[_HEADER.size : start], self._data[start:], self._fds)
+        request = Request(flags, self._data[_HEADER.size : start], bytes(self._data[start:]), self._fds)
         self._fds = []
         return request
 

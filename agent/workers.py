@@ -1,13 +1,15 @@
 """The threads that serve calls, and whose turn it is.
 
 Calls with one key (attachment and plugin) follow one another in the order in which they came, without holding
-a thread while they wait. A thread that waits for somebody else (a foreign program, a link that goes, a client)
-does so inside `waiting()`, which lets another thread take its place: a program that calls us back through
+a thread while they wait. Few threads work at a time: the interpreter runs one of them while the others are in the
+kernel, and more would only fight for both. A thread that waits for somebody else (a foreign program, a link that
+goes, a client) does so inside `waiting()`, which lets another one work: a program that calls us back through
 another launcher never waits for the thread that started it.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from queue import SimpleQueue
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
 
     Job = Callable[[], None]
 
-# Threads that work at a time: the interpreter runs one of them, the others are in the kernel.
-WORKING = 4
-# Threads that stay when there is nothing to do.
-IDLE = 12
-# Threads in all. Beyond, calls wait, and a launcher that has waited for too long runs its call one-shot.
+# Threads that work at a time.
+WORKING = 2
+# Threads that there are, and stay, for work and for waiting until the kernel has done something.
+USUAL = 16
+# Threads with those that wait for a foreign program or a client. Beyond, calls wait, and a launcher that has waited
+# for too long runs its call one-shot.
 MOST = 160
 # Calls that were taken and not answered yet.
 MOST_CALLS = 2000
@@ -33,9 +36,13 @@ _STACK = 512 << 10
 class Workers:
     """A pool that grows while its threads wait, and shrinks again."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST, most_calls: int = MOST_CALLS) -> None:
+        self._most = most
+        self._most_calls = most_calls
         self._queue: SimpleQueue[tuple[Hashable | None, Job] | None] = SimpleQueue()
         self._guard = threading.Lock()
+        # A thread works while it holds one of these.
+        self._slots: SimpleQueue[None] = SimpleQueue()
         self._turns: dict[Hashable, deque[Job]] = {}
         self._calls = 0
         self._threads = 0
@@ -44,6 +51,7 @@ class Workers:
         threading.stack_size(_STACK)
         with self._guard:
             for _ in range(WORKING):
+                self._slots.put(None)
                 self._start()
 
     @property
@@ -58,7 +66,7 @@ class Workers:
     def submit(self, key: Hashable | None, job: Job) -> bool:
         """Have a job done; those with one key one after the other. False when there are too many already."""
         with self._guard:
-            if self._calls >= MOST_CALLS:
+            if self._calls >= self._most_calls:
                 return False
             self._calls += 1
             if key is not None:
@@ -71,8 +79,12 @@ class Workers:
         return True
 
     def waiting(self) -> Waiting:
-        """Use it with `with` around a wait for somebody else."""
-        return Waiting(self)
+        """Use it with `with` around a wait for a program, a client or a lock, which may need us meanwhile."""
+        return Waiting(self, self._most)
+
+    def briefly_waiting(self) -> Waiting:
+        """The same around a wait for the kernel, which does not."""
+        return Waiting(self, min(USUAL, self._most))
 
     def drain(self, seconds: float) -> bool:
         """Wait until every call is answered; whether that is so."""
@@ -86,15 +98,17 @@ class Workers:
                 self._queue.put(None)
             self._quiet.wait_for(lambda: self._threads == 0, 1.0)
 
-    def begin_waiting(self) -> None:
+    def begin_waiting(self, most: int) -> None:
+        self._slots.put(None)
         with self._guard:
             self._waiting += 1
-            if self._threads - self._waiting < WORKING and self._threads < MOST:
+            if self._threads - self._waiting < WORKING and self._threads < most:
                 self._start()
 
     def end_waiting(self) -> None:
         with self._guard:
             self._waiting -= 1
+        self._slots.get()
 
     def _start(self) -> None:
         self._threads += 1
@@ -106,9 +120,13 @@ class Workers:
     def _work(self) -> None:
         while (taken := self._queue.get()) is not None:
             key, job = taken
+            self._slots.get()
             try:
                 job()
+            except Exception:  # noqa: BLE001 - a call's bug must cost no thread
+                sys.excepthook(*sys.exc_info())
             finally:
+                self._slots.put(None)
                 surplus = self._finished(key)
             del taken, job  # what a call was given must not outlive it
             if surplus:
@@ -129,19 +147,20 @@ class Workers:
                     del self._turns[key]
             if self._calls == 0:
                 self._quiet.notify_all()
-            return self._threads - self._waiting > WORKING + IDLE
+            return self._threads - self._waiting > USUAL
 
 
 class Waiting:
     """The `with` block of a thread that waits."""
 
-    __slots__ = ("_workers",)
+    __slots__ = ("_most", "_workers")
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, most: int) -> None:
         self._workers = workers
+        self._most = most
 
     def __enter__(self) -> Self:
-        self._workers.begin_waiting()
+        self._workers.begin_waiting(self._most)
         return self
 
     def __exit__(self, *exc: object) -> None:

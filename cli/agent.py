@@ -7,23 +7,46 @@ import sys
 
 import click
 
-from cli.registry import PLUGINS
+from cli.registry import PLUGINS, module_of, named_file
 
 
 @click.command()
 @click.option("--replace", is_flag=True, help="Take the place of the agent that runs: it hands its socket over.")
-def agent(replace: bool) -> None:  # noqa: FBT001 - click passes options by name
+@click.option(
+    "--http",
+    metavar="WHERE",
+    help="Where /metrics, /healthz and /readyz are: a path, a loopback address and port (127.0.0.1:20500), "
+    "or '' for nowhere. Without it a socket beside the agent's: /run/cnikit/agent-http.sock.",
+)
+@click.option(
+    "--otlp",
+    metavar="URL",
+    default="",
+    help="Send spans to this OTLP/HTTP collector (http://127.0.0.1:4318). The OTEL_* variables configure the rest.",
+)
+@click.option(
+    "--plugin", "extra", multiple=True, metavar="NAME=FILE",
+    help="Serve this plugin too: one that was built into the plugins' executables with the same option.",
+)  # fmt: skip
+def agent(replace: bool, http: str | None, otlp: str, extra: tuple[str, ...]) -> None:  # noqa: FBT001 - click's way
     """Serve the plugins' calls on this node, in the foreground.
 
     It listens at /run/cnikit/agent.sock, or where CNIKIT_SOCKET says. SIGTERM stops it when the calls under way are
     answered, SIGHUP starts it anew on the same socket.
     """
+    from agent.http import AddressError
     from agent.listener import ListenError
     from agent.main import run
 
     # The command line that starts this program as it was started.
     argv = sys.argv if getattr(sys, "frozen", False) else sys.orig_argv
     try:
-        run(PLUGINS, argv, os.environ, replace=replace)
-    except ListenError as error:
+        files = dict(named_file(item) for item in extra)
+        sys.path += [os.path.dirname(file) for file in files.values()]
+        registry = {**PLUGINS, **{name: module_of(file) for name, file in files.items()}}
+        run(registry, argv, os.environ, replace=replace, http=http, otlp=otlp)
+    except (ListenError, AddressError, ValueError) as error:
         raise click.ClickException(str(error)) from None
+    except ImportError as error:
+        hint = "a plugin may import what this program has: cni, the standard library as far as it is bundled"
+        raise click.ClickException(f"--plugin: {error}; {hint}") from None

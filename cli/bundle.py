@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.install import exchange
-from cli.registry import PLUGINS
+from cli.registry import PLUGINS, module_of, named_file
 from cni import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,21 +66,16 @@ def main() -> None:
     if arguments.command:
         build_command(output)
     else:
-        build_plugins(output, dict(_plugin(parser, item) for item in arguments.plugin))
+        try:
+            build_plugins(output, dict(named_file(item) for item in arguments.plugin))
+        except ValueError as error:
+            parser.error(str(error))
 
 
-def _plugin(parser: argparse.ArgumentParser, item: str) -> tuple[str, Path]:
-    name, _, file = item.partition("=")
-    path = Path(file).resolve()
-    if not name or "/" in name or not path.is_file() or not path.stem.isidentifier():
-        parser.error(f"--plugin {item}: expected NAME=FILE with a Python file that can be imported")
-    return name, path
-
-
-def build_plugins(output: Path, extra: dict[str, Path]) -> None:
+def build_plugins(output: Path, extra: dict[str, str]) -> None:
     """Build the bundle of our plugins and the `extra` ones (name to file), and a launcher for each."""
-    registry = {**PLUGINS, **{name: file.stem for name, file in extra.items()}}
-    paths = [str(ROOT), *(str(file.parent) for file in extra.values())]
+    registry = {**PLUGINS, **{name: module_of(file) for name, file in extra.items()}}
+    paths = [str(ROOT), *(os.path.dirname(file) for file in extra.values())]
     spec = f"from cli.bundle import assemble_plugins\nassemble_plugins(globals(), {registry!r}, {paths!r})\n"
     build(output, spec, PLUGIN_BUNDLE, list(registry))
 
@@ -183,20 +178,22 @@ def assemble_command(pyinstaller: dict[str, Any]) -> None:
         excludes=["PyInstaller", "pytest", "mypy", "tkinter", "matplotlib", "numpy", "grpc"],
     )  # fmt: skip
     program = COMMAND_BUNDLE[1]
+    # Not PyInstaller's hooks for single libraries: none is needed here, and they import half of the standard library.
+    scripts = [entry for entry in analysis.scripts if not entry[0].startswith("pyi_rth_")]
     executable = pyinstaller["EXE"](
-        pyinstaller["PYZ"](analysis.pure), analysis.scripts,
+        pyinstaller["PYZ"](analysis.pure), scripts,
         exclude_binaries=True, name=program, contents_directory=".", strip=True, upx=False, console=True,
     )  # fmt: skip
     pyinstaller["COLLECT"](executable, analysis.binaries, analysis.datas, name=program, strip=True, upx=False)
 
 
 def compile_launcher(output: Path, machine: str, *defines: str) -> None:
-    """Compile launcher/launcher.c for a machine (x86_64, aarch64): static, with no C compiler on this one."""
+    """Compile the launcher for a machine (x86_64, aarch64): static, with no C compiler on this one."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl", "-Os", "-static", "-s"]
     command += ["-std=gnu11", "-Wall", "-Wextra", "-Werror", f'-DVERSION="{__version__}"', *defines]
     cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(ROOT / ".cache" / "zig")
     environ = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-    command += ["-o", str(output), str(ROOT / "launcher" / "launcher.c")]
+    command += ["-o", str(output), *(str(ROOT / "launcher" / source) for source in ("launcher.c", "agent.c"))]
     subprocess.run(command, check=True, env=environ)
 
 

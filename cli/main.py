@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cli.agent import agent
+from cli.top import top
 from cni import __version__, jsonio, netlist
 from cni.cache import Attachment
 from cni.config import Reader, items, mapping, text
@@ -68,6 +69,7 @@ def cli() -> None:
 
 
 cli.add_command(agent)
+cli.add_command(top)
 
 NETWORK = click.argument("network")
 NETNS = click.argument("netns", type=click.Path())

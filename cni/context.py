@@ -4,7 +4,7 @@ A plugin is a module (docs/plugin-guide.md):
 
     ARGS = ("MAC",)        the CNI_ARGS keys it knows; None when it takes any
     NETNS = True           whether it works inside CNI_NETNS; an IPAM plugin does not
-    PATHS = ("/var/x",)    files and folders of the node that it uses when the configuration names no other
+    PATHS = (("dir", "/x"),)  options that name files or folders of the node, and what each is when not given
     class Conf             built as Conf(reader, request), with the typed configuration
     def add(ctx, conf) -> Result
     def delete(ctx, conf), check(ctx, conf), status(ctx, conf), gc(ctx, conf) -> None
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
         ARGS: tuple[str, ...] | None
         NETNS: bool
-        PATHS: tuple[str, ...]
+        PATHS: tuple[tuple[str, str], ...]
 
         def add(self, ctx: Context, conf: object) -> Result: ...
         def delete(self, ctx: Context, conf: object) -> None: ...

@@ -37,15 +37,23 @@ class Locks:
 class Lock:
     """An exclusive lock on a file, taken when made and released by `close` or the end of the `with` block.
 
-    `transient` removes the file on release. Raises CniError 11 after WAIT seconds.
+    `transient` removes the file on release. Raises CniError 11 after `wait` seconds.
     """
 
     __slots__ = ("_fd", "_path", "_transient")
 
-    def __init__(self, path: str, clock: Callable[[], float], *, transient: bool = False, mode: int = 0o600) -> None:
+    def __init__(
+        self,
+        path: str,
+        clock: Callable[[], float],
+        *,
+        transient: bool = False,
+        mode: int = 0o600,
+        wait: float = WAIT,
+    ) -> None:
         self._path = path
         self._transient = transient
-        deadline = clock() + WAIT
+        deadline = clock() + wait
         while True:
             self._fd = _open(path, mode)
             try:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ARGS = None
 NETNS = True
+PATHS = ()
 
 LO = 1  # the index of `lo` in every namespace
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ARGS = ("IP", "MAC")  # MAC is for the plugin that calls us
 NETNS = False
-PATHS = (DEFAULT_DATA_DIR,)
+PATHS = (("dataDir", DEFAULT_DATA_DIR), ("resolvConf", ""))
 
 _TRIES = 100
 _NAMED_HOLDERS = 3

@@ -67,14 +67,18 @@ class Entry:
 
 
 class Index:
-    """The index of one network. Call everything under the network's lock; writers are killed at any line."""
+    """The index of one network. Call everything under the network's lock; writers are killed at any line.
 
-    __slots__ = ("_leases", "_seals", "boot", "folder")
+    An object lives no longer than the lock is held. So nobody else changes an entry that it has read.
+    """
+
+    __slots__ = ("_entries", "_leases", "_seals", "boot", "folder")
 
     def __init__(self, folder: str, leases: str) -> None:
         self.folder = folder
         self._leases = leases
         self._seals: list[int] = []
+        self._entries: dict[str, Entry | None] = {}
         self.boot = ""
 
     def load(self) -> bool:
@@ -92,34 +96,32 @@ class Index:
         # The one after the last must still be absent: Go releases the lock between two range sets.
         return all(_mtime(self._last(n)) == seal for n, seal in enumerate([*seals, 0]))
 
-    def rebuild(
-        self, boot: str, entries: Mapping[str, Entry], known: Mapping[str, Entry | None], used: list[bytes]
-    ) -> None:
+    def rebuild(self, boot: str, entries: Mapping[str, Entry], used: list[bytes]) -> None:
         """Make the index say exactly this; `entries` by `key_of`, `used` every address that has a file.
 
-        An entry that is the very one in `known` is there already.
+        An entry that is the very one from `get` is there already.
         """
         _unlink(f"{self.folder}/state")
         make_folders(self.folder, 0o700)
-        self._rebuild_entries(entries, known)
+        self._rebuild_entries(entries)
         self._rebuild_pages(used)
         self.boot = boot
         self._seals = []
         while _mtime(self._last(len(self._seals))):
             fd = posix.open(self._last(len(self._seals)), posix.O_RDWR | _SAFE)
             try:
-                self._seals.append(_seal(fd))
+                self._seals.append(_seal(fd, posix.fstat(fd)))
             finally:
                 posix.close(fd)
         lines = b"".join(_SEAL % seal for seal in self._seals)
         _write(f"{self.folder}/state", _HEADER + boot.encode("ascii") + b"\n" + lines)
 
-    def _rebuild_entries(self, entries: Mapping[str, Entry], known: Mapping[str, Entry | None]) -> None:
+    def _rebuild_entries(self, entries: Mapping[str, Entry]) -> None:
         for name in posix.listdir(self.folder):
             if ":" in name and name not in entries:
-                _unlink(f"{self.folder}/{name}")
+                self._remove(name)
         for key, entry in entries.items():
-            if entry is not known.get(key):
+            if entry is not self.get(key):
                 self.put(key, entry)
 
     def _rebuild_pages(self, used: list[bytes]) -> None:
@@ -136,8 +138,9 @@ class Index:
 
     def get(self, key: str) -> Entry | None:
         """The entry under a key (`key_of`); None when there is none or one that makes no sense."""
-        boot, *rest = self._target(key).split(" ")
-        return Entry(boot, rest[0], rest[1:]) if len(rest) > 1 else None
+        if key not in self._entries:
+            self._entries[key] = _read_entry(f"{self.folder}/{key}")
+        return self._entries[key]
 
     def put(self, key: str, entry: Entry) -> None:
         """Replace an entry, at once and whole."""
@@ -149,17 +152,16 @@ class Index:
             _unlink(temporary)
             posix.symlink(str(entry), temporary)
             posix.rename(temporary, path)
+        self._entries[key] = entry
 
     def drop(self, key: str) -> None:
         """Forget an attachment, and remember for a while that it was released."""
         self.remember(key)
-        _unlink(f"{self.folder}/{key}")
+        self._remove(key)
 
-    def _target(self, key: str) -> str:
-        try:
-            return posix.readlink(f"{self.folder}/{key}")
-        except OSError:  # absent, or no link at all: an entry that says nothing
-            return ""
+    def _remove(self, key: str) -> None:
+        _unlink(f"{self.folder}/{key}")
+        self._entries[key] = None
 
     def first_unmarked(self, width: int, first: int, last: int) -> int | None:
         """The first address from `first` to `last` that is not marked as used."""
@@ -173,6 +175,18 @@ class Index:
             if at <= last and _place(at.to_bytes(width, "big"))[0] == name:
                 return at
         return None
+
+    def marked(self, width: int, first: int, last: int) -> int:
+        """How many addresses from `first` to `last` are marked as used."""
+        count = 0
+        at = first
+        while at <= last:
+            name, bit = _place(at.to_bytes(width, "big"))
+            length = min(_PAGE_SIZE * 8 - bit, last - at + 1)
+            page = int.from_bytes(_read(f"{self.folder}/{name}")[:_PAGE_SIZE], "little")
+            count += (page >> bit & ((1 << length) - 1)).bit_count()
+            at += length
+        return count
 
     def mark(self, packed: bytes, *, used: bool) -> None:
         """Set or clear an address's bit."""
@@ -196,9 +210,10 @@ class Index:
         fd = posix.open(self._last(index), posix.O_RDWR | posix.O_CREAT | _SAFE, 0o600)
         try:
             posix.pwrite(fd, text, 0)
-            if posix.fstat(fd).st_size > len(text):
+            status = posix.fstat(fd)
+            if status.st_size > len(text):
                 posix.ftruncate(fd, len(text))
-            seal = _seal(fd)
+            seal = _seal(fd, status)
         finally:
             posix.close(fd)
         self._seals += [0] * (index + 1 - len(self._seals))
@@ -261,12 +276,20 @@ def _released(key: str) -> tuple[int, bytes]:
     return int.from_bytes(found[:4], "big") % _RELEASED_SLOTS * _RELEASED_SIZE, found[4 : 4 + _RELEASED_SIZE]
 
 
-def _seal(fd: int) -> int:
+def _seal(fd: int, status: posix.stat_result) -> int:
     """Set a file's modification time to one that no write can give it: some nanosecond of the second before."""
-    second = posix.fstat(fd).st_mtime_ns // _SECOND - 1
+    second = status.st_mtime_ns // _SECOND - 1
     seal = second * _SECOND + int.from_bytes(posix.urandom(4), "big") % _SECOND
     posix.utime(fd, ns=(seal, seal))
     return seal
+
+
+def _read_entry(path: str) -> Entry | None:
+    try:
+        boot, *rest = posix.readlink(path).split(" ")
+    except OSError:  # absent, or no link at all: an entry that says nothing
+        return None
+    return Entry(boot, rest[0], rest[1:]) if len(rest) > 1 else None
 
 
 def _mtime(path: str) -> int:

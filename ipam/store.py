@@ -75,9 +75,10 @@ class Store:
         self._walked = False
         # What the last walk found, by address: for messages and GC.
         self.leases: dict[str, Holder] = {}
-        if make:
-            make_folders(self.folder, 0o755)
         self.exists = is_folder(self.folder)
+        if make and not self.exists:
+            make_folders(self.folder, 0o755)
+            self.exists = True
 
     def __enter__(self) -> Store:
         if not self.exists:
@@ -101,15 +102,19 @@ class Store:
 
         `search` looks in the folder for an attachment that the index does not know.
         """
-        found = self._verified(holder) + self._verified(_old(holder))
-        if (self._is_doubtful(holder) or (search and not found)) and self.walk():
+        found = self._known(holder) + self._known(_old(holder))
+        if search and not found and self.walk():
             return self._verified(holder) + self._verified(_old(holder))
         return found
 
-    def _is_doubtful(self, holder: Holder) -> bool:
-        """Whether the index tells of leases that are not there: a writer died, or somebody else released them."""
+    def _known(self, holder: Holder) -> list[str]:
+        """What the index knows a holder to have. When it tells of leases that are not there, a writer died or
+        somebody else released them, and the folder is searched."""
         entry = self._index.get(key_of(holder))
-        return entry is not None and len(self._verified(holder)) < len(entry.addresses)
+        found = self._verified(holder)
+        if entry and len(found) < len(entry.addresses) and self.walk():
+            return self._verified(holder)
+        return found
 
     def _verified(self, holder: Holder) -> list[str]:
         entry = self._index.get(key_of(holder))
@@ -158,7 +163,7 @@ class Store:
         if lease.torn:
             self._set_aside(address)
             return True
-        entry = self._index.get(key_of(lease.holder)) if lease.holder else None
+        entry = self._entry_of(lease)
         known = entry is not None and address in entry.addresses
         if not known and not self._walked:
             self.walk()  # somebody else's, and the index knew nothing of it
@@ -225,12 +230,18 @@ class Store:
 
     def release(self, holder: Holder, addresses: list[str]) -> None:
         """Free those of `addresses` that `holder` holds; others are left alone."""
-        key = key_of(holder)
         for address in addresses:
             lease = self.lease(address)
             if lease is None or lease.holder == holder:
-                self._index.mark(_packed(address), used=False)
-                _unlink(f"{self.folder}/{address}")
+                self._free(address)
+        self._forget(holder, addresses)
+
+    def _free(self, address: str) -> None:
+        self._index.mark(_packed(address), used=False)
+        _unlink(f"{self.folder}/{address}")
+
+    def _forget(self, holder: Holder, addresses: list[str]) -> None:
+        key = key_of(holder)
         entry = self._index.get(key)
         rest = [text for text in entry.addresses if text not in addresses] if entry else []
         if entry and rest:
@@ -240,8 +251,6 @@ class Store:
 
     def release_all(self, holder: Holder) -> None:
         """Free all that an attachment holds; files of the old format only when it has no other, as Go does."""
-        if self._is_doubtful(holder):
-            self.walk()
         if self._release_known(holder) or self._index.remembers(key_of(holder)):
             return
         self.walk()
@@ -250,9 +259,11 @@ class Store:
 
     def _release_known(self, holder: Holder) -> bool:
         for who in (holder, _old(holder)):
-            held = self._verified(who)
+            held = self._known(who)
+            for address in held:
+                self._free(address)
             if held:
-                self.release(who, held)
+                self._forget(who, held)
                 return True
         return False
 
@@ -261,14 +272,11 @@ class Store:
         if self._walked:
             return False
         self._walked = True
-        known: dict[str, Entry | None] = {}
         found: dict[str, list[tuple[str, Lease]]] = {}
         used: list[bytes] = []
         for address, packed, lease in self._read_all():
             key = key_of(lease.holder) if lease.holder else ""
-            if key and key not in known:
-                known[key] = self._index.get(key)
-            if self._is_dead(known.get(key), address, lease):
+            if self._is_dead(address, lease):
                 _unlink(f"{self.folder}/{address}")
                 self._log(f"released {address}, a lease of {key} from before the last boot")
                 continue
@@ -276,8 +284,8 @@ class Store:
             if lease.holder:
                 self.leases[address] = lease.holder
                 found.setdefault(key, []).append((address, lease))
-        entries = {key: _entry(known[key], leases) for key, leases in found.items()}
-        self._index.rebuild(self._boot, entries, known, used)
+        entries = {key: _entry(self._index.get(key), leases) for key, leases in found.items()}
+        self._index.rebuild(self._boot, entries, used)
         return True
 
     def _read_all(self) -> Iterator[tuple[str, bytes, Lease]]:
@@ -299,13 +307,15 @@ class Store:
     def is_reclaimable(self, address: str) -> bool:
         """Whether an ADD would take an address in spite of its file."""
         lease = self.lease(address)
-        if lease is None or lease.torn:
-            return True
-        return self._is_dead(self._index.get(key_of(lease.holder)) if lease.holder else None, address, lease)
+        return lease is None or lease.torn or self._is_dead(address, lease)
 
-    def _is_dead(self, entry: Entry | None, address: str, lease: Lease) -> bool:
+    def _is_dead(self, address: str, lease: Lease) -> bool:
         """Whether a lease is of ours and of an earlier boot: no namespace has outlived that."""
+        entry = self._entry_of(lease)
         return entry is not None and entry.boot != self._boot and entry.vouches(address, lease.mtime)
+
+    def _entry_of(self, lease: Lease) -> Entry | None:
+        return self._index.get(key_of(lease.holder)) if lease.holder else None
 
     def _set_aside(self, address: str) -> None:
         """Move an empty or torn file out of the way: we hold the lock, so its writer is dead."""

@@ -48,10 +48,10 @@ _NEEDED = {"links": list, "addresses": list, "bridge": str, "vlan": int, "masque
 def add(ctx: Context, conf: Conf) -> Result:
     conf.refuse_contradictions()
     veth.refuse_taken_name(ctx)
-    node_bridge.refuse_impossible(ctx.host, conf.bridge, vlan=conf.vlan_option)
+    found = node_bridge.find(ctx.host, conf.bridge, vlan=conf.vlan_option)
     ipam = ctx.ipam if conf.layer3 else None  # a missing executable is found out before the first effect
     bridge = node_bridge.ensure(
-        ctx.host, conf.bridge, conf.mtu, promisc=conf.promisc, vlan_filtering=bool(conf.vlan_option)
+        ctx.host, found, conf.bridge, conf.mtu, promisc=conf.promisc, vlan_filtering=bool(conf.vlan_option)
     )
     lease = _lease(ctx, conf, ipam)
     pair = veth.Pair(ctx, conf.mac or _default_mac(lease), conf.mtu)
@@ -63,7 +63,9 @@ def add(ctx: Context, conf: Conf) -> Result:
         _wait_until_reachable(ctx, pod_link, gateway_link, lease)
     if conf.ip_masq and lease.ips:
         masquerade.add(ctx, conf.backend, _subnets(lease))
-    return _result(ctx, conf, [host_link, gateway_link], pod_link, lease)
+    bridge = node_bridge.after_joining(ctx.host, bridge, host_link)
+    on_host = [bridge, host_link, *([gateway_link] if gateway_link and conf.vlan else [])]
+    return _result(ctx, conf, on_host, pod_link, lease)
 
 
 def delete(ctx: Context, conf: Conf) -> None:
@@ -101,7 +103,7 @@ def status(ctx: Context, conf: Conf) -> None:
             raise CniError(NOT_AVAILABLE, fault, "every attachment has a record and a lock there")
         if conf.layer3:
             ctx.ipam.forward()
-        node_bridge.refuse_impossible(ctx.host, conf.bridge, vlan=conf.vlan_option)
+        node_bridge.find(ctx.host, conf.bridge, vlan=conf.vlan_option)
         if conf.ip_masq:
             masquerade.status(ctx, conf.backend)
         if conf.is_gateway:
@@ -211,10 +213,9 @@ def _attach(ctx: Context, conf: Conf, pair: veth.Pair, bridge: Link) -> tuple[Li
         ctx.undo.push("macspoofchk", lambda: macspoof.remove(ctx.host, request.container_id, request.ifname))
         macspoof.add(ctx.host, request.container_id, request.ifname, pair.host_name, pair.mac)
     host_link = ctx.host.link(pair.host_name)
-    pod_link = ctx.sandbox.link(pair.ifname)
-    if host_link is None or pod_link is None:
-        raise CniError(INTERNAL, f"expected {pair.host_name} and {pair.ifname} after making them, found one gone")
-    return host_link, pod_link
+    if host_link is None:
+        raise CniError(INTERNAL, f"expected {pair.host_name} after making it, found it gone", "try again")
+    return host_link, veth.pod_end(pair, host_link)
 
 
 def _bring_up(ctx: Context, conf: Conf, host_link: Link, pod_link: Link, lease: Result) -> None:
@@ -245,17 +246,13 @@ def _wait_until_reachable(ctx: Context, pod_link: Link, gateway_link: Link | Non
     veth.announce(ctx.sandbox, pod_link)
 
 
-def _result(ctx: Context, conf: Conf, host_links: list[Link | None], pod_link: Link, lease: Result) -> Result:
+def _result(ctx: Context, conf: Conf, on_host: list[Link], pod_link: Link, lease: Result) -> Result:
     """prevResult, if there is one, and after it bridge, host's end, pod's end (and the VLAN's interface)."""
     result = ctx.prev_result or Result()
-    # Asked again: a bridge that we did not make may have taken another MAC when the port joined.
-    bridge, (host_link, gateway_link) = ctx.host.link(conf.bridge), host_links
     pod_index = len(result.interfaces) + 2
-    on_host = [Interface(link.name, addr.unpack_mac(link.mac), link.mtu) for link in (bridge, host_link) if link]
+    interfaces = [Interface(link.name, addr.unpack_mac(link.mac), link.mtu) for link in on_host]
     inside = Interface(pod_link.name, addr.unpack_mac(pod_link.mac), pod_link.mtu, ctx.request.netns)
-    result.interfaces += [*on_host, inside]
-    if gateway_link is not None and conf.vlan:
-        result.interfaces.append(Interface(gateway_link.name, addr.unpack_mac(gateway_link.mac), gateway_link.mtu))
+    result.interfaces += [*interfaces[:2], inside, *interfaces[2:]]
     for ip in lease.ips:
         ip.interface = pod_index
     result.ips += lease.ips

@@ -22,7 +22,7 @@ class Conf:
     __slots__ = (
         "backend", "bridge", "disable_container_interface", "dns", "duplicate_detection", "force_address", "hairpin",
         "ip_masq", "is_default_gateway", "is_gateway", "isolated", "layer3", "mac", "mac_spoof_check", "mtu",
-        "preserve_default_vlan", "programs", "promisc", "vlan", "vlan_option", "vlans",
+        "preserve_default_vlan", "promisc", "vlan", "vlan_option", "vlans",
     )  # fmt: skip
 
     def __init__(self, config: Reader, request: Request) -> None:
@@ -32,8 +32,6 @@ class Conf:
         self.force_address = config.boolean("forceAddress")
         self.ip_masq = config.boolean("ipMasq")
         self.backend = config.string("ipMasqBackend") or masquerade.NFTABLES
-        # Programs of the node that ADD runs, beside its delegate.
-        self.programs = ("iptables-restore",) if self.ip_masq and self.backend == masquerade.IPTABLES else ()
         self.mtu = config.integer("mtu", low=0, high=65535)
         self.hairpin = config.boolean("hairpinMode")
         self.promisc = config.boolean("promiscMode")
@@ -48,6 +46,11 @@ class Conf:
         self.layer3 = bool(config.object("ipam").string("type"))
         self.dns = read_dns(config.object("dns"))
         self.vlan_option = f"vlan: {self.vlan}" if self.vlan else f"vlanTrunk: {self.vlans}" if self.vlans else ""
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Programs of the node that ADD runs, beside its delegate."""
+        return ("iptables-restore",) if self.ip_masq and self.backend == masquerade.IPTABLES else ()
 
     def refuse_contradictions(self) -> None:
         """CniError 7 for options that cannot be together. Not asked in DEL and GC, which must clean up."""

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 RTPROT_RA = 9  # a route from a router advertisement
 
 
-def refuse_impossible(host: Namespace, name: str, *, vlan: str) -> None:
-    """CniError when the bridge can never be what is asked for, before anything is changed.
+def find(host: Namespace, name: str, *, vlan: str) -> Link | None:
+    """The bridge, None when it is not there yet. CniError when it can never be what is asked for; changes nothing.
 
     `vlan` is the option that needs VLAN filtering, with its value; empty when none does.
     """
@@ -47,18 +47,19 @@ def refuse_impossible(host: Namespace, name: str, *, vlan: str) -> None:
             f"{vlan}: expected bridge {name} to filter VLANs, found it without vlan_filtering",
             f"ip link set {name} type bridge vlan_filtering 1, or choose another `bridge`",
         )
+    return link
 
 
-def ensure(host: Namespace, name: str, mtu: int, *, promisc: bool, vlan_filtering: bool) -> Link:
-    """The bridge, made if need be, and up.
+def ensure(host: Namespace, found: Link | None, name: str, mtu: int, *, promisc: bool, vlan_filtering: bool) -> Link:
+    """The bridge, made if need be (`found` is what `find` has given), and up.
 
     Its MAC is set when it is made: a bridge without one of its own takes that of a port and changes it as
-    pods come and go.
+    pods come and go. It begins with 02, lower than nearly every port's (`after_joining`).
     """
-    link = host.link(name)
+    link = found
     if link is None:
         try:
-            host.apply(ops.bridge_add(name, random_mac(), mtu, vlan_filtering=vlan_filtering))
+            host.apply(ops.bridge_add(name, b"\x02" + random_mac()[1:], mtu, vlan_filtering=vlan_filtering))
         except KernelError as error:
             if error.errno != EEXIST:  # another pod's ADD was faster
                 raise
@@ -68,6 +69,13 @@ def ensure(host: Namespace, name: str, mtu: int, *, promisc: bool, vlan_filterin
     if not link.up or (promisc and not link.flags & IFF_PROMISC):
         host.apply(ops.link_set(name, up=True, promisc=True if promisc else None))
     return link
+
+
+def after_joining(host: Namespace, bridge: Link, port: Link) -> Link:
+    """The bridge as it is with a new port. One without a MAC or an MTU of its own takes the lowest of its ports'."""
+    if any(bridge.mac) and bridge.mac < port.mac and bridge.mtu <= port.mtu:
+        return bridge
+    return _existing(host, bridge.name)
 
 
 def set_gateway(host: Namespace, link: Link, gateway: Subnet, ours: list[Subnet], *, force: bool) -> None:

@@ -13,13 +13,13 @@ from cni import addr, names
 from cni.addr import AF_INET, AF_INET6
 from cni.errors import INTERNAL, CniError, KernelError
 from cni.kernel import ops
+from cni.kernel.types import Link
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni.context import Context
     from cni.kernel import Namespace
     from cni.kernel.ops import Op
-    from cni.kernel.types import Link
     from cni.result import IPConfig, Route
 
     Subnet = tuple[bytes, int]
@@ -83,13 +83,22 @@ def create(ctx: Context, pair: Pair, master: int, *port: Op) -> None:
     )
 
 
+def pod_end(pair: Pair, host_link: Link) -> Link:
+    """The pod's end as it was just made: the other end tells its index, and the rest is known."""
+    link = Link(host_link.peer, pair.ifname)
+    link.kind, link.mac, link.mtu = host_link.kind, pair.mac, host_link.mtu
+    return link
+
+
 def configure(
     pod: Namespace, link: Link, ips: list[IPConfig], routes: list[Route], *, duplicate_detection: bool
 ) -> None:
     """Give the pod's end its addresses and routes and set it up; with detection, wait for its verdict."""
-    _prepare(pod, link.name, {addr.family(ip.packed) for ip in ips}, duplicate_detection=duplicate_detection)
+    families = {addr.family(ip.packed) for ip in ips}
+    _prepare(pod, link.name, families, duplicate_detection=duplicate_detection)
     first: list[Op] = [ops.addr_add(link.index, ip.packed, ip.prefix, nodad=not duplicate_detection) for ip in ips]
-    first.append(ops.link_set(link.index, up=True))
+    # arp_notify this way and not through /proc/sys, which the kernel would first have to build for a new namespace.
+    first.append(ops.link_set(link.index, up=True, arp_notify=True if AF_INET in families else None))
     then = _routes(link.index, ips, routes)
     if duplicate_detection:
         pod.apply(*first)
@@ -176,8 +185,6 @@ def _free_host_end(ctx: Context) -> tuple[str, bytes]:
 
 
 def _prepare(pod: Namespace, ifname: str, families: set[int], *, duplicate_detection: bool) -> None:
-    if AF_INET in families:
-        _set_if_possible(pod, AF_INET, ifname, "arp_notify", "1")
     if AF_INET6 not in families:
         return
     for name in (LO, ifname):

@@ -12,6 +12,7 @@ from cni.errors import KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
     from collections.abc import Callable
     from typing import Protocol
 
@@ -78,19 +79,22 @@ def _close_all_but(*kept: int) -> None:
 
 
 class _Thread:
-    """A helper thread."""
+    """A helper thread. `ended` is locked until its end."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_ended", "_fd")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, ended: LockType) -> None:
         self._fd = fd
+        self._ended = ended
 
     def fileno(self) -> int:
         return self._fd
 
     def release(self) -> bool:
-        posix.close(self._fd)
-        return True
+        if self._fd >= 0:
+            posix.close(self._fd)
+            self._fd = -1
+        return not self._ended.locked()
 
 
 def thread_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
@@ -98,6 +102,8 @@ def thread_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
     import _thread
 
     reader, writer = posix.pipe2(posix.O_CLOEXEC)
+    ended = _thread.allocate_lock()
+    ended.acquire()
 
     def run() -> None:
         try:
@@ -107,6 +113,7 @@ def thread_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
         finally:
             for fd in (writer, *fds):
                 posix.close(fd)
+            ended.release()
 
     try:
         _thread.start_new_thread(run, ())
@@ -114,4 +121,4 @@ def thread_background(work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
         for fd in (reader, writer, *fds):
             posix.close(fd)
         raise KernelError("start a thread", EAGAIN, str(error)) from None
-    return _Thread(reader)
+    return _Thread(reader, ended)

@@ -104,7 +104,7 @@ class Namespace:
         self._own = own
         self._route: Socket | None = None
         self._nft: Socket | None = None
-        self._conf: tuple[Conf, Conf] | None = None
+        self._conf: dict[int, Conf] = {}
         try:
             status = posix.fstat(fd)
             self.dev, self.ino = status.st_dev, status.st_ino
@@ -120,8 +120,9 @@ class Namespace:
 
     def close(self) -> None:
         """Close everything; a second time does nothing."""
-        opened = [self._route, self._nft, *(self._conf or ())]
-        self._route = self._nft = self._conf = None
+        opened = [self._route, self._nft, *self._conf.values()]
+        self._route = self._nft = None
+        self._conf = {}
         for one in opened:
             if one is not None:
                 one.close()
@@ -305,14 +306,8 @@ class Namespace:
             self._route.close()
             self._route = None
         if self._route is None:
-            alone = self._own or self._conf is not None
-            self._route = self._open(NETLINK_ROUTE) if alone else self._inside(self._open_both)
+            self._route = self._open(NETLINK_ROUTE)
         return self._route
-
-    def _open_both(self) -> Socket:
-        """rtnetlink's socket and, as a visit to another namespace costs more than it takes, the settings."""
-        self._conf = _both_conf()
-        return Socket(NETLINK_ROUTE)
 
     def _nftables(self) -> Nftables:
         # Imported here: a call without firewall changes does without the codec.
@@ -341,19 +336,12 @@ class Namespace:
             return ()  # a kernel without nftables, or no descriptor left
 
     def _conf_of(self, family: int) -> Conf:
-        if self._conf is None:
-            self._conf = self._inside(_both_conf)
-        return self._conf[family == addr.AF_INET6]
-
-
-def _both_conf() -> tuple[Conf, Conf]:
-    """The settings of both families, of the namespace that the thread is in."""
-    ipv4 = Conf(IPV4_CONF)
-    try:
-        return ipv4, Conf(IPV6_CONF)
-    except BaseException:
-        ipv4.close()
-        raise
+        found = self._conf.get(family)
+        if found is None:
+            # Each alone: the first visit to /proc/sys of a new namespace costs 0.05 ms for a family.
+            path = IPV6_CONF if family == addr.AF_INET6 else IPV4_CONF
+            found = self._conf[family] = self._inside(lambda: Conf(path))
+        return found
 
 
 def _can_be_link(which: str | int) -> bool:

@@ -114,6 +114,21 @@ def attrs(data: bytes, offset: int = 0) -> dict[int, bytes]:
     return dict(each_attr(data, offset))
 
 
+def some_attrs(wanted: frozenset[int], data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """The same for the types in `wanted`: a link has some 40 attributes, of which a quarter is asked for."""
+    found: dict[int, bytes] = {}
+    unpack, end = _ATTR.unpack_from, len(data)
+    while end - offset >= 4:
+        size, kind = unpack(data, offset)
+        if size < 4 or offset + size > end:
+            raise malformed()
+        kind &= _NLA_TYPE_MASK
+        if kind in wanted:
+            found[kind] = data[offset + 4 : offset + size]
+        offset += size + 3 & -4
+    return found
+
+
 def each_attr(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
     """Attributes in order, for lists in which one type repeats."""
     end = len(data)
@@ -261,22 +276,25 @@ class Socket:
         return [(kind, body) for kind, _, _, body in messages(self._receive())]
 
     def _execute(self, requests: list[Request], start: int) -> list[Answer]:
-        first = self._seq + 1
-        batch: list[bytes] = []
-        size = 0
-        for kind, flags, body in requests[start:]:
-            if batch and size + len(body) + _HEADER_SIZE > _BATCH:
-                break
-            self._seq += 1
-            batch.append(message(kind, flags | NLM_F_REQUEST | NLM_F_ACK, self._seq, body))
-            size += len(batch[-1])
+        """The same for as many, from `start`, as go into one call. Only the last asks for an answer, since a
+        refused one gets its own without asking, and before."""
+        end, size = start, 0
+        while end < len(requests) and (end == start or size + len(requests[end][2]) + _HEADER_SIZE <= _BATCH):
+            size += len(requests[end][2]) + _HEADER_SIZE
+            end += 1
+        first, last = self._seq + 1, self._seq + end - start
+        self._seq = last
+        batch = [
+            message(kind, flags | NLM_F_REQUEST | (NLM_F_ACK if seq == last else 0), seq, body)
+            for seq, (kind, flags, body) in enumerate(requests[start:end], first)
+        ]
         self._send(b"".join(batch))
         answers: dict[int, Answer] = {}
-        while len(answers) < len(batch):
+        while last not in answers:
             for kind, flags, seq, body in messages(self._receive()):
-                if kind == _NLMSG_ERROR and first <= seq <= self._seq:
+                if kind == _NLMSG_ERROR and first <= seq <= last:
                     answers[seq] = acknowledgement(flags, body)
-        return [answers[seq] for seq in range(first, self._seq + 1)]
+        return [answers.get(seq, (0, "")) for seq in range(first, last + 1)]
 
     def _dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool, Answer]:
         self._seq += 1

@@ -357,7 +357,9 @@ def _body(body: bytes) -> dict[int, bytes]:
 def parse_rule(body: bytes) -> NftRule:
     """NFT_MSG_NEWRULE."""
     found = _body(body)
-    targets = [_target(expression) for kind, expression in each_attr(found.get(4, b"")) if kind == _LIST_ELEM]
+    expressions = [data for kind, data in each_attr(found.get(4, b"")) if kind == _LIST_ELEM]
+    # Most are no verdicts, and taking each apart costs more than all the rest.
+    targets = [_target(expression) for expression in expressions if b"immediate\0" in expression]
     handle = int.from_bytes(found.get(3, b""), "big")
     return NftRule(handle, _parse_comment(found.get(7, b"")), [chain for chain in targets if chain])
 

@@ -72,9 +72,16 @@ def link_set(
     master: int | None = None,
     alias: str | None = None,
     promisc: bool | None = None,
+    arp_notify: bool | None = None,
 ) -> Op:
-    """Change what is given of a link and leave the rest. `master` 0 takes it off its bridge."""
-    given = {"up": up, "mtu": mtu, "mac": mac, "master": master, "alias": alias, "promisc": promisc}
+    """Change what is given of a link and leave the rest. `master` 0 takes it off its bridge. `arp_notify` is the
+    setting of that name, which takes effect after the others (IPv4 only; through /proc/sys it would cost 0.2 ms in a
+    new namespace).
+    """
+    given = {
+        "up": up, "mtu": mtu, "mac": mac, "master": master, "alias": alias, "promisc": promisc,
+        "arp_notify": arp_notify,
+    }  # fmt: skip
     changes = {key: value for key, value in given.items() if value is not None}
     if changes.keys() == {"master"}:
         text = f"enslave {link} to {master}" if master else f"free {link} from its bridge"

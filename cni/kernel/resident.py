@@ -13,6 +13,8 @@ itself is for one thread at a time, as everywhere.
 from __future__ import annotations
 
 import posix
+import select
+import threading
 from errno import EBADF
 
 from cni.errors import KernelError
@@ -22,23 +24,25 @@ from cni.kernel.deleter import Deleter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni.kernel.background import Helper
     from cni.kernel.linux import Clock
     from cni.kernel.netlink import Socket
     from cni.kernel.sysctl import Conf
 
-    Kept = tuple[Socket | None, Socket | None, tuple[Conf, Conf] | None]
-
-_NOTHING: Kept = (None, None, None)
+    Kept = tuple[Socket | None, Socket | None, dict[int, Conf]]
 
 
 class ResidentKernel(linux.Kernel):
     """Made in the node's namespace. `clock` is `time.monotonic`."""
 
-    __slots__ = ("_fd", "_idle", "deleter", "dev", "ino")
+    __slots__ = ("_fd", "_idle", "_mutex", "deleter", "dev", "ino")
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock, thread_background)
         self._idle: list[Kept] = []
+        self._mutex = threading.Lock()  # of the helpers
         self._fd = netns.open_own()
         status = posix.fstat(self._fd)
         self.dev, self.ino = status.st_dev, status.st_ino
@@ -46,8 +50,10 @@ class ResidentKernel(linux.Kernel):
         self.deleter = Deleter(clock)
 
     def close(self) -> None:
-        """End the threads and close everything, when every handle is closed. A second time does nothing."""
+        """End the threads and close everything, when no call is under way. A second time does nothing."""
         self.deleter.close()
+        while not self.release_helpers():
+            select.select((), (), (), 0.002)
         fd, self._fd = self._fd, -1
         self._close_idle()
         if fd >= 0:
@@ -81,12 +87,20 @@ class ResidentKernel(linux.Kernel):
             return False
         return (there.st_dev, there.st_ino) == (self.dev, self.ino)
 
+    def hand_away(self, work: Callable[[], int], fds: tuple[int, ...]) -> Helper:
+        with self._mutex:
+            return super().hand_away(work, fds)
+
+    def let_go(self, helper: Helper) -> None:
+        with self._mutex:
+            super().let_go(helper)
+
     def take(self) -> Kept:
         """Sockets and directories for a handle of the node's namespace, as far as there are any."""
         try:
             return self._idle.pop()
         except IndexError:
-            return _NOTHING
+            return None, None, {}
 
     def keep(self, kept: Kept) -> None:
         """Take them back, for the next handle."""
@@ -102,7 +116,7 @@ class ResidentKernel(linux.Kernel):
     def _close_idle(self) -> None:
         while self._idle:
             route, nft, conf = self.take()
-            for one in (route, nft, *(conf or ())):
+            for one in (route, nft, *conf.values()):
                 if one is not None:
                     one.close()
 
@@ -126,18 +140,16 @@ class NodeNamespace(linux.Namespace):
             return
         self.fd = -1
         route, nft, conf = self._route, self._nft, self._conf
-        self._route = self._nft = self._conf = None
+        self._route = self._nft = None
+        self._conf = {}
         if route is not None and not route.usable:
             route.close()
             route = None
         if nft is not None and not nft.usable:
             nft.close()
             nft = None
-        if conf is not None and not (conf[0].is_there and conf[1].is_there):
-            for one in conf:
-                one.close()
-            conf = None  # a family that is missing now may be loaded later
-        self._lender.keep((route, nft, conf))
+        # A family that the kernel runs without may be loaded later.
+        self._lender.keep((route, nft, {family: one for family, one in conf.items() if one.is_there}))
 
     def delete_link(self, index: int) -> None:
         link = self.link(index)

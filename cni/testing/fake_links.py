@@ -248,6 +248,8 @@ class World:
         if "promisc" in changes:
             found.flags = found.flags & ~IFF_PROMISC | (IFF_PROMISC if changes["promisc"] else 0)
             found.promisc = int(changes["promisc"])
+        if "arp_notify" in changes:
+            self.conf[addr.AF_INET][found.name]["arp_notify"] = str(int(changes["arp_notify"]))
         if "up" in changes:
             self._set_up(found, up=changes["up"])
 

@@ -1,4 +1,4 @@
-"""What was measured, told four times: a table on the terminal, JSON, a plot and the README's table."""
+"""What was measured, told four times: tables on the terminal, JSON, plots and the README's tables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import os
 import platform
 import re
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.table import Table
 
 from cni import __version__
-from tests.bench import plot
-from tests.bench.rows import FEW_LEASES, GO_MANY_RUNS, MANY_LEASES, WARM_UP
+from tests.bench import plot, plot_loop, plot_steps
+from tests.bench.rows import GROUPS, Outcome
+from tests.bench.steps import Breakdown
 from tests.bench.world import CNI_VERSION, RESIDENTS, SUBNET
 
 if TYPE_CHECKING:
@@ -23,72 +24,116 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from tests.bench.rows import Outcome, Stats, Subject
+    from tests.bench.loop import Trace
+    from tests.bench.rows import Scale, Stats
+    from tests.bench.scenarios import Subject
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 COLORS = {"met": "green", "MISSED": "bold red", "": "dim"}
 
 
-def facts(subject: Subject) -> dict[str, Any]:
+class Findings(NamedTuple):
+    """All of a run."""
+
+    about: dict[str, Any]
+    outcomes: list[Outcome]
+    breakdowns: list[Breakdown]
+    trace: Trace | None
+
+
+def facts(subject: Subject, scale: Scale) -> dict[str, Any]:
     """On what and of what this was measured."""
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),  # at the end; much more than one means that others were at work
+        "load": round(os.getloadavg()[0], 2),  # at the end; it counts those that wait for the kernel as well
         "cnikit": __version__,
         "python": {"executable": subject.python, "version": _python_version(subject.python)},
         "peer": _peer_version(subject.peers / "bridge"),
         "configuration": f"cniVersion {CNI_VERSION}, isDefaultGateway, one IPv4 range {SUBNET}; "
         f"{RESIDENTS} other pods on the bridge; DEL is given prevResult",
-        "leases": f"{FEW_LEASES} and {MANY_LEASES:,} consecutive lease files on disk; Go at most {GO_MANY_RUNS} times",
+        "leases": f"{scale.few} and {scale.many:,} consecutive lease files on disk; Go at most {scale.go_many_runs} times",
         "time": "from before the start of the process until its output has ended and it has exited; what the "
         "kernel frees later, as of a deleted link, is not in it",
-        "warm_up": WARM_UP,
+        "at once": f"{scale.at_once} processes for as many pods, started as fast as one process can; all: from before the "
+        "first start until the last has exited; p99: of the calls of a round, each from its own start; the medians are "
+        "those of the rounds",
+        "in process": "dispatch with the agent's kernel and locks, without launcher, socket and threads; the "
+        "kernel's time is the sum of the times around the system calls that send the netlink messages of the very same "
+        "calls and receive the answers",
+        "scale": scale._asdict(),
         "unit": "ms",
     }
 
 
-def show(console: Console, outcomes: Sequence[Outcome], about: dict[str, Any]) -> None:
-    table = Table(title="one-shot executables: whole processes, median (min - p90) in ms", caption=_caption(about))
+def show(console: Console, findings: Findings) -> None:
+    for group in GROUPS:
+        outcomes = [one for one in findings.outcomes if one.row in group.rows]
+        if outcomes:
+            console.print(_table(f"{group.title}: whole processes, median (min - p90) in ms", outcomes))
+    for breakdown in findings.breakdowns:
+        console.print(f"{breakdown.title} through the agent, ms: {breakdown}")
+    if findings.trace is not None:
+        begin, end = findings.trace.usage[0][1], findings.trace.usage[-1][1]
+        pods = findings.trace.pods
+        console.print(f"{pods} pods up and down: nothing left; the agent before {begin} and after {end}, memory in KiB")
+    console.print(_caption(findings.about), style="dim")
+
+
+def write(findings: Findings, folder: Path, readme: Path) -> list[Path]:
+    """The files that were written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "bench.json"
+    steps = {one.title: one.as_json() for one in findings.breakdowns}
+    loop = {} if findings.trace is None else findings.trace.as_json()
+    rows = [_as_json(one) for one in findings.outcomes]
+    data.write_text(json.dumps(findings.about | {"rows": rows, "steps": steps, "loop": loop}, indent=2) + "\n")
+    caption = _caption(findings.about)
+    written = [data, folder / "bench.png"]
+    plot.draw(findings.outcomes, caption, written[-1])
+    if findings.breakdowns:
+        written.append(folder / "bench-steps.png")
+        plot_steps.draw(findings.breakdowns, caption, written[-1])
+    if findings.trace is not None:
+        written.append(folder / "bench-loop.png")
+        plot_loop.draw(findings.trace, caption, written[-1])
+    text = readme.read_text() if readme.exists() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if begin and end:
+        readme.write_text(f"{before}{BEGIN}\n{_markdown(findings)}\n{END}{after}")
+        written.append(readme)
+    return written
+
+
+def _table(title: str, outcomes: Sequence[Outcome]) -> Table:
+    table = Table(title=title)
     for heading in ("", "cnikit", "against", "its", "ratio", "at most", ""):
         numeric = heading in {"ratio", "at most", "cnikit"}
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "against")
     for outcome in outcomes:
         color = COLORS[outcome.verdict]
         table.add_row(
-            outcome.row.title, _spread(outcome.ours), outcome.row.against, _spread(outcome.peer),
-            f"[{color}]{_times(outcome.ratio)}", _limit(outcome), f"[{color}]{outcome.verdict}",
+            outcome.title, _spread(outcome.ours), outcome.against, _spread(outcome.peer),
+            f"[{color}]{plot.times(outcome.ratio)}", _limit(outcome), f"[{color}]{outcome.verdict}",
         )  # fmt: skip
-    console.print(table)
-
-
-def write(outcomes: Sequence[Outcome], about: dict[str, Any], folder: Path, readme: Path) -> list[Path]:
-    """The files that were written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data, picture = folder / "bench.json", folder / "bench.png"
-    data.write_text(json.dumps(about | {"rows": [_as_json(one) for one in outcomes]}, indent=2) + "\n")
-    plot.draw(outcomes, _caption(about), picture)
-    written = [data, picture]
-    text = readme.read_text() if readme.exists() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if begin and end:
-        readme.write_text(f"{before}{BEGIN}\n{_markdown(outcomes, about)}\n{END}{after}")
-        written.append(readme)
-    return written
+    return table
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
     row = outcome.row
+    (group,) = [group.title for group in GROUPS if row in group.rows]
     return {
         "row": row.key,
-        "title": row.title,
+        "group": group,
+        "title": outcome.title,
         "ours": _rounded(outcome.ours),
-        "against": row.against,
+        "against": outcome.against,
         "peer": _rounded(outcome.peer),
         "ratio": round(outcome.ratio, 3),
+        "ratio of minima": round(outcome.ours.min / outcome.peer.min, 3),
         "at_most": row.at_most,
         "met": None if row.at_most is None else outcome.verdict == "met",
     }
@@ -98,18 +143,30 @@ def _rounded(stats: Stats) -> dict[str, float]:
     return {name: round(value, 3) for name, value in stats._asdict().items()}
 
 
-def _markdown(outcomes: Sequence[Outcome], about: dict[str, Any]) -> str:
-    lines = [
-        "| median of whole calls, ms | cnikit | against | its | ratio | at most | |",
-        "|---|--:|---|--:|--:|--:|---|",
-    ]
-    for one in outcomes:
-        cells = [
-            one.row.title, f"{one.ours.median:.1f}", one.row.against, f"{one.peer.median:.1f}",
-            f"**{_times(one.ratio)}**", _limit(one), one.verdict,
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _caption(about)])
+def _markdown(findings: Findings) -> str:
+    lines = []
+    for group in GROUPS:
+        outcomes = [one for one in findings.outcomes if one.row in group.rows]
+        lines += [
+            f"| {group.title}, ms | cnikit | against | its | ratio | at most | |",
+            "|---|--:|---|--:|--:|--:|---|",
+            *(f"| {' | '.join(_cells(one))} |" for one in outcomes),
+            "",
+        ]
+    about = findings.about
+    return "\n".join([
+        *lines,
+        f"Medians. {_caption(about)}",
+        f"At once: {about['at once']}. In the agent's process: {about['in process']}.",
+    ])  # fmt: skip
+
+
+def _cells(one: Outcome) -> list[str]:
+    ratio = f"**{plot.times(one.ratio)}**"
+    return [
+        one.title, _milliseconds(one.ours.median), one.against, _milliseconds(one.peer.median), ratio, _limit(one),
+        one.verdict,
+    ]  # fmt: skip
 
 
 def _caption(about: dict[str, Any]) -> str:
@@ -122,11 +179,11 @@ def _caption(about: dict[str, Any]) -> str:
 
 
 def _spread(stats: Stats) -> str:
-    return f"{stats.median:.1f} ({stats.min:.1f} - {stats.p90:.1f})"
+    return f"{_milliseconds(stats.median)} ({_milliseconds(stats.min)} - {_milliseconds(stats.p90)})"
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
+def _milliseconds(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _limit(outcome: Outcome) -> str:

@@ -1,50 +1,68 @@
-"""What is compared with what, and how often: the scenarios, the rows of the table, their targets.
-
-In a scenario every contestant makes its call in turn (A B C A B C ...), so that whatever else the machine
-does meets all of them alike. Each contestant has a node of its own. An ADD is followed by its DEL.
-"""
+"""What is compared with what: the rows of the two tables and their targets."""
 
 from __future__ import annotations
 
 import statistics
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from tests.bench.world import CNI_VERSION, Attachments, Contestant, Node, Start
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
-WARM_UP = 5
-FEW_LEASES = 100
-MANY_LEASES = 60_000
-
-# At 60,000 leases a call of the Go plugin takes about a second.
-GO_MANY_RUNS = 5
-
-# (contestant, verb) to seconds.
-Times = dict[tuple[str, str], list[float]]
+    # (contestant, what was timed) to seconds.
+    Times = Mapping[tuple[str, str], Sequence[float]]
 
 
-class Subject(NamedTuple):
-    """The programs that are measured."""
+class Scale(NamedTuple):
+    """How often and how much."""
 
-    ours: Path
-    peers: Path
-    python: str
+    runs: int
+    warm_up: int = 5
+    at_once: int = 100
+    rounds: int = 8  # of so many calls at once
+    masq_rounds: int = 4
+    few: int = 100
+    many: int = 60_000
+    go_many_runs: int = 5  # a call of the Go plugin at 60,000 leases takes about a second
+    loop_pods: int = 1000
+
+    @classmethod
+    def of(cls, runs: int) -> Scale:
+        """The real thing, shortened when there are fewer runs than usual."""
+        share = min(1.0, runs / RUNS)
+        return cls(runs, rounds=max(2, round(8 * share)), masq_rounds=max(2, round(4 * share)),
+                   go_many_runs=min(5, runs), loop_pods=max(LOOP_BLOCKS, round(1000 * share)))  # fmt: skip
+
+    def of_scenario(self, name: str) -> tuple[int, int]:
+        """Counted calls, and those before them."""
+        special = {
+            "at-once": (self.rounds, 1), "at-once-masq": (self.masq_rounds, 1), "go-leases": (self.go_many_runs, 1),
+        }  # fmt: skip
+        return special.get(name, (self.runs, self.warm_up))
+
+
+RUNS = 100
+LOOP_BLOCKS = 20
+# To see that everything works; its numbers mean nothing.
+QUICK = Scale(runs=2, warm_up=1, at_once=6, rounds=2, masq_rounds=2, many=600, go_many_runs=2, loop_pods=LOOP_BLOCKS)
 
 
 class Row(NamedTuple):
-    """One line of the table: the ratio of two medians. Without `at_most` it is there to be known only."""
+    """One line of a table: the ratio of two medians. Without `at_most` it is there to be known only."""
 
     key: str
-    title: str
+    title: str  # here and in `against` {names} stand for numbers of the scale
     scenario: str
     ours: tuple[str, str]
     peer: tuple[str, str]
     against: str
     at_most: float | None
+
+
+class Group(NamedTuple):
+    """One table."""
+
+    title: str
+    rows: tuple[Row, ...]
 
 
 class Stats(NamedTuple):
@@ -66,8 +84,15 @@ class Outcome(NamedTuple):
     """A row with what was measured."""
 
     row: Row
+    title: str
+    against: str
     ours: Stats
     peer: Stats
+
+    @classmethod
+    def of(cls, row: Row, scale: Scale, times: Times) -> Outcome:
+        title, against = (text.format(**scale._asdict()) for text in (row.title, row.against))
+        return cls(row, title, against, Stats.of(times[row.ours]), Stats.of(times[row.peer]))
 
     @property
     def ratio(self) -> float:
@@ -81,9 +106,10 @@ class Outcome(NamedTuple):
 
 
 PYTHON, GO, GO_DEFAULT, GO_NFT = "python3.11 -I -S -c pass", "Go", "Go (iptables, its default)", "Go (nftables)"
-MANY = "ADD at 60,000 leases"
+EMPTY, NETLINK = "an empty static C program", "the kernel for the same netlink"
+MANY = "ADD at {many:,} leases"
 
-ROWS = (
+ONE_SHOT = Group("one-shot executables", (
     Row("version", "VERSION", "start", ("ours", "START"), ("python", "START"), PYTHON, 1.8),
     Row("add", "ADD", "plain", ("ours", "ADD"), ("go", "ADD"), GO, 1.4),
     Row("add-masq", "ADD with ipMasq", "masquerade", ("ours", "ADD"), ("go", "ADD"), GO_DEFAULT, 0.6),
@@ -91,84 +117,29 @@ ROWS = (
     Row("del", "DEL", "plain", ("ours", "DEL"), ("go", "DEL"), GO, 0.8),
     Row("del-masq", "DEL with ipMasq", "masquerade", ("ours", "DEL"), ("go", "DEL"), GO_DEFAULT, 0.25),
     Row("del-masq-nft", "DEL with ipMasq", "masquerade", ("ours", "DEL"), ("go-nft", "DEL"), GO_NFT, None),
-    Row("leases", MANY, "leases", ("ours-many", "ADD"), ("ours-few", "ADD"), "cnikit at 100 leases", 1.1),
-    Row("go-leases", f"Go: {MANY}", "go-leases", ("go-many", "ADD"), ("go-few", "ADD"), "Go at 100 leases", None),
-)
+    Row("leases", MANY, "leases", ("ours-many", "ADD"), ("ours-few", "ADD"), "cnikit at {few} leases", 1.1),
+    Row("go-leases", f"Go: {MANY}", "go-leases", ("go-many", "ADD"), ("go-few", "ADD"), "Go at {few} leases", None),
+))  # fmt: skip
 
+AGENT = Group("through the launcher and the agent", (
+    Row("agent-version", "VERSION", "launcher", ("agent", "START"), ("empty", "START"), EMPTY, 1.3),
+    Row("agent-add", "ADD", "plain", ("agent", "ADD"), ("go", "ADD"), GO, 0.25),
+    Row("agent-add-masq", "ADD with ipMasq", "masquerade", ("agent", "ADD"), ("go", "ADD"), GO_DEFAULT, 0.12),
+    Row("agent-add-masq-nft", "ADD with ipMasq", "masquerade", ("agent", "ADD"), ("go-nft", "ADD"), GO_NFT, 0.08),
+    Row("agent-del", "DEL", "plain", ("agent", "DEL"), ("go", "DEL"), GO, 0.2),
+    Row("agent-del-masq", "DEL with ipMasq", "masquerade", ("agent", "DEL"), ("go", "DEL"), GO_DEFAULT, 0.08),
+    Row("agent-del-masq-nft", "DEL with ipMasq", "masquerade", ("agent", "DEL"), ("go-nft", "DEL"), GO_NFT, None),
+    Row("at-once-add", "{at_once} ADDs at once: all", "at-once", ("agent", "ADD wall"), ("go", "ADD wall"), GO, 0.25),
+    Row("at-once-p99", "{at_once} ADDs at once: p99", "at-once", ("agent", "ADD p99"), ("go", "ADD p99"), GO, 0.35),
+    Row("at-once-masq", "{at_once} ADDs with ipMasq at once: all", "at-once-masq", ("agent", "ADD wall"),
+        ("go", "ADD wall"), GO_DEFAULT, 0.2),
+    Row("at-once-del", "{at_once} DELs at once: all", "at-once", ("agent", "DEL wall"), ("go", "DEL wall"), GO, 0.2),
+    Row("in-process", "ADD in the agent's process", "in-process", ("in-process", "ADD"),
+        ("in-process", "ADD netlink"), NETLINK, 2.5),
+    Row("agent-leases", MANY, "agent-leases", ("agent-many", "ADD"), ("agent-few", "ADD"), "cnikit at {few} leases", 1.1),
+    Row("agent-leases-del", "DEL at {many:,} leases", "agent-leases", ("agent-many", "DEL"), ("agent-few", "DEL"),
+        "cnikit at {few} leases", 1.1),
+))  # fmt: skip
 
-def measure(subject: Subject, rows: Sequence[Row], runs: int, tell: Callable[[str], None]) -> list[Outcome]:
-    """Measure what the rows need. A row comes as soon as its scenario is done."""
-    times = {}
-    for name in dict.fromkeys(row.scenario for row in rows):
-        tell(f"measuring: {name}")
-        times[name] = SCENARIOS[name](subject, runs)
-    return [
-        Outcome(row, Stats.of(times[row.scenario][row.ours]), Stats.of(times[row.scenario][row.peer])) for row in rows
-    ]
-
-
-def _start(subject: Subject, runs: int) -> Times:
-    with Node() as node:
-        contestants = {
-            "ours": Start(
-                node, [str(subject.ours / "bridge")], {"CNI_COMMAND": "VERSION"}, f'{{"cniVersion":"{CNI_VERSION}"}}'
-            ),
-            "python": Start(node, [subject.python, "-I", "-S", "-c", "pass"], {}),
-        }
-        return _in_turn(contestants, ("START",), runs)
-
-
-def _plain(subject: Subject, runs: int) -> Times:
-    with ExitStack() as nodes:
-        contestants = {
-            "ours": Attachments(nodes.enter_context(Node()), subject.ours),
-            "go": Attachments(nodes.enter_context(Node()), subject.peers),
-        }
-        return _in_turn(contestants, ("ADD", "DEL"), runs)
-
-
-def _masquerade(subject: Subject, runs: int) -> Times:
-    with ExitStack() as nodes:
-        contestants = {
-            "ours": Attachments(nodes.enter_context(Node()), subject.ours, ipMasq=True),
-            "go": Attachments(nodes.enter_context(Node()), subject.peers, ipMasq=True),
-            "go-nft": Attachments(nodes.enter_context(Node()), subject.peers, ipMasq=True, ipMasqBackend="nftables"),
-        }
-        return _in_turn(contestants, ("ADD", "DEL"), runs)
-
-
-def _leases(subject: Subject, runs: int) -> Times:
-    return _few_and_many("ours", subject.ours, runs)
-
-
-def _go_leases(subject: Subject, runs: int) -> Times:
-    return _few_and_many("go", subject.peers, min(runs, GO_MANY_RUNS), warm_up=1)
-
-
-def _few_and_many(name: str, bin_dir: Path, runs: int, warm_up: int = WARM_UP) -> Times:
-    with ExitStack() as nodes:
-        contestants = {
-            f"{name}-many": Attachments(nodes.enter_context(Node()), bin_dir, MANY_LEASES),
-            f"{name}-few": Attachments(nodes.enter_context(Node()), bin_dir, FEW_LEASES),
-        }
-        return _in_turn(contestants, ("ADD", "DEL"), runs, warm_up)
-
-
-SCENARIOS = {
-    "start": _start,
-    "plain": _plain,
-    "masquerade": _masquerade,
-    "leases": _leases,
-    "go-leases": _go_leases,
-}
-
-
-def _in_turn(contestants: Mapping[str, Contestant], verbs: tuple[str, ...], runs: int, warm_up: int = WARM_UP) -> Times:
-    times: Times = {(name, verb): [] for name in contestants for verb in verbs}
-    for turn in range(warm_up + runs):
-        for verb in verbs:
-            for name, contestant in contestants.items():
-                seconds = contestant.call(verb, turn)
-                if turn >= warm_up:
-                    times[name, verb].append(seconds)
-    return times
+GROUPS = (AGENT, ONE_SHOT)
+ROWS = tuple(row for group in GROUPS for row in group.rows)

@@ -2,9 +2,9 @@
 
     CNIKIT_TEST_BIN=dist/bin CNIKIT_TEST_PEERS=.cache/peers python tests/bench/run.py
 
-It needs root. It writes bench.json and bench.png into --output, and the table into README.md between the
-marks `<!-- bench -->` and `<!-- /bench -->`, if they are there. With --only it writes nothing. A missed
-target is told in the table and is no failure.
+It needs root, and `cnikit` beside the folder of executables. It writes bench.json, bench.png, bench-steps.png and
+bench-loop.png into --output, and the tables into README.md between the marks `<!-- bench -->` and `<!-- /bench -->`,
+if they are there. With --only it writes nothing. A missed target is told in the table and is no failure.
 """
 
 from __future__ import annotations
@@ -14,16 +14,22 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tests.bench import report
-from tests.bench.rows import ROWS, Subject, measure
+from tests.bench import loop, report
+from tests.bench.rows import QUICK, ROWS, RUNS, Outcome, Scale
+from tests.bench.scenarios import Subject, measure
+from tests.bench.steps import breakdowns
 from tests.bench.world import CallFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN_PYTHON = "/usr/bin/python3.11"
-RUNS = 100
+LOOP = "loop"
 REPORT_WIDTH = 130  # where no terminal tells one
 
 
@@ -32,29 +38,38 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has switched it off
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     console = Console(width=None if sys.stdout.isatty() else REPORT_WIDTH)
-    subject = Subject(_folder("CNIKIT_TEST_BIN"), _folder("CNIKIT_TEST_PEERS"), _python())
+    bin_dir = _folder("CNIKIT_TEST_BIN")
+    subject = Subject(bin_dir, bin_dir.parent / "cnikit", _folder("CNIKIT_TEST_PEERS"), _python())
     if os.geteuid() != 0:
         sys.exit("the benchmark makes network namespaces: call it as root")
-    rows = [row for row in ROWS if not arguments.only or row.key in arguments.only]
     try:
-        outcomes = measure(subject, rows, arguments.runs, lambda text: console.print(f"[dim]{text}"))
+        findings = _measure(subject, arguments, lambda text: console.print(f"[dim]{text}"))
     except CallFailedError as error:
         sys.exit(f"the benchmark cannot go on: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing is written, and the nodes are gone")
-    facts = report.facts(subject)
-    report.show(console, outcomes, facts)
+    report.show(console, findings)
     if arguments.only:
         console.print("[dim]only a part was measured: no file is written")
         return
-    written = report.write(outcomes, facts, arguments.output, arguments.readme)
+    written = report.write(findings, arguments.output, arguments.readme)
     console.print(f"[dim]written: {', '.join(map(str, written))}")
+
+
+def _measure(subject: Subject, arguments: argparse.Namespace, tell: Callable[[str], None]) -> report.Findings:
+    scale = QUICK if arguments.quick else Scale.of(arguments.runs)
+    rows = [row for row in ROWS if not arguments.only or row.key in arguments.only]
+    times = measure(subject, scale, rows, tell)
+    trace = loop.run(subject, scale, tell) if not arguments.only or LOOP in arguments.only else None
+    outcomes = [Outcome.of(row, scale, times[row.scenario]) for row in rows]
+    return report.Findings(report.facts(subject, scale), outcomes, breakdowns(times), trace)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    keys = [row.key for row in ROWS]
+    keys = [*(row.key for row in ROWS), LOOP]
     parser.add_argument("--runs", type=_runs, default=RUNS, metavar="N", help=f"counted calls of each kind ({RUNS})")
+    parser.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
     only = f"this row, and write no file; repeatable; one of {', '.join(keys)}"
     parser.add_argument("--only", action="append", choices=keys, metavar="ROW", help=only)
     parser.add_argument("--output", type=Path, default=ROOT / "docs", metavar="DIR", help="where the files go (docs)")

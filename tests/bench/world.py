@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NODE = Path(__file__).with_name("node.py")
+NODE = [sys.executable, "-I", "-S", str(Path(__file__).with_name("node.py"))]
+IN_PROCESS = [sys.executable, str(Path(__file__).with_name("in_process.py"))]
 SUBNET = "10.1.0.0/16"
 NETWORK = "pods"
 CNI_VERSION = "1.0.0"
@@ -45,16 +47,20 @@ class CallFailedError(Exception):
 class Contestant(Protocol):
     """Something whose calls are timed."""
 
-    def call(self, verb: str, turn: int) -> float:
-        """Make a call for the `turn`th time; the seconds it took."""
+    def call(self, verb: str, turn: int) -> dict[str, float]:
+        """Make a call for the `turn`th time; the seconds of whatever was timed, by its name."""
+
+    def inside(self) -> list[tuple[str, float]]:
+        """The same for what an agent tells of its part in the calls since the last time."""
 
 
 class Node:
-    """A node (node.py). Use it as a context manager; at the end nothing of it is left."""
+    """A node (node.py or in_process.py). Use it as a context manager; at the end nothing of it is left."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: list[str] = NODE) -> None:
+        self.has_agent = False
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(NODE), f"{LEASES}-{os.getpid()}-"],
+            [*program, f"{LEASES}-{os.getpid()}-"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             start_new_session=True,  # Ctrl-C reaches us only, and we end it
         )  # fmt: skip
@@ -71,21 +77,41 @@ class Node:
         except subprocess.TimeoutExpired:  # a call hangs
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            shutil.rmtree(self.data_dir)
+            shutil.rmtree(self.data_dir.parent)
 
     def make_pods(self, names: list[str]) -> None:
-        self._ask("make_pods", names=names)
+        self.ask("make_pods", names=names)
 
-    def call(self, argv: list[str], env: dict[str, str], stdin: str = "") -> dict[str, Any]:
+    def start_agent(self, command: Path) -> None:
+        """Have an agent serve this node's calls, from `cnikit` at a path."""
+        self.ask("start_agent", argv=[str(command), "agent"], env=RUNTIME_ENV)
+        self.has_agent = True
+
+    def call(self, argv: list[str], env: dict[str, str], stdin: str = "", *, settle: bool = True) -> dict[str, Any]:
         """The answer of a program that has to succeed."""
-        answer: dict[str, Any] = self._ask("call", argv=argv, env=env, stdin=stdin)
-        if answer["status"] != 0:
-            what = f"{env.get('CNI_COMMAND', '')} {' '.join(argv)}".strip()
-            said = f"{answer['stdout']}{answer['stderr']}".strip() or "no word"
-            raise CallFailedError(f"{what}: expected success, found status {answer['status']} and {said}")
+        answer: dict[str, Any] = self.ask("call", argv=argv, env=env, stdin=stdin, settle=settle)
+        return succeeded(answer, argv, env)
+
+    def call_at_once(self, calls: list[tuple[list[str], dict[str, str], str]]) -> dict[str, Any]:
+        """The answers of programs that all have to succeed, and the time of all."""
+        answer: dict[str, Any] = self.ask("call_at_once", calls=calls)
+        for one, (argv, env, _) in zip(answer["answers"], calls, strict=True):
+            succeeded(one, argv, env)
         return answer
 
-    def _ask(self, name: str, **arguments: Any) -> Any:
+    def served(self, calls: int) -> list[dict[str, Any]]:
+        """What the agent, if there is one, says of the calls since the last time: it has served them all, and well."""
+        if not self.has_agent:
+            return []
+        said: list[str] = self.ask("agent_lines", calls=calls)
+        served = [json.loads(line) for line in said if '"outcome":' in line and '"ok"' in line]
+        if len(served) != calls:
+            words = " ".join(said) or "no word"
+            raise CallFailedError(f"expected {calls} calls served by the agent, found {len(served)}: {words}")
+        return served
+
+    def ask(self, name: str, **arguments: Any) -> Any:
+        """Have a function of node.py's `ANSWERS` called."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([name, arguments]) + "\n")
         self._process.stdin.flush()
@@ -99,6 +125,14 @@ class Node:
         return json.loads(line)
 
 
+def succeeded(answer: dict[str, Any], argv: list[str], env: dict[str, str]) -> dict[str, Any]:
+    if answer["status"] != 0:
+        what = f"{env.get('CNI_COMMAND', '')} {' '.join(argv)}".strip()
+        said = f"{answer['stdout']}{answer['stderr']}".strip() or "no word"
+        raise CallFailedError(f"{what}: expected success, found status {answer['status']} and {said}")
+    return answer
+
+
 class Start:
     """A program that is started and ends."""
 
@@ -107,45 +141,76 @@ class Start:
         self._argv = argv
         self._env = RUNTIME_ENV | env
         self._stdin = stdin
+        self._calls = 0
 
-    def call(self, verb: str, turn: int) -> float:
+    def call(self, verb: str, turn: int) -> dict[str, float]:
         assert verb == "START", (verb, turn)
-        seconds: float = self._node.call(self._argv, self._env, self._stdin)["seconds"]
-        return seconds
+        self._calls += 1
+        return {"START": self._node.call(self._argv, self._env, self._stdin)["seconds"]}
+
+    def inside(self) -> list[tuple[str, float]]:
+        calls, self._calls = self._calls, 0
+        return [("START agent", line["seconds"]) for line in self._node.served(calls)]
 
 
 class Attachments:
-    """bridge + host-local out of one folder, called for the pods of a node."""
+    """bridge + host-local out of one folder, called for the pods of a node; by its agent, if it has one."""
 
-    def __init__(self, node: Node, bin_dir: Path, leases: int = 0, **options: Any) -> None:
-        self._node = node
+    def __init__(self, node: Node, bin_dir: Path, pods: int = PODS, **options: Any) -> None:
+        self.node = node
         self._bin_dir = bin_dir
         ipam = {"type": "host-local", "dataDir": str(node.data_dir), "ranges": [[{"subnet": SUBNET}]]}
         self._conf = {
             "cniVersion": CNI_VERSION, "name": NETWORK, "type": "bridge", "bridge": "cni0", "isDefaultGateway": True,
             **options, "ipam": ipam,
         }  # fmt: skip
-        self._results: dict[int, Any] = {}
-        write_leases(node.data_dir / NETWORK, leases)
-        node.make_pods([f"pod{turn}" for turn in range(PODS + RESIDENTS)])
-        for turn in range(PODS, PODS + RESIDENTS):
-            self._attach(turn)
+        self.pods = pods
+        self.results: dict[int, Any] = {}
+        self._calls = 0  # since `inside`
+        node.make_pods([f"pod{number}" for number in range(pods + RESIDENTS)])
+        for number in range(pods, pods + RESIDENTS):
+            self.attach(number)
 
-    def call(self, verb: str, turn: int) -> float:
-        number = turn % PODS
-        return self._attach(number) if verb == "ADD" else self._detach(number)
+    def call(self, verb: str, turn: int) -> dict[str, float]:
+        number = turn % self.pods
+        return self.attach(number) if verb == "ADD" else self.detach(number)
 
-    def _attach(self, number: int) -> float:
-        answer = self._call("ADD", number, self._conf)
-        self._results[number] = json.loads(answer["stdout"])
-        return float(answer["seconds"])
+    def inside(self) -> list[tuple[str, float]]:
+        calls, self._calls = self._calls, 0
+        found = []
+        for line in self.node.served(calls):
+            verb = line["command"]
+            found.append((f"{verb} agent", line["seconds"]))
+            found += [(f"{verb} agent: {step}", seconds) for step, seconds in line["steps"].items()]
+        return found
 
-    def _detach(self, number: int) -> float:
-        # With ADD's result, as runtimes do from cniVersion 0.4.0 on.
-        conf = {**self._conf, "prevResult": self._results.pop(number)}
-        return float(self._call("DEL", number, conf)["seconds"])
+    def attach(self, number: int, *, settle: bool = True) -> dict[str, float]:
+        answer = self._answer("ADD", number, settle=settle)
+        self.results[number] = json.loads(answer["stdout"])
+        return _timed("ADD", answer)
 
-    def _call(self, command: str, number: int, conf: dict[str, Any]) -> dict[str, Any]:
+    def detach(self, number: int, *, settle: bool = True) -> dict[str, float]:
+        answer = self._answer("DEL", number, settle=settle)
+        del self.results[number]
+        return _timed("DEL", answer)
+
+    def at_once(self, verb: str) -> dict[str, float]:
+        """ADD or DEL of all pods at once: the time of all, and that in which 99 of 100 calls were answered."""
+        answer = self.node.call_at_once([self._call(verb, number) for number in range(self.pods)])
+        self._calls += self.pods
+        for number, one in enumerate(answer["answers"]):
+            if verb == "ADD":
+                self.results[number] = json.loads(one["stdout"])
+            else:
+                del self.results[number]
+        p99 = statistics.quantiles([one["seconds"] for one in answer["answers"]], n=100, method="inclusive")[-1]
+        return {f"{verb} wall": answer["seconds"], f"{verb} p99": p99}
+
+    def _answer(self, verb: str, number: int, *, settle: bool) -> dict[str, Any]:
+        self._calls += 1
+        return self.node.call(*self._call(verb, number), settle=settle)
+
+    def _call(self, command: str, number: int) -> tuple[list[str], dict[str, str], str]:
         container_id = container(number)
         env = {
             **RUNTIME_ENV,
@@ -157,7 +222,30 @@ class Attachments:
             "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod{number};"
             f"K8S_POD_INFRA_CONTAINER_ID={container_id}",
         }
-        return self._node.call([str(self._bin_dir / "bridge")], env, json.dumps(conf))
+        # DEL is given ADD's result, as runtimes do from cniVersion 0.4.0 on.
+        previous = {"prevResult": self.results[number]} if command == "DEL" else {}
+        return [str(self._bin_dir / "bridge")], env, json.dumps({**self._conf, **previous})
+
+
+class AtOnce:
+    """Attachments of which a call is one of every pod."""
+
+    def __init__(self, attachments: Attachments) -> None:
+        self._attachments = attachments
+
+    def call(self, verb: str, turn: int) -> dict[str, float]:  # noqa: ARG002 - every turn is the same
+        return self._attachments.at_once(verb)
+
+    def inside(self) -> list[tuple[str, float]]:
+        return self._attachments.inside()
+
+
+def _timed(verb: str, answer: dict[str, Any]) -> dict[str, float]:
+    """What was timed in a call: all of it, and its part in the kernel where the node knows that (in_process.py)."""
+    times: dict[str, float] = {verb: answer["seconds"]}
+    if "netlink_seconds" in answer:
+        times[f"{verb} netlink"] = answer["netlink_seconds"]
+    return times
 
 
 def container(number: int) -> str:
@@ -165,13 +253,27 @@ def container(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def write_leases(folder: Path, count: int) -> None:
-    """host-local's folder of a network with `count` leases, one after the other from the range's start."""
-    folder.mkdir()
-    addresses = list(itertools.islice(usable(SUBNET), count))
-    for number, address in enumerate(addresses):
-        (folder / address).write_text(f"{container(-1 - number)}\r\neth0")
-    if addresses:
+class Leases:
+    """Lease files of host-local, one address after the other from the range's start.
+
+    They are made once and then linked to where they are needed: the disk is slower for a while after many files were
+    made or removed (node.py, `spread_below`).
+    """
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self._folder = folder
+        self._addresses = list(itertools.islice(usable(SUBNET), most))
+        folder.mkdir()
+        for number, address in enumerate(self._addresses):
+            (folder / address).write_text(f"{container(-1 - number)}\r\neth0")
+        os.sync()  # or the disk is still at it when calls are measured
+
+    def fill(self, folder: Path, count: int) -> None:
+        """Make a network's folder with so many leases."""
+        folder.mkdir()
+        addresses = self._addresses[:count]
+        for address in addresses:
+            os.link(self._folder / address, folder / address)
         (folder / "last_reserved_ip.0").write_text(addresses[-1])
 
 

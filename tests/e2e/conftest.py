@@ -1,6 +1,7 @@
 """What the end-to-end tests stand on. Two variables say what is tested and against whom:
 
-    CNIKIT_TEST_BIN     folder with the executables under test (bridge, host-local, loopback)
+    CNIKIT_TEST_BIN     folder with the executables under test (bridge, host-local, loopback); the command `cnikit`,
+                        which has the agent, lies beside it
     CNIKIT_TEST_PEERS   folder with the reference's executables and cnitool
 
 The tests need root and these programs: ip, bridge, nft, iptables, nsenter, containerd, ctr, runc, podman, conmon
@@ -15,10 +16,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.agent_world import AgentWay, beside
 from tests.e2e.world import Node, Way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+UNBOUNDED = 1 << 30
 
 
 def _folder(variable: str, programs: tuple[str, ...]) -> Path:
@@ -44,10 +49,22 @@ def bin_dir() -> Path:
     return _folder("CNIKIT_TEST_BIN", ("bridge", "host-local", "loopback"))
 
 
-@pytest.fixture(scope="session", params=["one-shot"])
+@pytest.fixture(scope="session")
+def agent_way(bin_dir: Path) -> AgentWay:
+    """Through launcher and agent."""
+    program = beside(bin_dir)
+    if not os.access(program, os.X_OK):
+        pytest.fail(f"no executable {program}: the tests through the agent need it", pytrace=False)
+    return AgentWay("agent", bin_dir, program)
+
+
+@pytest.fixture(scope="session", params=["one-shot", "agent"])
 def way(request: pytest.FixtureRequest, bin_dir: Path) -> Way:
     """How the executables under test are reached; every test runs once for each parameter."""
-    return Way(request.param, bin_dir)
+    if request.param == "one-shot":
+        return Way("one-shot", bin_dir)
+    found: AgentWay = request.getfixturevalue("agent_way")
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +78,25 @@ def node(way: Way) -> Iterator[Node]:
     """A fresh node."""
     with Node(way) as made:
         yield made
+
+
+def _with_agent(agent_way: AgentWay) -> Iterator[Node]:
+    with Node(agent_way) as made:
+        made.prepare()
+        made.may_decline = made.may_pass_by = UNBOUNDED
+        yield made
+
+
+@pytest.fixture
+def agent_node(agent_way: AgentWay) -> Iterator[Node]:
+    """A fresh node with an agent, for tests that disturb it and look themselves at what it was asked."""
+    yield from _with_agent(agent_way)
+
+
+@pytest.fixture(scope="module")
+def shared_agent_node(agent_way: AgentWay) -> Iterator[Node]:
+    """One for a whole file."""
+    yield from _with_agent(agent_way)
 
 
 @pytest.fixture(scope="module")

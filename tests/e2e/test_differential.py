@@ -60,7 +60,7 @@ class Side:
         ]
         self.node.run("ip", "-batch", "-", stdin=("\n".join(lines) + "\n").encode())
         self.forget_leases()
-        self.node.run("sh", "-c", "nft flush ruleset; rm -rf /run/cnikit")
+        self.node.run("sh", "-c", "nft flush ruleset; rm -rf /run/cnikit/networks /run/cnikit/locks")
 
     def forget_leases(self) -> None:
         self.node.run("rm", "-rf", LEASES)

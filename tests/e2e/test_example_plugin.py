@@ -45,9 +45,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def node(built: Path) -> Iterator[Node]:
-    with Node(Way("example", built)) as made:
+def node(built: Path, way: Way) -> Iterator[Node]:
+    """The agent is the one beside our own plugins: it has no `vip`, which runs one-shot between the others."""
+    with Node(way.with_plugins_in(built)) as made:
         made.prepare()
+        made.may_decline = 8  # calls of a story
         folder = made.path("/etc/cni/net.d")
         folder.mkdir(parents=True)
         (folder / "10-balanced.conflist").write_text(json.dumps(NETWORK))

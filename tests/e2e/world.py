@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
 
+    from tests.e2e.agent_world import Agent
+
 HOLDER = Path(__file__).with_name("holder.py")
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LEASES = "/var/lib/cni/networks"
@@ -39,13 +41,16 @@ _names = itertools.count(1)
 class Way:
     """How a plugin is reached: what stands in the CNI bin directory, and what it needs in the node.
 
-    The one place to extend when the same tests are to run another way, for example through a resident
-    agent: another `bin_dir`, and `enter` starts what has to run in the node beforehand.
+    This one needs nothing there: every call is a process of its own. `agent_world.py` has another.
     """
 
     def __init__(self, name: str, bin_dir: Path) -> None:
         self.name = name
         self.bin_dir = bin_dir
+
+    def with_plugins_in(self, bin_dir: Path) -> Way:
+        """The same with other executables."""
+        return Way(self.name, bin_dir)
 
     def enter(self, node: Node) -> None:
         """Called once for each node before its first call."""
@@ -140,8 +145,14 @@ class Node:
         assert first, "the node's holder ended at once: are the tests run as root?"
         self.pid = int(first)
         self.way = way
-        self._pids = pids
+        self.has_pids = pids
         self._entered = False
+        # For a way through an agent: the agent; calls that ended by themselves; and how many of them it may decline,
+        # and may never hear of.
+        self.agent: Agent | None = None
+        self.answered = 0
+        self.may_decline = 0
+        self.may_pass_by = 0
         self.pods: list[Pod] = []
         self.run("ip", "link", "set", "lo", "up")
 
@@ -154,13 +165,15 @@ class Node:
         self.close()
 
     def close(self) -> None:
-        if self._entered:
-            self.way.leave(self)
         assert self._holder.stdin is not None
         assert self._holder.stdout is not None
-        self._holder.stdin.close()
-        self._holder.stdout.close()
-        self._holder.wait(GENEROUS)
+        try:
+            if self._entered:
+                self.way.leave(self)
+        finally:
+            self._holder.stdin.close()
+            self._holder.stdout.close()
+            self._holder.wait(GENEROUS)
 
     # Running things inside
 
@@ -168,7 +181,7 @@ class Node:
         """The command line that runs `argv` inside the node; it execs, so a PID stays the program's own."""
         proc = f"/proc/{self.pid}/ns"
         enter = ["/usr/bin/nsenter", f"--mount={proc}/mnt", f"--net={proc}/net", f"--wd=/proc/{self.pid}/root/run"]
-        return [*enter, *([f"--pid={proc}/pid"] if self._pids else []), "--", *argv]
+        return [*enter, *([f"--pid={proc}/pid"] if self.has_pids else []), "--", *argv]
 
     def spawn(self, *argv: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
         """Start a program inside; the caller waits for it."""
@@ -241,14 +254,23 @@ class Node:
         self.prepare()
         stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
         environ = self.environ(command, pod, ifname, env, way)
-        return self.attempt(self.executable(plugin, way), env=environ, stdin=stdin, timeout=timeout)
+        answer = self.attempt(self.executable(plugin, way), env=environ, stdin=stdin, timeout=timeout)
+        self.answered += way is None
+        return answer
 
     def start(
-        self, plugin: str, command: str, conf: Mapping[str, Any], pod: Pod | None = None, ifname: str = "eth0"
+        self,
+        plugin: str,
+        command: str,
+        conf: Mapping[str, Any],
+        pod: Pod | None = None,
+        ifname: str = "eth0",
+        env: Mapping[str, str | None] | None = None,
     ) -> Running:
         """The same without waiting: for calls side by side and for calls that get killed."""
         self.prepare()
-        return Running(self, self.executable(plugin), self.environ(command, pod, ifname), json.dumps(conf).encode())
+        environ = self.environ(command, pod, ifname, env)
+        return Running(self, self.executable(plugin), environ, json.dumps(conf).encode())
 
     # Pods
 
@@ -378,6 +400,7 @@ class Running:
 
     def __init__(self, node: Node, executable: str, environ: Mapping[str, str], stdin: bytes) -> None:
         pipe = subprocess.PIPE
+        self._node = node
         self.process = node.spawn(executable, env=environ, stdin=pipe, stdout=pipe, stderr=pipe)
         assert self.process.stdin is not None
         try:
@@ -394,6 +417,7 @@ class Running:
             self.process.kill()
             out, err = self.process.communicate()
             raise AssertionError(f"did not end within {timeout} s: {out!r}, {err!r}") from None
+        self._node.answered += self.process.returncode >= 0
         return Answer(self.process.returncode, out, err.decode("utf-8", "replace"))
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bench.rows import ROWS
+from tests.bench.rows import GROUPS, QUICK, ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = "# cnikit\n<!-- bench -->\nold table\n<!-- /bench -->\nafter\n"
@@ -39,12 +41,11 @@ class Bench(subprocess.Popen[str]):
         return self.returncode, out, err
 
 
-@pytest.mark.timeout(900)  # 60,000 leases are written twice and removed, on a disk that others may use
 def test_a_short_run_tells_every_row(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(README)
 
-    status, out, err = Bench("--runs", "2", "--output", str(tmp_path), "--readme", str(readme)).end()
+    status, out, err = Bench("--quick", "--output", str(tmp_path), "--readme", str(readme)).end()
 
     assert status == 0, out + err
     report: dict[str, Any] = json.loads((tmp_path / "bench.json").read_text())
@@ -52,18 +53,36 @@ def test_a_short_run_tells_every_row(tmp_path: Path) -> None:
     for row in report["rows"]:
         assert row["title"] in out
         for side in (row["ours"], row["peer"]):
-            assert side["runs"] == 2
+            assert side["runs"] == QUICK.runs
             assert 0 < side["min"] <= side["median"] <= side["p90"]
         assert row["ratio"] == pytest.approx(row["ours"]["median"] / row["peer"]["median"], rel=0.02)
         assert row["met"] == (None if row["at_most"] is None else row["ratio"] <= row["at_most"])
     assert report["kernel"] == os.uname().release
     assert report["peer"]["plugins"] == "v1.9.1"
-    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("bench.png", "bench-steps.png", "bench-loop.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG"), picture
     text = readme.read_text()
     assert text.startswith("# cnikit\n<!-- bench -->\n|")
     assert text.endswith("<!-- /bench -->\nafter\n")
     assert "old table" not in text
-    assert text.count("\n| ") == 1 + len(ROWS)
+    assert text.count("\n| ") == len(GROUPS) + len(ROWS)
+    assert_inside(report)
+
+
+def assert_inside(report: dict[str, Any]) -> None:
+    """What the agent told: the steps make up the whole, and the loop ended as it began."""
+    for breakdown in report["steps"].values():
+        assert {"launcher", "ipam", "kernel", "answer"} <= set(breakdown["steps"])
+        assert all(value >= 0 for value in breakdown["steps"].values())
+    assert set(report["steps"]) == {"ADD", "ADD with ipMasq"}
+    loop = report["loop"]
+    assert loop["pods"] == QUICK.loop_pods
+    for verb in ("ADD", "DEL"):
+        assert loop["ours"][verb]["calls"] == QUICK.loop_pods
+        assert loop["go"][verb]["calls"] > 0
+    first, last = loop["agent"][0], loop["agent"][-1]
+    assert last["files"] < first["files"] + QUICK.loop_pods  # threads bring sockets, pods leave nothing open
+    assert first["resident"] > 0
 
 
 def test_a_part_is_shown_and_not_written(tmp_path: Path) -> None:
@@ -77,16 +96,66 @@ def test_a_part_is_shown_and_not_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing(how: signal.Signals, tmp_path: Path) -> None:
-    bench = Bench("--runs", "100000", "--only", "add", "--output", str(tmp_path / "docs"))
+    bench = Bench("--runs", "100000", "--only", "agent-add", "--output", str(tmp_path / "docs"))
     assert bench.stdout is not None
     bench.stdout.readline()  # measuring has begun
+    agent = wait_for_agent_below(bench.pid)
 
     bench.send_signal(how)
     status, _, err = bench.end()
 
     assert status == 1
     assert "Traceback" not in err
+    assert not agent.exists()
     assert not (tmp_path / "docs").exists()
+
+
+def wait_for_agent_below(pid: int) -> Path:
+    """/proc of the agent that a child of the benchmark has started."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for node in children(pid):
+            for agent in children(node):
+                if b"\0agent\0" in Path(f"/proc/{agent}/cmdline").read_bytes():
+                    return Path(f"/proc/{agent}")
+        time.sleep(0.01)
+    raise AssertionError("expected an agent below the benchmark, found none")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_an_agent_that_does_not_start_ends_it_with_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "bridge").symlink_to(Path(os.environ["CNIKIT_TEST_BIN"]).resolve() / "bridge")
+    command = tmp_path / "cnikit"
+    command.write_text("#!/bin/sh\necho 'no luck' >&2\nexit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("CNIKIT_TEST_BIN", str(bin_dir))
+
+    status, _, err = Bench("--runs", "2", "--only", "agent-add").end()
+
+    assert status == 1
+    assert "no luck" in err
+    assert "Traceback" not in err
+
+
+def test_calls_that_the_agent_did_not_serve_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Go plugins in the place of ours: they know of no agent."""
+    bin_dir = tmp_path / "bin"
+    shutil.copytree(os.environ["CNIKIT_TEST_PEERS"], bin_dir, symlinks=True)
+    (tmp_path / "cnikit").symlink_to(Path(os.environ["CNIKIT_TEST_BIN"]).resolve().parent / "cnikit")
+    monkeypatch.setenv("CNIKIT_TEST_BIN", str(bin_dir))
+
+    status, _, err = Bench("--runs", "2", "--only", "agent-add").end()
+
+    assert status == 1
+    assert "calls served by the agent, found 0" in err
+    assert "Traceback" not in err
 
 
 def test_a_failing_plugin_ends_it_with_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,8 @@ def test_one_batch_makes_a_veth_with_its_peer_in_the_pod(
     assert ours["linkinfo"]["info_slave_data"]["isolated"] is True
     assert (theirs["address"], theirs["mtu"], theirs["link_index"]) == ("0a:58:0a:01:00:02", 1400, ours["ifindex"])
     assert "UP" not in theirs["flags"]
+    queues = [link[key] for link in (ours, theirs) for key in ("num_tx_queues", "num_rx_queues")]
+    assert queues == [1, 1, 1, 1]
 
 
 def test_veth_within_one_namespace(host: Namespace, host_ns: Netns) -> None:
@@ -277,6 +279,15 @@ def test_link_is_changed_only_where_told(host: Namespace, pod: Namespace, host_n
     (link,) = host_ns.ip("link", "show", "veth1")
     assert "UP" not in link["flags"]
     assert "PROMISC" in link["flags"]
+
+
+def test_arp_notify_is_set_and_cleared(host: Namespace, pod: Namespace, pod_ns: Netns) -> None:
+    _, eth0 = add_pair(host, pod)
+    for wanted in (True, False):
+        pod.apply(ops.link_set(eth0, up=True, arp_notify=wanted))
+
+        seen = pod_ns.run("cat", "/proc/sys/net/ipv4/conf/eth0/arp_notify", "/proc/sys/net/ipv4/conf/lo/arp_notify")
+        assert seen.split() == [str(int(wanted)), "0"]
 
 
 def test_settings_go_to_the_namespace_that_is_meant(

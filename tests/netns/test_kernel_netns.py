@@ -126,11 +126,11 @@ def test_caller_is_back_when_opening_fails_inside(
     before, fds = inode(), open_fds()
     seen: list[int] = []
 
-    def fail(self: object) -> None:
+    def fail(*_: object) -> None:
         seen.append(inode())
         raise KernelError("open a netlink socket", 24)
 
-    monkeypatch.setattr("cni.kernel.linux.Namespace._open_both", fail)
+    monkeypatch.setattr("cni.kernel.linux.Socket", fail)
 
     with kernel.open(host_ns.path) as namespace, pytest.raises(KernelError):
         namespace.links()
@@ -173,10 +173,12 @@ def test_no_descriptor_survives_exec(kernel: Kernel, host_ns: Netns) -> None:
     with kernel.open(host_ns.path) as host, kernel.own() as own:
         host.links()
         host.nft_has(1, "t")
-        own.conf(2, "lo", "forwarding")
+        for family in (2, 10):
+            own.conf(family, "lo", "forwarding")
+            host.conf(family, "lo", "forwarding")
         opened = open_fds() - before
 
-        assert len(opened) >= 7
+        assert len(opened) >= 8
         assert [fd for fd in opened if not fcntl.fcntl(int(fd), fcntl.F_GETFD) & fcntl.FD_CLOEXEC] == []
 
 

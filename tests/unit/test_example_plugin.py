@@ -62,7 +62,11 @@ class Node:
         )  # fmt: skip
         written: list[bytes] = []
         status = dispatch.serve(
-            world, "vip", {**environ, "CNI_COMMAND": command}, stdin, lambda _, data: written.append(data)
+            world,
+            "vip",
+            {**environ, "CNI_COMMAND": command},
+            stdin,
+            lambda _, data: written.extend([data] if data else []),
         )
         return status, json.loads(written[0]) if written else None
 

@@ -106,6 +106,8 @@ CASES: list[tuple[Op, int, int, bytes]] = [
                 ("IFLA_IFNAME", "veth1"),
                 ("IFLA_ADDRESS", MAC_TEXT),
                 ("IFLA_MTU", 1400),
+                ("IFLA_NUM_TX_QUEUES", 1),
+                ("IFLA_NUM_RX_QUEUES", 1),
                 ("IFLA_MASTER", 2),
                 (
                     "IFLA_LINKINFO",
@@ -120,6 +122,8 @@ CASES: list[tuple[Op, int, int, bytes]] = [
                                         ("IFLA_IFNAME", "eth0"),
                                         ("IFLA_ADDRESS", PEER_MAC_TEXT),
                                         ("IFLA_MTU", 1400),
+                                        ("IFLA_NUM_TX_QUEUES", 1),
+                                        ("IFLA_NUM_RX_QUEUES", 1),
                                         ("IFLA_NET_NS_FD", 7),
                                     ),
                                 )

@@ -110,7 +110,7 @@ def test_an_unreadable_stdin_is_code_5(tmp_path: Path) -> None:
 
 
 def test_an_endless_stdin_is_code_5(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main_module, "_LONGEST", 1 << 20)
+    monkeypatch.setattr(main_module, "LONGEST", 1 << 20)
     fd = os.open("/dev/zero", os.O_RDONLY)
     with pytest.raises(CniError, match="at most") as caught:
         Stdin(fd).all()

@@ -1,0 +1,59 @@
+"""Whether the agent is alive, and whether it takes calls: the answers of `/healthz` and `/readyz`."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from agent.http import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.server import Server
+    from agent.workers import Workers
+
+# The loop goes round once a second when nothing happens.
+_STILL = 10.0
+# How long a thread may be awaited: with many calls at once each has its turn well within this.
+_STUCK = 30.0
+# How long one who asks is kept waiting for a thread.
+_AWAITED = 1.0
+
+OK = Reply(200, b"ok\n")
+
+
+class Health:
+    """Looks at the loop and at the threads. `ending` says how the agent is ending, empty when it is not."""
+
+    def __init__(self, server: Server, workers: Workers, clock: Callable[[], float], ending: Callable[[], str]) -> None:
+        self._server = server
+        self._workers = workers
+        self._clock = clock
+        self._ending = ending
+        self._asked = 0.0
+        self._done: threading.Event | None = None
+
+    def ready(self) -> Reply:
+        """Whether new calls are taken."""
+        how = self._ending()
+        return Reply(503, f"ending: {how}\n".encode()) if how else OK
+
+    def alive(self) -> Reply:
+        """Whether the loop goes round, and a thread comes to do something. Asked by one thread at a time."""
+        still = self._clock() - self._server.turned
+        if still > _STILL and not self._ending():
+            return Reply(503, f"the loop has stood still for {still:.0f} s\n".encode())
+        if self._done is None:
+            self._done = threading.Event()
+            self._asked = self._clock()
+            if not self._workers.submit(None, self._done.set):
+                self._done = None
+                return Reply(503, b"too many calls are under way\n")
+        if self._done.wait(_AWAITED):
+            self._done = None
+            return OK
+        waited = self._clock() - self._asked
+        if waited > _STUCK:
+            return Reply(503, f"no thread has been free for {waited:.0f} s\n".encode())
+        return OK
