@@ -11,8 +11,8 @@ export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHONDONTWRITEBYTECODE := 1
 export PYTHONPATH := $(CURDIR)
 
-sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.c') cli/bundle.py requirements.lock
-cli_sources := $(shell find cni plugins ipam cli conf launcher -type f -not -name '*.pyc') requirements.lock
+sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.[ch]') cli/bundle.py cli/registry.py requirements.lock
+cli_sources := $(shell find cni plugins ipam agent cli conf launcher -type f -not -name '*.pyc') requirements.lock
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format dist bench install clean lock setup test-setup peers

@@ -19,6 +19,7 @@ A default PyInstaller build starts in 37 ms, this one in 9; docs/adr/ has the st
 from __future__ import annotations
 
 import argparse
+import json
 import marshal
 import os
 import platform
@@ -26,11 +27,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cli.install import exchange
 from cli.registry import PLUGINS, module_of, named_file
 from cni import __version__
+from cni.version import SUPPORTED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -93,7 +98,7 @@ def build(output: Path, spec: str, names: tuple[str, str], launchers: list[str],
     with tempfile.TemporaryDirectory(prefix=".build-", dir=output) as work:
         bundle = freeze(Path(work), spec, program)
         define = (f'-DFOLDER="{folder}"', f'-DPROGRAM="{program}"', *defines)
-        compile_launcher(bundle / "launcher", platform.machine(), *define)
+        compile_launcher(bundle / "launcher", platform.machine(), *define, plugins=launchers)
         place = output / folder / __version__
         exchange(bundle, place)
         for name in launchers:
@@ -187,14 +192,21 @@ def assemble_command(pyinstaller: dict[str, Any]) -> None:
     pyinstaller["COLLECT"](executable, analysis.binaries, analysis.datas, name=program, strip=True, upx=False)
 
 
-def compile_launcher(output: Path, machine: str, *defines: str) -> None:
-    """Compile the launcher for a machine (x86_64, aarch64): static, with no C compiler on this one."""
+def compile_launcher(output: Path, machine: str, *defines: str, plugins: Iterable[str] = PLUGINS) -> None:
+    """Compile the launcher of these plugins for a machine (x86_64, aarch64): static, with no C compiler on this one."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl", "-Os", "-static", "-s"]
-    command += ["-std=gnu11", "-Wall", "-Wextra", "-Werror", f'-DVERSION="{__version__}"', *defines]
+    command += ["-std=gnu11", "-Wall", "-Wextra", "-Werror", *launcher_defines(plugins), *defines]
     cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(ROOT / ".cache" / "zig")
     environ = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
     command += ["-o", str(output), *(str(ROOT / "launcher" / source) for source in ("launcher.c", "agent.c"))]
     subprocess.run(command, check=True, env=environ)
+
+
+def launcher_defines(plugins: Iterable[str]) -> list[str]:
+    """What the launcher has to know when it is compiled, as options of a C compiler."""
+    names = ",".join(json.dumps(name) for name in plugins)
+    supported = json.dumps(json.dumps(list(SUPPORTED), separators=(",", ":")))
+    return [f'-DVERSION="{__version__}"', f"-DPLUGINS={names}", f"-DSUPPORTED={supported}"]
 
 
 if __name__ == "__main__":

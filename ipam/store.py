@@ -108,8 +108,10 @@ class Store:
         return found
 
     def _known(self, holder: Holder) -> list[str]:
-        """What the index knows a holder to have. When it tells of leases that are not there, a writer died or
-        somebody else released them, and the folder is searched."""
+        """What the index knows a holder to have.
+
+        When it tells of leases that are not there, a writer died or somebody else released them: then we walk.
+        """
         entry = self._index.get(key_of(holder))
         found = self._verified(holder)
         if entry and len(found) < len(entry.addresses) and self.walk():
@@ -276,7 +278,8 @@ class Store:
         used: list[bytes] = []
         for address, packed, lease in self._read_all():
             key = key_of(lease.holder) if lease.holder else ""
-            if self._is_dead(address, lease):
+            entry = self._index.get(key) if key else None
+            if self._is_dead(entry, address, lease):
                 _unlink(f"{self.folder}/{address}")
                 self._log(f"released {address}, a lease of {key} from before the last boot")
                 continue
@@ -307,11 +310,10 @@ class Store:
     def is_reclaimable(self, address: str) -> bool:
         """Whether an ADD would take an address in spite of its file."""
         lease = self.lease(address)
-        return lease is None or lease.torn or self._is_dead(address, lease)
+        return lease is None or lease.torn or self._is_dead(self._entry_of(lease), address, lease)
 
-    def _is_dead(self, address: str, lease: Lease) -> bool:
+    def _is_dead(self, entry: Entry | None, address: str, lease: Lease) -> bool:
         """Whether a lease is of ours and of an earlier boot: no namespace has outlived that."""
-        entry = self._entry_of(lease)
         return entry is not None and entry.boot != self._boot and entry.vouches(address, lease.mtime)
 
     def _entry_of(self, lease: Lease) -> Entry | None:

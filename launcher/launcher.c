@@ -169,6 +169,10 @@ int main(int argc, char **argv)
     size_t i;
     int error;
 
+#ifndef PEOPLE
+    if ((error = answer_version(called)) != ONE_SHOT)
+        return error;
+#endif
     if (!find_self(called))
         return fail(INTERNAL, "cnikit cannot find its own place: there is no /proc/self/exe", "Call it by an absolute path, or mount /proc.");
 #ifndef PEOPLE

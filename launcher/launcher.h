@@ -11,5 +11,8 @@ extern char spoken[]; /* the cniVersion of error objects */
 /* Say why it fails; returns the exit code. */
 int fail(int code, const char *text, const char *details);
 
+/* Answer VERSION when it is asked for as runtimes do; returns the exit code or ONE_SHOT. */
+int answer_version(const char *called);
+
 /* Let the agent serve the call that came by this path; returns the exit code or ONE_SHOT. */
 int ask_agent(const char *called);

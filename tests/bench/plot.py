@@ -78,7 +78,7 @@ def bare(axes: Axes, grid: str) -> None:
 
 
 def times(ratio: float) -> str:
-    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
+    return f"{ratio:.3f}x" if ratio < 0.1 else f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.0f}x"
 
 
 def _frame(axes: Axes, places: dict[int, str], lines: int) -> None:

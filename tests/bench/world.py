@@ -106,8 +106,9 @@ class Node:
         said: list[str] = self.ask("agent_lines", calls=calls)
         served = [json.loads(line) for line in said if '"outcome":' in line and '"ok"' in line]
         if len(served) != calls:
-            words = " ".join(said) or "no word"
-            raise CallFailedError(f"expected {calls} calls served by the agent, found {len(served)}: {words}")
+            others = [line for line in said if '"ok"' not in line]
+            words = " ".join(others[-3:]) or "no word about the others"
+            raise CallFailedError(f"expected {calls} calls served by the agent, found {len(served)}; {words}")
         return served
 
     def ask(self, name: str, **arguments: Any) -> Any:

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import tempfile
@@ -20,12 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cni import __version__
-from tests.e2e.world import GENEROUS, SEARCH_PATH, Way, wait_until
+from tests.e2e.world import GENEROUS, SEARCH_PATH, Way, network, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tests.e2e.world import Node, Pod
+    from tests.e2e.world import Node, Pod, Running
 
 SOCKET = "/run/cnikit/agent.sock"
 MARK = "test-mark-"
@@ -312,6 +313,49 @@ class Request:
 
 def header(strings: int, stdin: int, flags: int = 0, magic: bytes = b"cnikit\0\x01") -> bytes:
     return struct.pack("=8sIII", magic, flags, strings, stdin)
+
+
+class SlowIpam:
+    """A third party's IPAM plugin whose ADD ends when it is told to."""
+
+    ADDRESS = "10.1.9.9/16"
+
+    # Its ADD lasts until somebody has opened /run/gate to write.
+    SCRIPT = """#!/bin/sh
+case $CNI_COMMAND in
+  ADD) echo >> /run/began; cat /run/gate; echo '{"cniVersion":"1.1.0","ips":[{"address":"%s","gateway":"10.1.0.1"}]}' ;;
+esac
+"""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        folder = node.path("/run/third-party")
+        folder.mkdir()
+        script = folder / "slow"
+        script.write_text(self.SCRIPT % self.ADDRESS)
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        os.mkfifo(node.path("/run/gate"))
+        self.conf = network(ipam={"type": "slow"})
+        self.env: dict[str, str | None] = {"CNI_PATH": f"/run/third-party:{node.way.bin_dir}"}
+
+    def start(self, pod: Pod) -> Running:
+        """An ADD that is in the middle when this returns."""
+        began = self._began()
+        running = self.node.start("bridge", "ADD", self.conf, pod, env=self.env)
+        wait_until(lambda: self._began() > began, "the IPAM plugin runs")
+        return running
+
+    def go_on(self) -> None:
+        """Let those that wait go on."""
+        with self.node.path("/run/gate").open("w"):
+            pass
+
+    def delete(self, pod: Pod) -> None:
+        self.node.call("bridge", "DEL", self.conf, pod, env=self.env).silent()
+
+    def _began(self) -> int:
+        path = self.node.path("/run/began")
+        return len(path.read_text()) if path.exists() else 0
 
 
 def command(node: Node) -> Path:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.agent_world import SOCKET, Agent, Client, Request, header, start_again
+from tests.e2e.agent_world import SOCKET, Agent, Client, Request, SlowIpam, header, start_again
 from tests.e2e.world import DUAL_STACK, LEASES, RECORDS, Node, Pod, Running, network, wait_same, wait_until
 
 if TYPE_CHECKING:
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 MANY = 100
 PLENTY = 300.0
 NOBODY = 65534
-
-# An IPAM plugin of a third party that stays in its ADD until somebody writes to /run/gate.
-SLOW = """#!/bin/sh
-case $CNI_COMMAND in
-  ADD) echo >> /run/began; cat /run/gate; echo '{"cniVersion":"1.1.0","ips":[{"address":"10.5.0.9/24","gateway":"10.5.0.1"}]}' ;;
-esac
-"""
-
 
 @pytest.fixture
 def conf() -> dict[str, Any]:
@@ -75,40 +67,6 @@ def goes_past(node: Node, conf: dict[str, Any]) -> None:
     assert node.call("bridge", "ADD", conf, pod).ok
     node.call("bridge", "DEL", conf, pod).silent()
     assert served(node) == count
-
-
-class SlowIpam:
-    """A third party's IPAM plugin whose ADD ends when it is told to."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        folder = node.path("/run/third-party")
-        folder.mkdir()
-        script = folder / "slow"
-        script.write_text(SLOW)
-        script.chmod(script.stat().st_mode | stat.S_IXUSR)
-        os.mkfifo(node.path("/run/gate"))
-        self.conf = network(ipam={"type": "slow"})
-        self.env: dict[str, str | None] = {"CNI_PATH": f"/run/third-party:{node.way.bin_dir}"}
-
-    def start(self, pod: Pod) -> Running:
-        """An ADD that is in the middle when this returns."""
-        began = self._began()
-        running = self.node.start("bridge", "ADD", self.conf, pod, env=self.env)
-        wait_until(lambda: self._began() > began, "the IPAM plugin runs")
-        return running
-
-    def go_on(self) -> None:
-        """Let those that wait go on."""
-        with self.node.path("/run/gate").open("w"):
-            pass
-
-    def delete(self, pod: Pod) -> None:
-        self.node.call("bridge", "DEL", self.conf, pod, env=self.env).silent()
-
-    def _began(self) -> int:
-        path = self.node.path("/run/began")
-        return len(path.read_text()) if path.exists() else 0
 
 
 @pytest.fixture

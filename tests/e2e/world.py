@@ -33,6 +33,8 @@ RECORDS = "/run/cnikit"
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 GENEROUS = 60.0  # seconds: no call that works takes nearly as long, also on a busy machine
 CLONE_NEWNET = 0x40000000
+# The commands that a launcher may answer with no agent: VERSION by itself, and the text about itself without any.
+NO_AGENT = ("VERSION", "", None)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _names = itertools.count(1)
@@ -147,8 +149,8 @@ class Node:
         self.way = way
         self.has_pids = pids
         self._entered = False
-        # For a way through an agent: the agent; calls that ended by themselves; and how many of them it may decline,
-        # and may never hear of.
+        # For a way through an agent: the agent; calls for it that ended by themselves; and how many of them it may
+        # decline, and may never hear of.
         self.agent: Agent | None = None
         self.answered = 0
         self.may_decline = 0
@@ -255,7 +257,7 @@ class Node:
         stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
         environ = self.environ(command, pod, ifname, env, way)
         answer = self.attempt(self.executable(plugin, way), env=environ, stdin=stdin, timeout=timeout)
-        self.answered += way is None
+        self.answered += way is None and environ.get("CNI_COMMAND") not in NO_AGENT
         return answer
 
     def start(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cli.bundle import compile_launcher
-from cni import __version__
+from cli.bundle import compile_launcher, launcher_defines
+from cli.registry import PLUGINS
 from tests.launcher.world import Agent, BinDirectory
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Builds:
 
 def compile_sanitized(output: Path, sanitizers: str, *arguments: str | Path) -> None:
     command = ["clang", *SANITIZERS, f"-fsanitize={sanitizers}", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([*command, f'-DVERSION="{__version__}"', *arguments, "-o", output], check=True)
+    subprocess.run([*command, *launcher_defines(PLUGINS), *arguments, "-o", output], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.launcher.conftest import bin_directory
 from tests.launcher.world import Agent, frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.launcher.conftest import Builds
     from tests.launcher.world import BinDirectory, Call, OneShot
 
 CONF = b'{"cniVersion":"1.0.0","name":"net"}'
@@ -133,15 +135,14 @@ def test_a_closed_standard_descriptor(node: BinDirectory, agent: Agent, closed: 
     assert ran.fds == [fd for fd in (0, 1, 2) if fd != closed]
 
 
-def test_without_proc_there_are_no_namespaces_to_send(node: BinDirectory, agent: Agent, kind: str) -> None:
-    if kind == "sanitized":
-        return  # AddressSanitizer itself needs /proc
+def test_without_proc_there_are_no_namespaces_to_send(builds: Builds, agent: Agent, tmp_path: Path) -> None:
+    """Not with AddressSanitizer, which itself needs /proc."""
     script = 'mount -t tmpfs none /proc && exec "$0"'
-    call = node.call("ADD", CONF, "unshare", "--mount", "--propagation", "private", "sh", "-c", script)
-    with agent.accept() as peer:
-        assert peer.heard() == b""
-    status, out, _ = call.finish()
-    assert (status, out) == (0, b"one-shot\n")
+    for node in bin_directory(tmp_path, builds.launcher("static"), builds.stand_in()):
+        call = node.call("ADD", CONF, "unshare", "--mount", "--propagation", "private", "sh", "-c", script)
+        with agent.accept() as peer:
+            assert peer.heard() == b""
+        assert call.finish()[:2] == (0, b"one-shot\n")
 
 
 def test_a_declined_call_is_served_as_if_nobody_had_been_asked(node: BinDirectory, agent: Agent) -> None:
@@ -371,6 +372,20 @@ def test_a_stdout_that_nobody_reads(hurried: BinDirectory, agent: Agent) -> None
         peer.send(frame(b"A", 0, b"result"))
         assert peer.heard() == b"F"
         assert call.finish()[0] == 1  # and it does not wait for ever
+    os.close(reader)
+
+
+def test_neither_stdout_nor_stderr_is_read(hurried: BinDirectory, agent: Agent) -> None:
+    reader, writer = full_pipe()
+    call = hurried.call("ADD", CONF, stdout=writer, stderr=writer)
+    os.close(writer)
+    with agent.accept() as peer:
+        peer.send(frame(b"R", first=b"1.0.0"))
+        peer.request()
+        assert peer.heard() == b"G"
+        peer.send(frame(b"A", 0, b"result", b"warning"))
+        assert peer.heard() == b"F"
+    assert call.finish()[0] == 1
     os.close(reader)
 
 

@@ -483,6 +483,31 @@ def test_no_folder_is_walked_and_the_cost_is_flat(pool: Pool, monkeypatch: pytes
     assert few == many == again
 
 
+def test_what_nobody_else_can_change_is_read_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.add("first")
+    add, check, delete, again = calls_of(monkeypatch, pool, "pod")
+    # The attachment's entry and that of its container's old leases; DEL needs the latter when it finds nothing.
+    assert [calls.count("readlink") for calls in (add, check, delete, again)] == [2, 2, 1, 2]
+    # The lock of the attachment and of the network, `state`, the lease, its bitmap, `released`.
+    assert delete.count("open") == 6
+
+
+def test_an_address_lost_to_one_who_takes_no_lock_is_another_ones(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool.add("first")
+    real = posix.link
+
+    def late(source: str, target: str) -> None:
+        if target.endswith("10.1.0.3"):
+            pool.plant("10.1.0.3", "thief\r\neth0")
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(posix, "link", late)
+        assert pool.add("pod") == ["10.1.0.4"]
+    pool.delete("pod")
+    assert sorted(pool.leases()) == ["10.1.0.2", "10.1.0.3"]
+
+
 def test_del_releases_first_and_then_refuses_what_an_old_version_cannot_say(pool: Pool) -> None:
     ranges = [[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.2.0.0/24"}]]
     pool.call("ADD", {**pool.conf(*ranges), "cniVersion": "0.3.0"})
