@@ -75,7 +75,9 @@ class Listener:
 
     def passed_on(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The environment for the program that this process is about to become; its socket is then FIRST_FD."""
-        os.dup2(self.socket.fileno(), FIRST_FD, inheritable=True)
+        if self.socket.fileno() != FIRST_FD:
+            os.dup2(self.socket.fileno(), FIRST_FD)
+        os.set_inheritable(FIRST_FD, True)
         names = {"LISTEN_FDNAMES": OWN} if self.own else {}
         return {**environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", **names}
 

@@ -17,6 +17,8 @@ from cni.lock import WAIT, Lock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Waiting = Callable[[], AbstractContextManager[object]]
+
 
 _MOMENT = 0.005  # seconds
 
@@ -34,23 +36,22 @@ class _Turn:
 class SharedLocks:
     """Where the threads' locks come from (`World.lock`)."""
 
-    def __init__(self, clock: Callable[[], float], waiting: Callable[[], AbstractContextManager[object]]) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._waiting = waiting
         self._guard = threading.Lock()
         self._turns: dict[str, _Turn] = {}
 
-    def take(self, path: str, *, transient: bool = False, mode: int = 0o600) -> InTurn:
-        """The lock of a file; CniError 11 when it takes more than 10 s."""
+    def take(self, path: str, waiting: Waiting, *, transient: bool = False, mode: int = 0o600) -> InTurn:
+        """The lock of a file; CniError 11 when it takes more than 10 s. `waiting` gives the `with` block of a long wait."""
         with self._guard:
             turn = self._turns.get(path)
             if turn is None:
                 turn = self._turns[path] = _Turn()
             turn.users += 1
         try:
-            self._acquire(turn.mutex, path)
+            self._acquire(turn.mutex, path, waiting)
             try:
-                return InTurn(self, path, self._lock(path, transient=transient, mode=mode))
+                return InTurn(self, path, self._lock(path, waiting, transient=transient, mode=mode))
             except BaseException:
                 turn.mutex.release()
                 raise
@@ -58,10 +59,10 @@ class SharedLocks:
             self._leave(path)
             raise
 
-    def _acquire(self, mutex: threading.Lock, path: str) -> None:
+    def _acquire(self, mutex: threading.Lock, path: str, waiting: Waiting) -> None:
         if mutex.acquire(timeout=_MOMENT):
             return
-        with self._waiting():
+        with waiting():
             if not mutex.acquire(timeout=WAIT):
                 raise CniError(
                     TRY_AGAIN,
@@ -69,13 +70,13 @@ class SharedLocks:
                     "try again",
                 )
 
-    def _lock(self, path: str, *, transient: bool, mode: int) -> Lock:
+    def _lock(self, path: str, waiting: Waiting, *, transient: bool, mode: int) -> Lock:
         try:
             return Lock(path, self._clock, transient=transient, mode=mode, wait=_MOMENT)
         except CniError as error:
             if error.code != TRY_AGAIN:
                 raise
-        with self._waiting():
+        with waiting():
             return Lock(path, self._clock, transient=transient, mode=mode)
 
     def paths(self) -> int:

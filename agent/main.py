@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from agent.exposition import CONTENT_TYPE, Page, lean
 from agent.health import Health
@@ -48,8 +49,38 @@ SOCKET = "/run/cnikit/agent.sock"
 _DRAIN_SECONDS = 65.0
 # The form of OTLP that we speak.
 _OTLP = "http/protobuf"
+_M_ARENA_MAX = -8
 # How long the last lines may take to be written.
 _LOG_SECONDS = 2.0
+
+
+class Signals:
+    """SIGTERM, SIGINT and SIGHUP, from the first moment on: none of them is lost, whatever this process is doing.
+
+    Made by the main thread before others are started.
+    """
+
+    ENDINGS: ClassVar = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "reload"}
+
+    def __init__(self) -> None:
+        self._early: list[str] = []
+        self._tell: Callable[[str], None] = self._early.append
+        for number in self.ENDINGS:
+            signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.ENDINGS)
+
+    def tell(self, end: Callable[[str], None]) -> None:
+        """Whom to tell how to end, also of what has come already."""
+        self._tell = end
+        for ending in self._early:
+            end(ending)
+
+    def hold(self) -> None:
+        """Keep what comes from now on for the program that this process becomes."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.ENDINGS)
+
+    def _handle(self, number: int, _: object) -> None:
+        self._tell(self.ENDINGS[signal.Signals(number)])
 
 
 class Agent:
@@ -61,19 +92,21 @@ class Agent:
         self._listener = listener
         self._log = log
         self._tracing = tracing
-        self._ending = ""
+        self.ending = ""
         self._sent_away = 0
         self.kernel = ResidentKernel(time.monotonic)
         limits = Limits(descriptor_limit())
         self.workers = Workers(limits.threads, limits.calls)
+        self.ipam_workers = Workers(limits.threads, limits.calls)
         self.counters, self.pools = Counters(registry), Pools(time.monotonic)
         tellers: list[Teller] = [self.counters, self.pools, Logger(log), *([tracing] if tracing else [])]
         self.reporter = Reporter(tellers, log.error)
         self.service = Service(
             registry,
             self.kernel,
-            SharedLocks(time.monotonic, self.workers.waiting),
+            SharedLocks(time.monotonic),
             self.workers,
+            self.ipam_workers,
             time.monotonic,
             boot_id(),
             self.reporter,
@@ -85,27 +118,29 @@ class Agent:
         self._http = self._tell_at(http)
 
     def end(self, how: str) -> None:
-        """Begin to end: `stop`, `reload` or `handed over`."""
-        self._ending = self._ending or how
+        """Begin to end: `stop`, `reload` or `handed over`. What has begun goes on, but a reload can become a stop."""
+        if not self.ending or (self.ending == "reload" and how == "stop"):
+            self.ending = how
         self.server.stop()
 
-    def run(self, ending: Callable[[str], None]) -> str:
-        """Serve, and return how it ended once every call is answered; `ending` is told when that begins."""
+    def run(self, ending: Callable[[str], None]) -> None:
+        """Serve, and return when it has ended and every call is answered; `ending` is told when that begins."""
         self.server.run()
-        ending(self._ending)
-        stopping = self._ending == "stop"
+        ending(self.ending)
+        stopping = self.ending == "stop"
         if stopping:
             self._listener.remove()
         self.server.finish(accept=stopping)
         self.workers.drain(_DRAIN_SECONDS)
+        self.ipam_workers.drain(_DRAIN_SECONDS)
         self._close_http()
         self.reporter.close()
         if self._tracing is not None:
             self._tracing.close()
         self.server.close()
         self.workers.close()
+        self.ipam_workers.close()
         self.kernel.close()
-        return self._ending
 
     def _hand_over(self, peer: socket.socket) -> None:
         with peer:
@@ -132,7 +167,7 @@ class Agent:
         self._log.warning(line)
 
     def _replies(self) -> dict[str, Callable[[], Reply]]:
-        health = Health(self.server, self.workers, time.monotonic, lambda: self._ending)
+        health = Health(self.server, self.workers, time.monotonic, lambda: self.ending)
         page = Page(
             self.reporter.settle, self.counters.families, self._vitals().families, self.pools.families, process_families
         )
@@ -149,8 +184,16 @@ class Agent:
                 ("cnikit_log_lines_dropped", "Lines that stderr did not take in time.", lambda: self._log.dropped),
             ],
             gauges=[
-                ("cnikit_requests_in_flight", "Calls that are not answered yet.", lambda: self.workers.calls),
-                ("cnikit_workers", "Threads that serve calls.", lambda: self.workers.threads),
+                (
+                    "cnikit_requests_in_flight",
+                    "Calls that are not answered yet.",
+                    lambda: self.workers.calls + self.ipam_workers.calls,
+                ),
+                (
+                    "cnikit_workers",
+                    "Threads that serve calls.",
+                    lambda: self.workers.threads + self.ipam_workers.threads,
+                ),
                 ("cnikit_threads", "Threads in all.", threading.active_count),
             ],
         )
@@ -169,6 +212,8 @@ def run(
 
     `http` is where it tells about itself (None for a socket beside its own), `otlp` where spans go.
     """
+    signals = Signals()
+    use_one_arena()
     path = environ.get("CNIKIT_SOCKET") or SOCKET
     http = beside(path) if http is None else http
     if http:
@@ -181,20 +226,21 @@ def run(
     listener = Listener.inherited(environ, path) or Listener.make(path, time.monotonic, replace=replace)
     notifier = Notifier(environ)
     agent = Agent(registry, listener, log, traces, http)
-    signal.signal(signal.SIGTERM, lambda *_: agent.end("stop"))
-    signal.signal(signal.SIGINT, lambda *_: agent.end("stop"))
-    signal.signal(signal.SIGHUP, lambda *_: agent.end("reload"))
+    signals.tell(agent.end)
     gc.collect()
     gc.freeze()
     notifier.tell("READY=1")
     where = f"listening at {path}"
     log.info(where, version=__version__, pid=os.getpid())
-    ending = agent.run(notifier.tell_ending)
-    if ending == "reload":
-        log.info(ending)
+    agent.run(notifier.tell_ending)
+    signals.hold()
+    if agent.ending == "reload":
+        log.info(agent.ending)
         log.close(_LOG_SECONDS)
         os.execve(argv[0], argv, listener.passed_on(environ))
-    log.info(ending)
+    if agent.ending == "stop":
+        listener.remove()
+    log.info(agent.ending)
     log.close(_LOG_SECONDS)
 
 
@@ -223,6 +269,11 @@ def preload(registry: Mapping[str, str]) -> None:
         __import__(module)
     for part in ("metrics_core", "process_collector"):
         lean(part)
+
+
+def use_one_arena() -> None:
+    """Have all threads share the C library's heap. Each would get one of its own, and keep what it is not using."""
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def boot_id() -> str:

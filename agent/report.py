@@ -101,6 +101,7 @@ class Reporter:
                 teller(account, served)
         except Exception as error:  # noqa: BLE001 - the next call is told of in any case
             self._failed(f"report: {type(error).__name__}: {error}")
+        served.forget()
 
 
 def account_of(served: Served) -> Account:

@@ -47,7 +47,8 @@ class Service:
     """Serves requests. `report` is given every call that came to its end, `trace` each that begins.
 
     `workers` are the threads, `kernel` and `locks` what they share; `registry` maps plugins to modules, as in the
-    one-shot bundle. `boot_id` is this boot's.
+    one-shot bundle. `boot_id` is this boot's. Calls of IPAM plugins have threads of their own, `ipam_workers`: when
+    all others wait for foreign programs that call us back, there is one for what they ask.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Service:
         kernel: ResidentKernel,
         locks: SharedLocks,
         workers: Workers,
+        ipam_workers: Workers,
         clock: Callable[[], float],
         boot_id: str,
         report: Callable[[Served], None],
@@ -65,7 +67,8 @@ class Service:
         self.registry = registry
         self.kernel = kernel
         self.locks = locks
-        self.workers = workers
+        self._workers = workers
+        self._ipam_workers = ipam_workers
         self.clock = clock
         self.boot_id = boot_id
         self.report = report
@@ -79,8 +82,14 @@ class Service:
         served = Served(self, peer, request)
         if request.environ.get("CNI_COMMAND") == "VERSION" and len(request.stdin) <= _LITTLE:
             served.run()  # its answer fits into the socket
-        elif not self.workers.submit(served.key(), served.run):
+        elif not served.workers.submit(served.key(), served.run):
             served.decline("too many calls are under way")
+
+    def workers_of(self, plugin: str) -> Workers:
+        """The threads that serve a plugin's calls."""
+        module = self.registry.get(plugin)
+        is_ipam = module is not None and not __import__(module, fromlist=["*"]).NETNS
+        return self._ipam_workers if is_ipam else self._workers
 
     def name_of(self, request: wire.Request) -> str:
         """The plugin that a launcher was called as; the rule is `cni.main.Start.plugin`'s."""
@@ -122,6 +131,7 @@ class Served:
         self._elsewhere = False
         self.steps = Steps(service.clock)
         self.plugin = service.name_of(request)
+        self.workers = service.workers_of(self.plugin)
         self.call: Call | None = None
         self.trace: Trace | None = None
         self.outcome = "lost"  # ok, error, declined, undelivered, lost
@@ -148,6 +158,10 @@ class Served:
         self._lines.append(why)
         self._send(wire.frame(wire.DECLINE))
         self._end()
+
+    def forget(self) -> None:
+        """Let go of what refers back to this, when all is told: memory is free at once, not at the next collection."""
+        self.call = None
 
     def run(self) -> None:
         """Serve the request to its end."""
@@ -198,10 +212,10 @@ class Served:
 
         def lock(path: str, *, transient: bool = False, mode: int = 0o600) -> HeldLock:
             with steps("lock", path):
-                return service.locks.take(path, transient=transient, mode=mode)
+                return service.locks.take(path, self.workers.waiting, transient=transient, mode=mode)
 
         return World(
-            service.registry, TimedKernel(_Passed(service.kernel, request), steps, service.workers.briefly_waiting),
+            service.registry, TimedKernel(_Passed(service.kernel, request), steps, self.workers.briefly_waiting),
             service.clock, self._log, own_plugin=self._own_plugin, boot_id=lambda: service.boot_id,
             lock=lock, communicate=self._communicate, step=steps, resolve=self._resolve, run_dir=service.run_dir,
         )  # fmt: skip
@@ -242,7 +256,7 @@ class Served:
     def _send(self, data: bytes) -> None:
         sent = self._peer.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         if sent < len(data):
-            with self._service.workers.waiting():
+            with self.workers.waiting():
                 self._peer.settimeout(DONE_SECONDS)
                 self._peer.sendall(data[sent:], socket.MSG_NOSIGNAL)
 
@@ -251,7 +265,7 @@ class Served:
         poll = select.poll()
         poll.register(self._peer, select.POLLIN)
         if not poll.poll(_SOON * 1000):
-            with self._service.workers.waiting():
+            with self.workers.waiting():
                 if not poll.poll(seconds * 1000):
                     return b""
         return self._peer.recv(1)
@@ -261,6 +275,8 @@ class Served:
             return
         self._peer.close()
         self._request.close()
+        if self.call is not None:
+            self.call.context.close()  # the launcher may have left before it was entered
         self.steps.finish()
         self._service.report(self)
 
@@ -289,19 +305,35 @@ class Served:
             environ = self.trace.environ(environ)
         said = os.memfd_create("stderr", os.MFD_CLOEXEC)
         try:
-            with self._service.workers.waiting():
-                answer = execute.communicate(argv, environ, stdin, said)
+            with self.workers.waiting():
+                answer = self._run_there(argv, environ, stdin, said)
             self._programs_said.append(os.pread(said, _LONGEST_STDERR, 0))
             return answer
         finally:
             os.close(said)
 
+    def _run_there(
+        self, argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, stderr: int
+    ) -> tuple[int, bytes]:
+        """Run a program in the caller's working directory, where that can be entered."""
+        try:
+            os.chdir(self._caller_directory())  # of this thread (agent/workers.py)
+        except OSError:
+            pass
+        try:
+            return execute.communicate(argv, environ, stdin, stderr)
+        finally:
+            os.chdir("/")
+
+    def _caller_directory(self) -> str:
+        pid = int.from_bytes(self._peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
+        return f"/proc/{pid}/cwd"
+
     def _resolve(self, path: str) -> str:
         if path.startswith("/"):
             return path
-        pid = int.from_bytes(self._peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
         try:
-            return os.path.join(os.readlink(f"/proc/{pid}/cwd"), path)
+            return os.path.join(os.readlink(self._caller_directory()), path)
         except OSError as error:
             what = f"{path!r} begins at the caller's working directory, which cannot be found out: {error.strerror}"
             raise CniError(IO_FAILURE, what, "use an absolute path") from None

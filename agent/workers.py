@@ -4,7 +4,8 @@ Calls with one key (attachment and plugin) follow one another in the order in wh
 a thread while they wait. Few threads work at a time: the interpreter runs one of them while the others are in the
 kernel, and more would only fight for both. A thread that waits for somebody else (a foreign program, a link that
 goes, a client) does so inside `waiting()`, which lets another one work: a program that calls us back through
-another launcher never waits for the thread that started it.
+another launcher never waits for the thread that started it. Each thread has a working directory of its own, which
+is its caller's while it starts a program.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import threading
 from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Self
+
+from cni.kernel.mountns import separate_directories
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -118,6 +121,7 @@ class Workers:
             self._threads -= 1
 
     def _work(self) -> None:
+        separate_directories()
         while (taken := self._queue.get()) is not None:
             key, job = taken
             self._slots.get()

@@ -77,7 +77,7 @@ class Context:
         self.prev_result: Result | None = None
         self.valid: set[tuple[str, str]] = set()
         self._host: Namespace | None = None
-        self._delegate = delegate
+        self._delegate: Callable[[], Delegate] | None = delegate
         self._ipam: Delegate | None = None
 
     @property
@@ -98,11 +98,13 @@ class Context:
     def ipam(self) -> Delegate:
         """The IPAM plugin that `ipam.type` names."""
         if self._ipam is None:
+            assert self._delegate is not None
             self._ipam = self._delegate()
         return self._ipam
 
     def close(self) -> None:
-        """Release the namespaces."""
+        """Release the namespaces, and what would keep an ended call alive in a resident process."""
+        self._delegate = self._ipam = None
         for namespace in (self._host, self.pod):
             if namespace is not None:
                 namespace.close()

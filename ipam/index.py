@@ -19,6 +19,7 @@ the lease file's modification time: a lease that Go has made again with the very
 from __future__ import annotations
 
 import posix
+from errno import EDQUOT, ENOSPC
 
 from cni import addr
 from cni.names import attachment_key, digest
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 # A FIFO in the place of one of our files must not block.
 _SAFE = posix.O_CLOEXEC | posix.O_NONBLOCK
+
+# No room: a hint that cannot be written is left away.
+FULL = (ENOSPC, EDQUOT)
 
 LAST_RESERVED = "last_reserved_ip."
 
@@ -227,11 +231,15 @@ class Index:
     def remember(self, key: str) -> None:
         """Note that an attachment holds nothing, so that its next DEL need not look for it."""
         slot, mark = _released(key)
-        fd = posix.open(f"{self.folder}/released", posix.O_WRONLY | posix.O_CREAT | _SAFE, 0o600)
         try:
-            posix.pwrite(fd, mark, slot)
-        finally:
-            posix.close(fd)
+            fd = posix.open(f"{self.folder}/released", posix.O_WRONLY | posix.O_CREAT | _SAFE, 0o600)
+            try:
+                posix.pwrite(fd, mark, slot)
+            finally:
+                posix.close(fd)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
 
     def remembers(self, key: str) -> bool:
         slot, mark = _released(key)
@@ -246,6 +254,32 @@ class Index:
 
     def _last(self, index: int) -> str:
         return f"{self._leases}/{LAST_RESERVED}{index}"
+
+
+class Unwritten(Index):
+    """What a walk has found when there is no room to write it down, kept for the rest of the call: leases can be
+    released with it. The file `state` is gone, so the next call walks again."""
+
+    def __init__(self, boot: str, entries: Mapping[str, Entry]) -> None:
+        super().__init__("", "")
+        self.boot = boot
+        self._entries.update(entries)
+
+    def get(self, key: str) -> Entry | None:
+        return self._entries.get(key)
+
+    def put(self, key: str, entry: Entry) -> None:
+        self._entries[key] = entry
+
+    def mark(self, packed: bytes, *, used: bool) -> None: ...
+
+    def remember(self, key: str) -> None: ...
+
+    def remembers(self, key: str) -> bool:  # noqa: ARG002 - nothing is written down
+        return False
+
+    def _remove(self, key: str) -> None:
+        self._entries[key] = None
 
 
 def key_of(holder: Holder) -> str:

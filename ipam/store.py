@@ -20,7 +20,7 @@ import posix
 from cni import addr
 from cni.names import identifier_fault, interface_fault
 from cni.paths import is_folder, make_folders
-from ipam.index import FOREIGN, Entry, Index, boot_tag, key_of, time_tag
+from ipam.index import FOREIGN, FULL, Entry, Index, Unwritten, boot_tag, key_of, time_tag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,19 @@ class Store:
     `make` creates the folder, otherwise `exists` tells whether there is one to work on.
     """
 
-    __slots__ = ("_boot", "_held", "_index", "_lock", "_log", "_own", "_walked", "exists", "folder", "leases")
+    __slots__ = (
+        "_boot",
+        "_held",
+        "_index",
+        "_leasing",
+        "_lock",
+        "_log",
+        "_own",
+        "_walked",
+        "exists",
+        "folder",
+        "leases",
+    )
 
     def __init__(
         self, data_dir: str, network: str, lock: TakeLock, log: Log, boot_id: str, *, make: bool = False
@@ -71,6 +83,7 @@ class Store:
         self._log = log
         self._boot = boot_tag(boot_id)
         self._index = Index(self._own, self.folder)
+        self._leasing = make
         self._held: HeldLock | None = None
         self._walked = False
         # What the last walk found, by address: for messages and GC.
@@ -288,7 +301,13 @@ class Store:
                 self.leases[address] = lease.holder
                 found.setdefault(key, []).append((address, lease))
         entries = {key: _entry(self._index.get(key), leases) for key, leases in found.items()}
-        self._index.rebuild(self._boot, entries, used)
+        try:
+            self._index.rebuild(self._boot, entries, used)
+        except OSError as error:
+            # Releasing makes room, so it must work without.
+            if self._leasing or error.errno not in FULL:
+                raise
+            self._index = Unwritten(self._boot, entries)
         return True
 
     def _read_all(self) -> Iterator[tuple[str, bytes, Lease]]:

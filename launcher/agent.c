@@ -269,6 +269,14 @@ static int is_ready(const struct frame *frame, const char *texts)
     return 1;
 }
 
+/* Say why an answer was not written, when stderr takes it; returns the exit code. */
+static int fail_output(int error, int64_t deadline)
+{
+    if (wait_for(2, POLLOUT, deadline))
+        dprintf(2, "cnikit: cannot write to stdout: %s\n", strerror(error));
+    return 1;
+}
+
 /* Write an answer out, and tell the agent whether the result of an ADD was taken; returns the exit code. */
 static int deliver(int agent, const struct frame *answer, char *texts, int added)
 {
@@ -280,8 +288,7 @@ static int deliver(int agent, const struct frame *answer, char *texts, int added
     transfer(2, POLLOUT, texts + answer->first, answer->second, deadline);
     if (written)
         return answer->code;
-    if (wait_for(2, POLLOUT, deadline))
-        dprintf(2, "cnikit: cannot write to stdout: %s\n", strerror(error));
+    fail_output(error, deadline);
     if (added) /* the connection ends when the ADD is taken back */
         transfer(agent, POLLIN, request.rest, sizeof request.rest, now() + UNWIND_BOUND);
     return 1;
@@ -330,6 +337,7 @@ int answer_version(const char *called)
     static const char head[] = "{\"cniVersion\":\"";
     const char *command = getenv("CNI_COMMAND"), *asked = request.rest + sizeof head - 1;
     char answer[256];
+    int64_t deadline;
     size_t length;
     int error, size;
 
@@ -343,7 +351,8 @@ int answer_version(const char *called)
         && memcmp(request.rest, head, sizeof head - 1) == 0 && memcmp(asked + length, "\"}", 2) == 0) {
         size = snprintf(answer, sizeof answer, "%s%.*s\",\"supportedVersions\":" SUPPORTED "}", head, (int)length, asked);
         signal(SIGPIPE, SIG_IGN);
-        return transfer(1, POLLOUT, answer, (size_t)size, now() + OUTPUT_BOUND) ? 0 : 1;
+        deadline = now() + OUTPUT_BOUND;
+        return transfer(1, POLLOUT, answer, (size_t)size, deadline) ? 0 : fail_output(errno, deadline);
     }
     error = restore_stdin();
     return error == 0 ? ONE_SHOT : fail(IO_FAILURE, "cannot hand stdin on to the bundle", strerror(error));

@@ -1,4 +1,5 @@
-"""Looking at files as another mount namespace sees them. For the agent, whose clients may be in another one."""
+"""Looking at files as somebody else sees them: in another mount namespace, from another working directory. For the
+agent, whose threads serve callers of all kinds."""
 
 from __future__ import annotations
 
@@ -18,6 +19,13 @@ CLONE_FS = 0x200
 CLONE_NEWNS = 0x20000
 
 
+def separate_directories() -> None:
+    """Give the calling thread a root and a working directory that it shares with no other (unshare(2), CLONE_FS)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_FS) != 0:
+        raise KernelError("stop sharing the working directory", ctypes.get_errno())
+
+
 def inside(fd: int, action: Callable[[], T]) -> T:
     """What `action` gives in the mount namespace `fd`. KernelError when it cannot be entered.
 
@@ -29,8 +37,9 @@ def inside(fd: int, action: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
+            separate_directories()
             libc = ctypes.CDLL(None, use_errno=True)
-            if libc.unshare(CLONE_FS) != 0 or libc.setns(fd, CLONE_NEWNS) != 0:
+            if libc.setns(fd, CLONE_NEWNS) != 0:
                 raise KernelError("enter a mount namespace", ctypes.get_errno())
             answers.append(action())
         except BaseException as error:  # noqa: BLE001 - it is raised again by the caller's thread

@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-from agent.locks import SharedLocks
+from agent.locks import InTurn, SharedLocks
 from agent.main import boot_id, preload
 from cli.registry import PLUGINS
 from cni import dispatch
@@ -83,8 +83,11 @@ class Plugins:
 
     def __init__(self) -> None:
         self._kernel = ResidentKernel(time.monotonic)
-        self._locks = SharedLocks(time.monotonic, nullcontext)
+        self._locks = SharedLocks(time.monotonic)
         self._boot_id = boot_id()
+
+    def _take_lock(self, path: str, *, transient: bool = False, mode: int = 0o600) -> InTurn:
+        return self._locks.take(path, nullcontext, transient=transient, mode=mode)
 
     def call(self, argv: list[str], env: dict[str, str], stdin: str, *, settle: bool = True) -> dict[str, Any]:
         """Serve a call. `netlink_seconds` is the part of `seconds` that the kernel spent on its `netlink_calls`."""
@@ -92,7 +95,7 @@ class Plugins:
         answers: list[bytes] = []
         world = World(
             PLUGINS, self._kernel, time.monotonic, said.append,
-            own_plugin=_own_plugin, boot_id=lambda: self._boot_id, lock=self._locks.take,
+            own_plugin=_own_plugin, boot_id=lambda: self._boot_id, lock=self._take_lock,
         )  # fmt: skip
         TimedSocket.nanoseconds = TimedSocket.calls = 0
         begin = time.perf_counter_ns()

@@ -60,7 +60,7 @@ class Agent:
 
     def ready(self) -> Agent:
         """Wait until it accepts."""
-        wait_until(self._listens, "the agent listens")
+        wait_until(self._listens, "the agent listens", GENEROUS)
         return self
 
     def signal(self, number: signal.Signals) -> None:

@@ -10,19 +10,23 @@ and a static busybox. What is missing fails loudly.
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.e2e.agent_world import AgentWay, beside
 from tests.e2e.world import Node, Way
+from tests.kernel_vm import vm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+ROOT = Path(__file__).parents[2]
 UNBOUNDED = 1 << 30
 
 
@@ -97,6 +101,17 @@ def agent_node(agent_way: AgentWay) -> Iterator[Node]:
 def shared_agent_node(agent_way: AgentWay) -> Iterator[Node]:
     """One for a whole file."""
     yield from _with_agent(agent_way)
+
+
+@pytest.fixture(scope="session")
+def seen_in_the_vm(bin_dir: Path, peers: Path) -> dict[str, Any]:
+    """What tests/kernel_vm/look.py saw under another kernel."""
+    python = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-B", "-m"]
+    outcome = vm.run([*python, "tests.kernel_vm.look", str(bin_dir), str(peers)], timeout=1000)
+    assert outcome.status == 0, outcome.output
+    found: dict[str, Any] = json.loads(outcome.output)
+    assert found["kernel"] != os.uname().release
+    return found
 
 
 @pytest.fixture(scope="module")

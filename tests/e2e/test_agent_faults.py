@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.agent_world import SOCKET, Agent, Client, Request, SlowIpam, header, start_again
-from tests.e2e.world import DUAL_STACK, LEASES, RECORDS, Node, Pod, Running, network, wait_same, wait_until
+from tests.e2e.world import DUAL_STACK, LEASES, RECORDS, Node, Pod, network, wait_same, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -547,6 +547,15 @@ class TestLimits:
         for call in [agent_node.start("bridge", "DEL", conf, pod) for pod in pods]:
             call.wait(PLENTY).silent()
         wait_same(agent_node.snapshot, before, "three hundred calls left something")
+
+    @pytest.mark.timeout(1200)
+    @pytest.mark.parametrize("way", ["one-shot", "agent"])
+    def test_the_wall_clock_jumps(self, seen_in_the_vm: dict[str, Any], way: str) -> None:
+        """Forward and back by decades, under another kernel (tests/kernel_vm/clock.py), where it can be set."""
+        found = seen_in_the_vm["clock"][way]
+
+        assert [answer[0] for answer in found["answers"]] == [0] * 11, found["answers"]
+        assert found["left"] == {}
 
     def test_a_clock_that_began_elsewhere(self, agent_node: Node, conf: dict[str, Any]) -> None:
         """The agent in a time namespace: its monotonic clock is eleven days ahead of everybody else's."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.world import DUAL_STACK, SEARCH_PATH, Node, Way, network, wait_same, wait_until
+from tests.e2e.world import DUAL_STACK, Node, Way, network, wait_same, wait_until
 
 if TYPE_CHECKING:
     from tests.e2e.agent_world import Agent

@@ -1,15 +1,13 @@
 """bridge's VLAN options: on a kernel that filters VLANs, next to the reference, and what this machine's kernel says.
 
 The first kernel is booted once in a small virtual machine (tests/kernel_vm), all cases run in it one after the
-other, and the tests here judge what was seen. Its package is in the tests' names.
+other, through the agent as well, and the tests here judge what was seen. Its package is in the tests' names.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,8 +19,8 @@ from tests.kernel_vm.vlan import CASES
 if TYPE_CHECKING:
     from tests.e2e.world import Node
 
-ROOT = Path(__file__).parent.parent.parent
-BOTH = ("ours", "reference")
+OURS = ("one-shot", "agent")
+ALL = (*OURS, "reference")
 OWN = ["PVID", "Egress Untagged"]
 
 # The VLANs of a pod's port in each case, with their flags.
@@ -38,19 +36,15 @@ VLANS: dict[str, dict[int, list[str]]] = {
 pytestmark = pytest.mark.timeout(1200)
 in_the_vm = pytest.mark.parametrize("kernel", [vm.KERNEL_PACKAGE])
 each_case = pytest.mark.parametrize("case", CASES)
+each_of_ours = pytest.mark.parametrize("way", OURS)
 
 
 @pytest.fixture(scope="module")
-def seen(bin_dir: Path, peers: Path) -> dict[str, Any]:
+def seen(seen_in_the_vm: dict[str, Any]) -> dict[str, Any]:
     """What tests/kernel_vm/vlan.py saw."""
-    python = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-B", "-m"]
-    outcome = vm.run([*python, "tests.kernel_vm.vlan", str(bin_dir), str(peers)], timeout=1000)
-    assert outcome.status == 0, outcome.output
-    found: dict[str, Any] = json.loads(outcome.output)
-    assert found["kernel"] != os.uname().release
-    for case, by_way in found["cases"].items():
+    for case, by_way in seen_in_the_vm["cases"].items():
         assert not any("failed" in one for one in by_way.values()), (case, by_way)
-    return found
+    return seen_in_the_vm
 
 
 def named(seen: dict[str, Any], case: str, way: str) -> dict[str, Any]:
@@ -69,7 +63,7 @@ def named(seen: dict[str, Any], case: str, way: str) -> dict[str, Any]:
 
 @in_the_vm
 @each_case
-@pytest.mark.parametrize("way", BOTH)
+@pytest.mark.parametrize("way", ALL)
 def test_ports_carry_the_vlans(seen: dict[str, Any], kernel: str, case: str, way: str) -> None:
     found = named(seen, case, way)
 
@@ -82,8 +76,9 @@ def test_ports_carry_the_vlans(seen: dict[str, Any], kernel: str, case: str, way
 
 @in_the_vm
 @each_case
-def test_links_and_results_are_the_reference_s(seen: dict[str, Any], kernel: str, case: str) -> None:
-    ours, reference = (named(seen, case, way) for way in BOTH)
+@each_of_ours
+def test_links_and_results_are_the_reference_s(seen: dict[str, Any], kernel: str, case: str, way: str) -> None:
+    ours, reference = (named(seen, case, one) for one in (way, "reference"))
 
     assert ours["links"] == reference["links"]
     assert ours["pod"] == reference["pod"]
@@ -93,7 +88,7 @@ def test_links_and_results_are_the_reference_s(seen: dict[str, Any], kernel: str
 
 @in_the_vm
 @each_case
-@pytest.mark.parametrize("way", BOTH)
+@pytest.mark.parametrize("way", ALL)
 def test_pods_reach_each_other_and_the_gateway_with_the_first_packet(
     seen: dict[str, Any], kernel: str, case: str, way: str
 ) -> None:
@@ -105,14 +100,18 @@ def test_pods_reach_each_other_and_the_gateway_with_the_first_packet(
 
 @in_the_vm
 @each_case
-def test_check_of_the_first_pod_after_a_second_one_joined(seen: dict[str, Any], kernel: str, case: str) -> None:
-    assert seen["cases"][case]["ours"]["check"] == [[0, "", ""], [0, "", ""]]
+@each_of_ours
+def test_check_of_the_first_pod_after_a_second_one_joined(
+    seen: dict[str, Any], kernel: str, case: str, way: str
+) -> None:
+    assert seen["cases"][case][way]["check"] == [[0, "", ""], [0, "", ""]]
 
 
 @in_the_vm
 @each_case
-def test_del_leaves_what_pods_share_and_nothing_else(seen: dict[str, Any], kernel: str, case: str) -> None:
-    found = named(seen, case, "ours")
+@each_of_ours
+def test_del_leaves_what_pods_share_and_nothing_else(seen: dict[str, Any], kernel: str, case: str, way: str) -> None:
+    found = named(seen, case, way)
 
     assert found["del"] == [[0, "", ""], [0, "", ""]]
     assert found["left"] == {}
@@ -121,15 +120,19 @@ def test_del_leaves_what_pods_share_and_nothing_else(seen: dict[str, Any], kerne
 
 
 @in_the_vm
-def test_a_bridge_that_does_not_filter_is_refused_and_left_as_it_is(seen: dict[str, Any], kernel: str) -> None:
-    status, stdout, _ = seen["refusal"]["answer"]
+@each_of_ours
+def test_a_bridge_that_does_not_filter_is_refused_and_left_as_it_is(
+    seen: dict[str, Any], kernel: str, way: str
+) -> None:
+    refusal = seen["refusal"][way]
+    status, stdout, _ = refusal["answer"]
 
     assert status == 1
     error = json.loads(stdout)
     assert error["code"] == 7
     assert "expected bridge cni0 to filter VLANs" in error["msg"]
     assert "ip link set cni0 type bridge vlan_filtering 1" in error["details"]
-    assert seen["refusal"]["unchanged"]
+    assert refusal["unchanged"]
 
 
 @pytest.mark.ours

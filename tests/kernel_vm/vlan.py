@@ -1,20 +1,17 @@
-"""What bridge makes of its VLAN options on the running kernel, as JSON on stdout: run by tests/e2e/test_vlan.py.
+"""What bridge makes of its VLAN options on the running kernel, for tests/e2e/test_vlan.py.
 
-    python -m tests.kernel_vm.vlan OUR_BIN_DIR PEER_BIN_DIR
-
-For each case and each of the two executables: a fresh node, two pods, then what `ip`, `bridge` and `ping` show. It
-only looks; the test judges.
+For each case and each way to a bridge: a fresh node, two pods, then what `ip`, `bridge` and `ping` show. It only
+looks; the test judges.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.e2e.world import DUAL_STACK, Answer, Node, Pod, Way, network
+from tests.e2e.world import DUAL_STACK, Node, network
+
+if TYPE_CHECKING:
+    from tests.e2e.world import Answer, Pod, Way
 
 CASES: dict[str, dict[str, Any]] = {
     "vlan": {"vlan": 100, "isDefaultGateway": False},
@@ -25,12 +22,6 @@ CASES: dict[str, dict[str, Any]] = {
     "layer2": {"vlan": 100, "disableContainerInterface": True, "ipam": {}, "isDefaultGateway": False},
 }
 GATEWAYS = {"gateway": ["10.1.0.1", "fd00:1::1"]}
-
-
-def main() -> None:
-    ours, peers = (Way(name, Path(folder)) for name, folder in zip(("ours", "reference"), sys.argv[1:], strict=True))
-    found = {case: {way.name: observe(way, case) for way in (ours, peers)} for case in CASES}
-    json.dump({"kernel": os.uname().release, "refusal": refusal(ours), "cases": found}, sys.stdout)
 
 
 def observe(way: Way, case: str) -> dict[str, Any]:
@@ -103,7 +94,3 @@ def targets(case: str, results: list[dict[str, Any]]) -> list[str]:
 def ping(node: Node, pod: Pod, target: str) -> bool:
     """Whether an answer comes to the very first packet."""
     return node.attempt("ip", "netns", "exec", pod.name, "ping", "-n", "-c", "1", "-W", "10", target).ok
-
-
-if __name__ == "__main__":
-    main()

@@ -60,7 +60,10 @@ def test_it_hands_a_call_over_and_starts_the_bundle(machine: str, tmp_path: Path
         assert ran.stdin == CONF
 
 
-def test_the_command_s_launcher_asks_no_agent(tmp_path: Path, builds: Builds, agent: Agent) -> None:
+@pytest.mark.parametrize("command", ["ADD", "VERSION"])
+def test_the_command_s_launcher_asks_no_agent(tmp_path: Path, builds: Builds, agent: Agent, command: str) -> None:
+    """And it answers nothing itself, whatever it finds in the environment of the shell."""
     compile_launcher(tmp_path / "launcher", platform.machine(), "-DPEOPLE")
     for node in bin_directory(tmp_path, tmp_path / "launcher", builds.stand_in()):
-        assert node.call("ADD", CONF).finish() == (0, b"one-shot\n", b"")
+        assert node.call(command, b'{"cniVersion":"1.1.0"}').finish() == (0, b"one-shot\n", b"")
+    assert not agent.was_asked()

@@ -27,7 +27,7 @@ CONF = b'{"cniVersion":"1.0.0","name":"net"}'
 TRY_AGAIN = 11
 IO_FAILURE = 5
 NOBODY = 65534
-ALL_BUT_ADD = ["DEL", "CHECK", "STATUS", "GC", "VERSION"]
+ALL_BUT_ADD = ["DEL", "CHECK", "STATUS", "GC", "nonsense"]
 
 
 def served_one_shot(node: BinDirectory, call: Call) -> OneShot:
@@ -56,9 +56,19 @@ def refused(call: Call) -> dict[str, object]:
     return error
 
 
-@pytest.mark.parametrize("command", ["ADD", *ALL_BUT_ADD, "", "nonsense"])
+@pytest.mark.parametrize("command", ["ADD", *ALL_BUT_ADD])
 def test_without_an_agent_the_bundle_serves_the_call(node: BinDirectory, command: str) -> None:
     assert was_asked_nothing(node, node.call(command, CONF))
+
+
+@pytest.mark.parametrize("command", ["", None])
+def test_without_a_command_no_agent_is_asked(node: BinDirectory, agent: Agent, command: str | None) -> None:
+    """A person looks what this is: the bundle tells, and waits for no stdin."""
+    environ = node.environ(command or "")
+    if command is None:
+        del environ[b"CNI_COMMAND"]
+    assert was_asked_nothing(node, node.call(environ, CONF))
+    assert not agent.was_asked()
 
 
 def test_a_file_that_is_no_socket(node: BinDirectory) -> None:
@@ -295,9 +305,8 @@ def test_a_silent_stdin_that_nobody_takes(hurried: BinDirectory, agent: Agent) -
     assert hurried.one_shot() is None
 
 
-@pytest.mark.parametrize("command", ["VERSION", "", "nonsense"])
-def test_a_silent_stdin_does_not_matter_where_none_is_needed(hurried: BinDirectory, agent: Agent, command: str) -> None:
-    call = hurried.call(command, None)
+def test_a_silent_stdin_does_not_matter_where_none_is_needed(hurried: BinDirectory, agent: Agent) -> None:
+    call = hurried.call("nonsense", None)
     with agent.accept() as peer:
         peer.send(frame(b"D"))
         request = peer.request()

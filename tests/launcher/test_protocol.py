@@ -29,22 +29,22 @@ def namespace(path: str) -> tuple[int, int]:
 OURS = [namespace("/proc/self/ns/net"), namespace("/proc/self/ns/mnt")]
 
 
-def test_a_version_is_asked_and_answered(node: BinDirectory, agent: Agent) -> None:
-    call = node.call("VERSION", CONF)
+def test_a_call_is_handed_over_and_answered(node: BinDirectory, agent: Agent) -> None:
+    call = node.call("STATUS", CONF)
     with agent.accept() as peer:
         request = peer.request()
-        peer.send(frame(b"A", 0, b"versions", b"a warning"))
+        peer.send(frame(b"A", 0, b"answer", b"a warning"))
         assert peer.heard() == b""
-    assert call.finish() == (0, b"versions", b"a warning")
+    assert call.finish() == (0, b"answer", b"a warning")
     assert request.magic == b"cnikit\0\1"
     assert (request.version, request.called) == (__version__.encode(), os.fsencode(node.program))
     assert request.launcher == os.fsencode(node.program)
-    assert (request.flags, request.stdin, request.namespaces) == (0, CONF, [])
+    assert (request.flags, request.stdin, request.namespaces) == (0, CONF, OURS)
 
 
 def test_the_launcher_tells_its_own_path_and_the_one_it_was_called_by(node: BinDirectory, agent: Agent) -> None:
     (node.folder / "link").symlink_to("bridge")
-    call = node.call("VERSION", b"", "sh", "-c", 'exec "${0%/*}/./link"')
+    call = node.call("STATUS", b"", "sh", "-c", 'exec "${0%/*}/./link"')
     with agent.accept() as peer:
         request = peer.request()
         peer.send(frame(b"A"))
@@ -84,7 +84,7 @@ def test_the_other_verbs_report_nothing(node: BinDirectory, agent: Agent, comman
     assert request.namespaces == OURS
 
 
-@pytest.mark.parametrize("command", ["ADD", "DEL", "VERSION", "", "add"])
+@pytest.mark.parametrize("command", ["ADD", "DEL", "STATUS", "nonsense", "add"])
 def test_a_refusal_needs_no_go(node: BinDirectory, agent: Agent, command: str) -> None:
     call = node.call(command)
     with agent.accept() as peer:
@@ -92,17 +92,6 @@ def test_a_refusal_needs_no_go(node: BinDirectory, agent: Agent, command: str) -
         peer.send(frame(b"A", 1, b'{"code":4}', b"why"))
         assert peer.heard() == b""
     assert call.finish() == (1, b'{"code":4}', b"why")
-
-
-def test_a_call_without_a_command_is_a_call_too(node: BinDirectory, agent: Agent) -> None:
-    environ = node.environ("")
-    del environ[b"CNI_COMMAND"]
-    call = node.call(environ)
-    with agent.accept() as peer:
-        request = peer.request()
-        peer.send(frame(b"A", 0, b"", b"about this plugin"))
-    assert call.finish() == (0, b"", b"about this plugin")
-    assert request.namespaces == OURS
 
 
 def test_the_pod_s_namespace_is_opened_by_the_launcher(node: BinDirectory, agent: Agent, tmp_path: Path) -> None:
@@ -118,7 +107,7 @@ def test_the_pod_s_namespace_is_opened_by_the_launcher(node: BinDirectory, agent
 
 
 def test_the_environment_arrives_as_it_is(node: BinDirectory, agent: Agent) -> None:
-    environ = {**node.environ("VERSION"), b"BYTES": b"\xff\n\x01=", b"EMPTY": b"", b"LD_LIBRARY_PATH": b"/theirs"}
+    environ = {**node.environ("STATUS"), b"BYTES": b"\xff\n\x01=", b"EMPTY": b"", b"LD_LIBRARY_PATH": b"/theirs"}
     environ |= {b"LONG": b"x" * 100_000, b"_PYI_ARCHIVE_FILE": b"theirs"}
     call = node.call(environ)
     with agent.accept() as peer:
@@ -131,7 +120,7 @@ def test_the_environment_arrives_as_it_is(node: BinDirectory, agent: Agent) -> N
 STRANGE = """
 import ctypes, sys
 socket, program = sys.argv[1:]
-entries = [b"CNI_COMMAND=VERSION", b"", b"no equals sign", b"=", b"CNI_COMMAND=ADD", b"CNIKIT_SOCKET=" + socket.encode()]
+entries = [b"CNI_COMMAND=STATUS", b"", b"no equals sign", b"=", b"CNI_COMMAND=ADD", b"CNIKIT_SOCKET=" + socket.encode()]
 argv = (ctypes.c_char_p * 2)(program.encode(), None)
 ctypes.CDLL(None).execve(program.encode(), argv, (ctypes.c_char_p * 7)(*entries, None))
 """
@@ -141,12 +130,12 @@ def test_entries_that_are_no_variables_arrive_as_well(node: BinDirectory, agent:
     """And of two variables of one name the first counts."""
     call = node.call({}, b"", sys.executable, "-c", STRANGE, str(node.socket))
     with agent.accept() as peer:
-        request = peer.request()
+        request = peer.begin()
         peer.send(frame(b"A"))
+        assert peer.heard() == b""  # for an ADD it would be DONE
     assert call.finish() == (0, b"", b"")
-    entries = [b"CNI_COMMAND=VERSION", b"", b"no equals sign", b"=", b"CNI_COMMAND=ADD"]
+    entries = [b"CNI_COMMAND=STATUS", b"", b"no equals sign", b"=", b"CNI_COMMAND=ADD"]
     assert request.environ[:-1] == entries
-    assert request.namespaces == []
 
 
 def test_a_large_configuration_and_a_large_answer(node: BinDirectory, agent: Agent) -> None:

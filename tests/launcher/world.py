@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import shutil
 import socket
 import struct
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 DEADLINE = 30  # seconds until a test gives up
+PIPE_SIZE = 1 << 16  # what every pipe holds
 PREPARED = (b"LD_LIBRARY_PATH=", b"_PYI_")  # what the launcher sets for the bundle's program
 
 
@@ -41,18 +43,31 @@ class OneShot:
         self.blocked = int(status["SigBlk"], 16)
 
 
+def filled_pipe(data: bytes) -> int:
+    """The end to read from. All is there at once: on a busy machine a launcher may be sooner out of patience than we
+    come to write."""
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    return reader
+
+
 class Call:
     """A launcher that runs."""
 
     def __init__(self, argv: list[str], environ: dict[bytes, bytes], stdin: bytes | int | None, **options: Any) -> None:
         """`stdin` is what to write into a pipe, a descriptor, or None for a pipe that stays open and silent."""
         self._feeder: threading.Thread | None = None
+        filled = filled_pipe(stdin) if isinstance(stdin, bytes) and len(stdin) <= PIPE_SIZE else None
+        given = stdin if isinstance(stdin, int) else filled
         self._process = subprocess.Popen(
-            argv, env=environ, stdin=stdin if isinstance(stdin, int) else subprocess.PIPE,
+            argv, env=environ, stdin=subprocess.PIPE if given is None else given,
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         )  # fmt: skip
         self.pid = self._process.pid
-        if isinstance(stdin, bytes):
+        if filled is not None:
+            os.close(filled)
+        elif isinstance(stdin, bytes):
             self._feeder = threading.Thread(target=self._feed, args=(stdin,))
             self._feeder.start()
 
@@ -170,6 +185,10 @@ class Agent:
         connection, _ = self._socket.accept()
         connection.settimeout(DEADLINE)
         return Peer(connection)
+
+    def was_asked(self) -> bool:
+        """Whether a launcher has connected and was not accepted."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
 
 class Peer:

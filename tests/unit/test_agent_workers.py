@@ -152,13 +152,13 @@ def test_an_exception_costs_no_thread(pool: Workers, monkeypatch: pytest.MonkeyP
 
 class TestLocks:
     def test_threads_take_turns(self, tmp_path: Path, pool: Workers) -> None:
-        locks = SharedLocks(lambda: 0.0, pool.waiting)
+        locks = SharedLocks(lambda: 0.0)
         path = str(tmp_path / "lock")
         inside, most = [0], [0]
 
         def work() -> None:
             for _ in range(50):
-                with locks.take(path):
+                with locks.take(path, pool.waiting):
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
                     inside[0] -= 1
@@ -171,12 +171,12 @@ class TestLocks:
         assert locks.paths() == 0
 
     def test_another_process_is_waited_for_without_a_place(self, tmp_path: Path, pool: Workers) -> None:
-        locks = SharedLocks(lambda: 0.0, pool.waiting)
+        locks = SharedLocks(lambda: 0.0)
         path = str(tmp_path / "lock")
         taken, passed = threading.Event(), threading.Event()
 
         def take() -> None:
-            with locks.take(path):
+            with locks.take(path, pool.waiting):
                 taken.set()
 
         with Lock(path, lambda: 0.0):  # a file of its own, as another process has one
@@ -189,24 +189,24 @@ class TestLocks:
 
     def test_a_lock_that_stays_taken_is_code_11(self, tmp_path: Path, pool: Workers) -> None:
         clock = iter(range(1 << 30)).__next__  # a second further at each look
-        locks = SharedLocks(clock, pool.waiting)
+        locks = SharedLocks(clock)
         path = str(tmp_path / "lock")
         with Lock(path, lambda: 0.0), pytest.raises(CniError) as caught:
-            pool_waiting(pool, lambda: locks.take(path))
+            pool_waiting(pool, lambda: locks.take(path, pool.waiting))
 
         assert caught.value.code == TRY_AGAIN
         assert locks.paths() == 0
 
     def test_a_path_that_cannot_be_made_leaves_nothing(self, tmp_path: Path, pool: Workers) -> None:
-        locks = SharedLocks(lambda: 0.0, pool.waiting)
+        locks = SharedLocks(lambda: 0.0)
         (tmp_path / "file").touch()
         with pytest.raises(OSError, match="Not a directory"):
-            locks.take(str(tmp_path / "file" / "lock"))
+            locks.take(str(tmp_path / "file" / "lock"), pool.waiting)
         assert locks.paths() == 0
 
     def test_a_transient_lock_leaves_no_file(self, tmp_path: Path, pool: Workers) -> None:
-        locks = SharedLocks(lambda: 0.0, pool.waiting)
-        taken = locks.take(str(tmp_path / "locks" / "x"), transient=True)
+        locks = SharedLocks(lambda: 0.0)
+        taken = locks.take(str(tmp_path / "locks" / "x"), pool.waiting, transient=True)
         assert [file.name for file in (tmp_path / "locks").iterdir()] == ["x"]
         taken.close()
         taken.close()

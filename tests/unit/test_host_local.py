@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posix
 import stat
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni.errors import CniError
+from ipam import index as index_module
 from tests.unit.leases import Pool
 
 if TYPE_CHECKING:
@@ -516,3 +518,23 @@ def test_del_releases_first_and_then_refuses_what_an_old_version_cannot_say(pool
 
     assert str(refused) == "CNI version 0.2.0 does not support more than 1 address per family"
     assert pool.leases() == {}
+
+
+def test_del_and_gc_release_when_there_is_no_room_for_the_index(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        pool.add(name, pool.conf())
+    os.unlink(pool.own / "state")  # what an ADD that found no room leaves
+    write = index_module._write
+
+    def full(path: str, data: bytes | bytearray) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(index_module, "_write", full)
+    pool.delete("a")
+    pool.gc(["c"])
+    with pytest.raises(CniError, match="No space left"):
+        pool.add("d", pool.conf())
+
+    assert list(pool.leases().values()) == ["c\r\neth0"]
+    monkeypatch.setattr(index_module, "_write", write)
+    assert pool.add("d", pool.conf()) == ["10.1.0.5"]
