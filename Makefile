@@ -1,8 +1,10 @@
 # `make help` lists the targets. Each sets up what it needs, and can be repeated.
 #
-# Nothing is written outside this folder, except by `install` and by apt-get.
+# Nothing is written outside this folder, except by `install`, `agent` and apt-get.
 
 CNI_BIN_DIR ?= /opt/cni/bin
+BIN_DIR ?= /usr/local/bin
+UNIT_DIR ?= /etc/systemd/system
 
 PYTHON_VENV := .venv
 python := $(PYTHON_VENV)/bin/python
@@ -15,7 +17,7 @@ sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.[ch]'
 cli_sources := $(shell find cni plugins ipam agent cli conf launcher -type f -not -name '*.pyc') requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dist bench install clean lock setup test-setup peers
+.PHONY: help demo test check format dist bench install agent clean lock setup test-setup peers
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -48,6 +50,10 @@ bench: dist peers ## measure against the Go plugins; writes the table and the pl
 
 install: dist ## put the plugins into CNI_BIN_DIR (default /opt/cni/bin), safely on a running node
 	$(python) -m cli.install dist/bin "$(CNI_BIN_DIR)"
+
+agent: dist ## put cnikit into BIN_DIR (default /usr/local/bin), and its systemd units into UNIT_DIR
+	$(python) -m cli.install --command dist "$(BIN_DIR)"
+	install -D -m 644 -t "$(UNIT_DIR)" conf/systemd/cnikit-agent.service conf/systemd/cnikit-agent.socket
 
 clean: ## remove what make has made here
 	[ ! -d .cache/go ] || chmod -R u+w .cache/go

@@ -1,4 +1,7 @@
-"""Put built executables into a CNI bin directory of a running node: `python -m cli.install dist/bin /opt/cni/bin`.
+"""Put built executables into the directories of a running node.
+
+    python -m cli.install dist/bin /opt/cni/bin                the plugins
+    python -m cli.install --command dist /usr/local/bin        the cnikit command, which is the agent too
 
 A plugin may be called at any moment, also while this runs. So nothing that is in use is ever written to or
 missing: everything is copied beside its place, synced, tried (VERSION), and only then renamed into it, the
@@ -16,10 +19,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cni import __version__
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 BUNDLES = ".cnikit"
+COMMAND_BUNDLES = ".cnikit-command"
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 
@@ -29,38 +37,47 @@ class InstallError(Exception):
 
 
 def main() -> None:
-    if len(sys.argv) != 3 or not sys.argv[2]:
-        sys.exit("usage: python -m cli.install FROM TO, for example: python -m cli.install dist/bin /opt/cni/bin")
+    arguments = [argument for argument in sys.argv[1:] if argument != "--command"]
+    if len(arguments) != 2 or not arguments[1]:
+        usage = "usage: python -m cli.install [--command] FROM TO"
+        sys.exit(f"{usage}, for example: python -m cli.install dist/bin /opt/cni/bin")
+    source, target = map(Path, arguments)
     try:
-        names = install(Path(sys.argv[1]), Path(sys.argv[2]))
+        if len(arguments) < len(sys.argv) - 1:
+            names = install(source, target, COMMAND_BUNDLES, try_out_command)
+        else:
+            names = install(source, target, BUNDLES, try_out_plugin)
     except (InstallError, OSError) as error:
         sys.exit(f"not installed: {error}")
-    print(f"installed {', '.join(names)} (cnikit {__version__}) in {sys.argv[2]}")
+    print(f"installed {', '.join(names)} (cnikit {__version__}) in {target}")
 
 
-def install(source: Path, target: Path) -> list[str]:
-    """Install every plugin of `source`; returns their names. InstallError or OSError when that failed."""
-    bundle = source / BUNDLES / __version__
+def install(source: Path, target: Path, bundles: str, try_out: Callable[[Path], None]) -> list[str]:
+    """Install everything of `source` that starts a bundle of the folder `bundles`, after `try_out` of each; returns
+    the names. InstallError or OSError when that failed."""
+    bundle = source / bundles / __version__
     names = launchers(source, bundle)
     if not names:
-        raise InstallError(f"{source}: expected plugins and the folder {BUNDLES}/{__version__}; call make dist first")
+        raise InstallError(
+            f"{source}: expected executables and the folder {bundles}/{__version__}; call make dist first"
+        )
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (target / name).is_dir():
             raise InstallError(f"{target / name} is a folder; remove it")
-    (target / BUNDLES).mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=target / BUNDLES) as stage:
+    (target / bundles).mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=target / bundles) as stage:
         staged = Path(stage)
-        shutil.copytree(bundle, staged / BUNDLES / __version__, symlinks=True)
+        shutil.copytree(bundle, staged / bundles / __version__, symlinks=True)
         for name in names:
             shutil.copy2(source / name, staged / name)
         sync(staged)
         for name in names:
             try_out(staged / name)
-        exchange(staged / BUNDLES / __version__, target / BUNDLES / __version__)
+        exchange(staged / bundles / __version__, target / bundles / __version__)
         for name in names:
             (staged / name).replace(target / name)
-        sync(target / BUNDLES, recursive=False)
+        sync(target / bundles, recursive=False)
         sync(target, recursive=False)
     return names
 
@@ -75,8 +92,16 @@ def launchers(source: Path, bundle: Path) -> list[str]:
     return [file.name for file in files if file.read_bytes() == content]
 
 
-def try_out(plugin: Path) -> None:
-    """Ask a plugin for its versions."""
+def try_out_command(command: Path) -> None:
+    """Have the command explain its agent, which needs its bundle."""
+    ran = subprocess.run([command, "agent", "--help"], capture_output=True, timeout=60, check=False)
+    if ran.returncode != 0:
+        said = (ran.stdout + ran.stderr).decode("utf-8", "replace").strip()
+        raise InstallError(f"{command.name} does not run from there (exit code {ran.returncode}): {said}")
+
+
+def try_out_plugin(plugin: Path) -> None:
+    """Ask a plugin for its versions, in a form that needs its bundle (launcher/agent.c)."""
     ran = subprocess.run(
         [plugin], env={"CNI_COMMAND": "VERSION"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
     )

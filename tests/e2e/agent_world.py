@@ -101,7 +101,9 @@ class Agent:
         pid = self.process.pid
         if not self.node.has_pids:
             return pid
-        children = wait_until(lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text().split(), "nsenter has a child")
+        children = wait_until(
+            lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text().split(), "nsenter has a child"
+        )
         return int(children[0])
 
     def log(self) -> str:
@@ -178,7 +180,8 @@ class AgentWay(Way):
     def leave(self, node: Node) -> None:
         """The agent ends well, and what was called was served by it."""
         agent = node.agent
-        assert agent is not None
+        if agent is None:
+            return  # it did not start, and `enter` has failed
         try:
             status = agent.stop()
             if not agent.was_killed:

@@ -310,7 +310,10 @@ class OnlyTheirs:
 
 
 ONLY_THEIRS = [
-    OnlyTheirs(r'ARGS: unknown args \["(IP|MAC)=', "a bridge and its IPAM plugin get the same CNI_ARGS, so each knows the other's"),
+    OnlyTheirs(
+        r'ARGS: unknown args \["(IP|MAC)=',
+        "a bridge and its IPAM plugin get the same CNI_ARGS, so each knows the other's",
+    ),
     OnlyTheirs(
         r"Bridge interface .* Mac doesn't match",
         "a bridge's MAC changes when ports join, and their CHECK then fails for pods that are well",

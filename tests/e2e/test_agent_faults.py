@@ -27,6 +27,7 @@ MANY = 100
 PLENTY = 300.0
 NOBODY = 65534
 
+
 @pytest.fixture
 def conf() -> dict[str, Any]:
     return network(ipam=DUAL_STACK, ipMasq=True)
@@ -385,7 +386,9 @@ class TestLostLaunchers:
     def test_a_slow_reader_gets_all_of_a_long_result(self, agent_node: Node, conf: dict[str, Any]) -> None:
         pod = agent_node.pod()
         names = [f"{number}.example.org" for number in range(20_000)]
-        running = agent_node.start("bridge", "ADD", {**conf, "prevResult": {"cniVersion": "1.1.0", "dns": {"search": names}}}, pod)
+        running = agent_node.start(
+            "bridge", "ADD", {**conf, "prevResult": {"cniVersion": "1.1.0", "dns": {"search": names}}}, pod
+        )
         assert running.process.stdout is not None
         data = b""
         while chunk := os.read(running.process.stdout.fileno(), 1000):
@@ -398,7 +401,7 @@ class TestLostLaunchers:
 
 class TestDiskFull:
     @pytest.fixture
-    def full(self, agent_node: Node, before: dict[str, Any], request: pytest.FixtureRequest) -> Callable[[], None]:
+    def full(self, agent_node: Node, request: pytest.FixtureRequest) -> Callable[[], None]:
         """Makes a file system full; it has room again at the end."""
         folder = request.param
         agent_node.run("mount", "-o", "remount,size=256k,nr_inodes=400", folder)
@@ -491,7 +494,7 @@ class TestNamespaces:
 
 class TestLimits:
     @pytest.fixture
-    def poor(self, agent_node: Node, before: dict[str, Any]) -> Agent:
+    def poor(self, agent_node: Node) -> Agent:
         """An agent that may open few files."""
         agent_of(agent_node).kill()
         return start_again(agent_node, prefix=("prlimit", "--nofile=64:64"))
@@ -599,18 +602,22 @@ class TestHostile:
             for _ in range(dice.randint(1, 8)):
                 data[dice.randrange(len(data))] = dice.randrange(256)
             cut = dice.choice((len(data), dice.randrange(len(data))))
-            with Client(agent_of(agent_node)) as client, request.descriptors() as fds:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    client.send(bytes(data[:cut]), fds[: dice.randrange(4)])
-                    client.socket.shutdown(socket.SHUT_WR)
-                    while client.socket.recv(4096):
-                        pass
+            gone = contextlib.suppress(BrokenPipeError, ConnectionResetError)
+            with Client(agent_of(agent_node)) as client, request.descriptors() as fds, gone:
+                client.send(bytes(data[:cut]), fds[: dice.randrange(4)])
+                client.socket.shutdown(socket.SHUT_WR)
+                while client.socket.recv(4096):
+                    pass
 
         self.unharmed(agent_node, conf)
 
     @pytest.mark.parametrize("which", [0, 1, 2])
-    @pytest.mark.parametrize("path", ["/dev/null", "/dev/zero", "/", "/proc/self/ns/pid", "/proc/self/ns/mnt", "/proc/self/ns/net"])
-    def test_descriptors_of_something_else(self, shared_agent_node: Node, conf: dict[str, Any], which: int, path: str) -> None:
+    @pytest.mark.parametrize(
+        "path", ["/dev/null", "/dev/zero", "/", "/proc/self/ns/pid", "/proc/self/ns/mnt", "/proc/self/ns/net"]
+    )
+    def test_descriptors_of_something_else(
+        self, shared_agent_node: Node, conf: dict[str, Any], which: int, path: str
+    ) -> None:
         request = Request(shared_agent_node, "bridge", "CHECK", conf, shared_agent_node.pod())
         with Client(agent_of(shared_agent_node)) as client, request.descriptors() as fds:
             other = os.open(path, os.O_RDONLY)
@@ -715,8 +722,8 @@ class TestHostile:
         assert stat.S_IMODE(agent_node.path(RECORDS).stat().st_mode) == 0o700
         agent_node.path(RECORDS).chmod(0o755)
         agent_node.path(SOCKET).chmod(0o666)
-        code = "import socket\ns = socket.socket(socket.AF_UNIX)\ns.connect(%r)\nprint(len(s.recv(1)), flush=True)" % SOCKET
-        asked = agent_node.run("setpriv", f"--reuid={NOBODY}", "--clear-groups", sys.executable, "-c", code)
+        code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(len(s.recv(1)))"
+        asked = agent_node.run("setpriv", f"--reuid={NOBODY}", "--clear-groups", sys.executable, "-c", code, SOCKET)
 
         assert asked == "0\n"
         assert "sent a client away" in agent.log()
@@ -726,7 +733,10 @@ class TestHostile:
         """Somebody holds the lock of one network's leases: another network's pods come and go."""
         import fcntl
 
-        held, free = network("held"), network("free", bridge="cni1", ipam={"type": "host-local", "subnet": "10.9.0.0/24"})
+        held, free = (
+            network("held"),
+            network("free", bridge="cni1", ipam={"type": "host-local", "subnet": "10.9.0.0/24"}),
+        )
         first = agent_node.pod()
         assert agent_node.call("bridge", "ADD", held, first).ok
         pods = agent_node.many_pods(12)

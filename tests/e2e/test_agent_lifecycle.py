@@ -104,7 +104,9 @@ class TestStart:
         assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, 0)
         assert (stat.S_IMODE(folder.st_mode), folder.st_uid) == (0o700, 0)
 
-    def test_a_socket_file_of_a_dead_agent_is_replaced(self, agent_node: Node, first: Agent, conf: dict[str, Any]) -> None:
+    def test_a_socket_file_of_a_dead_agent_is_replaced(
+        self, agent_node: Node, first: Agent, conf: dict[str, Any]
+    ) -> None:
         first.kill()
         assert agent_node.path(SOCKET).is_socket()
 
@@ -236,9 +238,8 @@ class TestReload:
         assert first.requests("error", "lost", "undelivered", "declined") == []
         wait_same(agent_node.snapshot, before, "the load left something")
 
-    def test_calls_under_way_are_answered_before(
-        self, agent_node: Node, first: Agent, before: dict[str, Any], conf: dict[str, Any]
-    ) -> None:
+    @pytest.mark.usefixtures("before")
+    def test_calls_under_way_are_answered_before(self, agent_node: Node, first: Agent, conf: dict[str, Any]) -> None:
         slow, pod = SlowIpam(agent_node), agent_node.pod()
         running = slow.start(pod)
 
@@ -353,7 +354,9 @@ class TestHandOver:
         assert agent.stop() == 0
         agent.forget()
 
-    def test_a_new_one_that_dies_takes_nothing_with_it(self, agent_node: Node, first: Agent, conf: dict[str, Any]) -> None:
+    def test_a_new_one_that_dies_takes_nothing_with_it(
+        self, agent_node: Node, first: Agent, conf: dict[str, Any]
+    ) -> None:
         """It is killed when it has the socket: calls run one-shot, and the next agent starts as ever."""
         second = Agent(agent_node, "--replace").ready()
         second.kill()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.agent_world import Agent, Client, Request
+from tests.e2e.agent_world import Agent, Client, Frame, Request, header
 from tests.e2e.world import DUAL_STACK, Node, Pod, network, wait_same, wait_until
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Mix:
         assert frame.code == 1, frame
         assert json.loads(frame.first)["code"] == code, frame
 
-    def _call(self, command: str, stdin: Any) -> Any:
+    def _call(self, command: str, stdin: Any) -> Frame:
         with Client(self._agent) as client:
             frame = client.call(Request(self._node, "bridge", command, stdin, self._pod))
             assert frame.kind == "A", frame
@@ -89,9 +90,18 @@ def side_by_side(mixes: list[Mix], calls: int) -> None:
         raise failures[0]
 
 
+def burst(node: Node, size: int) -> None:
+    """So many pods come at once and go at once."""
+    pods = node.many_pods(size)
+    for command in ("ADD", "DEL"):
+        for running in [node.start("bridge", command, conf(), pod) for pod in pods]:
+            assert running.wait(300.0).ok
+
+
 def test_ten_thousand_calls(agent_node: Node) -> None:
     agent = agent_node.agent
     assert agent is not None
+    burst(agent_node, 20)  # as many at once as there will be, so that there are sockets for all of them
     mixes = [Mix(agent_node, agent, pod) for pod in agent_node.many_pods(CLIENTS)]
     side_by_side(mixes, 120)
     agent.requests()
@@ -105,7 +115,7 @@ def test_ten_thousand_calls(agent_node: Node) -> None:
     agent.requests()
     late = agent.status("VmRSS")
 
-    assert len(agent.logged()) == 10_000
+    assert len(agent.logged()) == 40 + 10_000
     assert late <= MOST, f"{late} KiB after 10,000 calls"
     assert late - early <= NOISE, f"{early} KiB after 1,000 calls, {late} KiB after 10,000"
     assert agent.status("VmHWM") <= MOST
@@ -120,10 +130,7 @@ def test_after_a_hundred_at_once(agent_node: Node) -> None:
     assert agent is not None
     found = []
     for _ in range(4):
-        pods = agent_node.many_pods(100)
-        for command in ("ADD", "DEL"):
-            for running in [agent_node.start("bridge", command, conf(), pod) for pod in pods]:
-                assert running.wait(300.0).ok
+        burst(agent_node, 100)
         agent.requests()
         found.append((agent.status("VmRSS"), len(agent.descriptors()), agent.status("Threads")))
 
@@ -131,3 +138,30 @@ def test_after_a_hundred_at_once(agent_node: Node) -> None:
     assert found[-1][0] - found[0][0] <= NOISE, found
     assert max(files for _, files, _ in found) <= 100, found
     assert max(threads for _, _, threads in found) <= 60, found
+
+
+def test_huge_requests(agent_node: Node) -> None:
+    """A configuration of many megabytes is served, whoever does it; and clients that send as much, all at once, do
+    not make the agent grow."""
+    agent = agent_node.agent
+    assert agent is not None
+    burst(agent_node, 20)
+    pod = agent_node.pod()
+    names = ["x" * 1000] * 8000
+    huge = conf(prevResult={"cniVersion": "1.1.0", "dns": {"search": names}})
+    assert agent_node.call("bridge", "ADD", huge, pod).result["dns"]["search"] == names
+    agent_node.call("bridge", "DEL", huge, pod).silent()
+    assert agent.status("VmRSS") <= MOST
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            client = stack.enter_context(Client(agent))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                client.send(header(8 << 20, 16 << 20) + bytes(20 << 20))
+        for _ in range(100):
+            client = stack.enter_context(Client(agent))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                client.send(header(1 << 20, 1 << 20) + bytes(1 << 20))
+        agent.requests()
+        assert agent.status("VmHWM") <= 3 * MOST
+        burst(agent_node, 1)

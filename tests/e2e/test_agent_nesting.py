@@ -158,9 +158,7 @@ class TestMixed:
         program, stdin = agent_node.executable("bridge", reference), json.dumps(conf).encode()
 
         def go(command: str) -> list[Running]:
-            return [
-                Running(agent_node, program, agent_node.environ(command, pod, env=mixed), stdin) for pod in pods
-            ]
+            return [Running(agent_node, program, agent_node.environ(command, pod, env=mixed), stdin) for pod in pods]
 
         answers = [call.wait(PLENTY) for call in go("ADD")]
         given = [item["address"] for answer in answers for item in answer.result["ips"]]
@@ -198,7 +196,13 @@ class TestForeignPrograms:
         else:
             agent.ready()
         env = install(agent_node, "curious", CURIOUS)
-        env |= {"VENDOR": "kept", "LD_LIBRARY_PATH": "/their/own", "PYTHONHOME": "/nowhere", "UMLAUT": "\udce4", "_PYI_X": "1"}
+        env |= {
+            "VENDOR": "kept",
+            "LD_LIBRARY_PATH": "/their/own",
+            "PYTHONHOME": "/nowhere",
+            "UMLAUT": "\udce4",
+            "_PYI_X": "1",
+        }
         pod, conf = agent_node.pod(), network(ipam={"type": "curious", "theirs": [1, None]})
         agent_node.run("mkdir", "-p", "/run/working/folder")
         program = agent_node.executable("bridge")
@@ -248,7 +252,7 @@ class TestForeignPrograms:
 
     def test_a_long_story_on_stderr(self, agent_node: Node) -> None:
         """The caller sees it, up to a bound that keeps the agent small."""
-        script = "#!/bin/sh\ni=0; while [ $i -lt 500 ]; do echo \"line $i of a long story\" >&2; i=$((i+1)); done\necho '{\"code\":123,\"msg\":\"no\"}'; exit 1\n"
+        script = '#!/bin/sh\ni=0; while [ $i -lt 500 ]; do echo "line $i of a long story" >&2; i=$((i+1)); done\necho \'{"code":123,"msg":"no"}\'; exit 1\n'
         env = install(agent_node, "teller", script)
 
         answer = agent_node.call("bridge", "STATUS", network(ipam={"type": "teller"}), env=env)

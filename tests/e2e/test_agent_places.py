@@ -153,7 +153,7 @@ class TestOtherMounts:
         pod = agent_node.pod()
         agent_node.run("mkdir", "-p", "/run/plugins")
         agent_node.path("/run/plugins/host-local").symlink_to(agent_node.way.bin_dir / "host-local")
-        theirs = "#!/bin/sh\\necho '{\"cniVersion\":\"1.1.0\",\"ips\":[{\"address\":\"10.1.7.7/16\",\"gateway\":\"10.1.0.1\"}]}'\\n"
+        theirs = '#!/bin/sh\\necho \'{"cniVersion":"1.1.0","ips":[{"address":"10.1.7.7/16","gateway":"10.1.0.1"}]}\'\\n'
         mounts = f"mount -t tmpfs other /run/plugins; printf {shlex.quote(theirs)} > /run/plugins/host-local; chmod 755 /run/plugins/host-local"
 
         added = call(agent_node, "ADD", network(), pod, env={"CNI_PATH": "/run/plugins"}, mounts=mounts)

@@ -142,7 +142,8 @@ class TestGoHostLocal:
             agent_node.call("host-local", "DEL", conf, pod, way=reference if number % 2 else None).silent()
         assert agent_node.leases("net") == {}
 
-    def test_at_once(self, agent_node: Node, conf: dict[str, Any], reference: Way, before: dict[str, Any]) -> None:
+    @pytest.mark.usefixtures("before")
+    def test_at_once(self, agent_node: Node, conf: dict[str, Any], reference: Way) -> None:
         ours, theirs = agent_node.many_pods(25), agent_node.many_pods(25)
         theirs_at = agent_node.executable("host-local", reference)
 

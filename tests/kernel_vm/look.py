@@ -1,6 +1,6 @@
 """All that is looked at in the virtual machine (vm.py), as JSON on stdout.
 
-    python -m tests.kernel_vm.look OUR_BIN_DIR PEER_BIN_DIR
+python -m tests.kernel_vm.look OUR_BIN_DIR PEER_BIN_DIR
 """
 
 from __future__ import annotations
