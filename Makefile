@@ -54,6 +54,7 @@ install: dist ## put the plugins into CNI_BIN_DIR (default /opt/cni/bin), safely
 agent: dist ## put cnikit into BIN_DIR (default /usr/local/bin), and its systemd units into UNIT_DIR
 	$(python) -m cli.install --command dist "$(BIN_DIR)"
 	install -D -m 644 -t "$(UNIT_DIR)" conf/systemd/cnikit-agent.service conf/systemd/cnikit-agent.socket
+	sed -i 's|/usr/local/bin/|$(BIN_DIR)/|' "$(UNIT_DIR)/cnikit-agent.service"
 
 clean: ## remove what make has made here
 	[ ! -d .cache/go ] || chmod -R u+w .cache/go

@@ -49,7 +49,7 @@ class Listener:
             if not replace:
                 what = f"another agent listens at {path}"
                 raise ListenError(f"{what}: stop it, or start this one with --replace to take its place")
-            return cls(_take_over(previous, path), path, own=True)
+            return cls._taken_over(previous, path)
 
     @classmethod
     def inherited(cls, environ: MutableMapping[str, str], path: str) -> Listener | None:
@@ -73,6 +73,19 @@ class Listener:
             )
         return cls(listening, path, own=names == OWN)
 
+    @classmethod
+    def _taken_over(cls, previous: socket.socket, path: str) -> Listener:
+        """The socket of the agent at the other end; whose the file is, is as it was."""
+        previous.sendall(wire.hand_over_request())
+        expected = f"{path}: expected the agent there to hand its socket over"
+        try:
+            frame, fds, _, _ = socket.recv_fds(previous, 64, 1)
+        except OSError as error:
+            raise ListenError(f"{expected}: {error}") from None
+        if not fds:
+            raise ListenError(f"{expected}, found that it did not; stop it")
+        return cls(socket.socket(fileno=fds[0]), path, own=frame[1:2] == b"\1")
+
     def passed_on(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The environment for the program that this process is about to become; its socket is then FIRST_FD."""
         if self.socket.fileno() != FIRST_FD:
@@ -84,7 +97,7 @@ class Listener:
     def give_away(self, peer: socket.socket) -> None:
         """Pass the socket to a new agent. The file at the path is its from now on."""
         peer.settimeout(_SECONDS)
-        socket.send_fds(peer, [wire.frame(wire.LISTENER)], [self.socket.fileno()])
+        socket.send_fds(peer, [wire.frame(wire.LISTENER, int(self.own))], [self.socket.fileno()])
         self.own = False
 
     def remove(self) -> None:
@@ -121,17 +134,6 @@ def _connect(path: str) -> socket.socket | None:
         peer.close()
         return None
     return peer
-
-
-def _take_over(previous: socket.socket, path: str) -> socket.socket:
-    previous.sendall(wire.hand_over_request())
-    try:
-        _, fds, _, _ = socket.recv_fds(previous, 64, 1)
-    except OSError as error:
-        raise ListenError(f"{path}: expected the agent there to hand its socket over: {error}") from None
-    if not fds:
-        raise ListenError(f"{path}: expected the agent there to hand its socket over, found that it did not; stop it")
-    return socket.socket(fileno=fds[0])
 
 
 def _is_socket(path: str) -> bool:

@@ -23,7 +23,7 @@ from agent.exposition import CONTENT_TYPE, Page, lean
 from agent.health import Health
 from agent.http import AddressError, HttpServer, Reply, beside, parse
 from agent.limits import Limits, descriptor_limit
-from agent.listener import Listener
+from agent.listener import Listener, ListenError
 from agent.locks import SharedLocks
 from agent.log import Log
 from agent.metrics import Counters, Vitals, process_families
@@ -33,7 +33,8 @@ from agent.report import Logger, Reporter
 from agent.server import Server
 from agent.service import Service
 from agent.workers import Workers
-from cni import __version__
+from cni import __version__, execute
+from cni.errors import CniError
 from cni.kernel.resident import ResidentKernel
 
 if TYPE_CHECKING:
@@ -123,9 +124,15 @@ class Agent:
             self.ending = how
         self.server.stop()
 
-    def run(self, ending: Callable[[str], None]) -> None:
-        """Serve, and return when it has ended and every call is answered; `ending` is told when that begins."""
+    def run(self, can_reload: Callable[[], bool], ending: Callable[[str], None]) -> None:
+        """Serve, and return when it has ended and every call is answered; `ending` is told when that begins.
+
+        A reload that cannot succeed is none: it goes on as it was.
+        """
         self.server.run()
+        while self.ending == "reload" and not can_reload():
+            self.ending = "" if self.ending == "reload" else self.ending
+            self.server.run()
         ending(self.ending)
         stopping = self.ending == "stop"
         if stopping:
@@ -215,6 +222,8 @@ def run(
     signals = Signals()
     use_one_arena()
     path = environ.get("CNIKIT_SOCKET") or SOCKET
+    if not path.startswith("/"):
+        raise ListenError(f"CNIKIT_SOCKET: expected an absolute path, found {path!r}: launchers run in other folders")
     http = beside(path) if http is None else http
     if http:
         parse(http)
@@ -232,7 +241,7 @@ def run(
     notifier.tell("READY=1")
     where = f"listening at {path}"
     log.info(where, version=__version__, pid=os.getpid())
-    agent.run(notifier.tell_ending)
+    agent.run(lambda: starts(argv, environ, log), notifier.tell_ending)
     signals.hold()
     if agent.ending == "reload":
         log.info(agent.ending)
@@ -242,6 +251,22 @@ def run(
         listener.remove()
     log.info(agent.ending)
     log.close(_LOG_SECONDS)
+
+
+def starts(argv: list[str], environ: Mapping[str, str], log: Log) -> bool:
+    """Whether this program, as it lies there now, starts: it may have been replaced, or be gone."""
+    nowhere = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        status, _ = execute.communicate([*argv, "--help"], environ, b"", nowhere)
+        found = f"it exits with {status}"
+    except CniError as error:
+        status, found = -1, error.msg
+    finally:
+        os.close(nowhere)
+    if status != 0:
+        what = f"not reloaded: expected {argv[0]} to start, but {found}; install it again"
+        log.error(what)
+    return status == 0
 
 
 def tracing(environ: Mapping[str, str], otlp: str, log: Log) -> Tracing | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BACKLOG = 4096
 REQUEST_SECONDS = 15.0  # longer than a launcher waits for its own stdin
 FINISH_SECONDS = 3.0  # less than launchers wait for READY: on reload they wait for this
+MOST_BYTES = 32 << 20  # of all requests that are arriving
 _TICK = 1.0
 _CREDENTIALS = struct.Struct("=iII")
 _FULL = (errno.EMFILE, errno.ENFILE)
@@ -158,6 +159,8 @@ class Server:
             self._take(self._forget(fd).peer, request)
         elif arriving.wants_socket:
             self._hand_over(self._forget(fd).peer)
+        elif sum(one.size for one in self._arriving.values()) > MOST_BYTES:
+            self._send_away(fd, f"more than {MOST_BYTES} bytes of requests are arriving")
         else:
             arriving.deadline = self._clock() + REQUEST_SECONDS
 

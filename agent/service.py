@@ -2,7 +2,8 @@
 
 A call runs the code of the one-shot executables: `dispatch.Exchange`, with a `World` that differs in where things
 come from. The namespace was opened by the launcher, stdin and environment came over the wire, lines for people go
-back with the answer. Whether it may run here at all is decided before its first effect (`Service._declined`).
+back with the answer. Whether it may run here at all is decided before its first effect (`Service.refusal`,
+`agent/mounts.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 from agent import mounts, wire
@@ -17,7 +19,7 @@ from agent.steps import Steps, TimedKernel
 from cni import __version__, execute
 from cni.dispatch import Exchange
 from cni.errors import IO_FAILURE, CniError
-from cni.main import LONGEST, SILENCE, silence_error, too_long_error
+from cni.main import SILENCE, silence_error
 from cni.paths import base_name
 from cni.world import World
 
@@ -39,8 +41,11 @@ _LONGEST_STDERR = 1 << 16
 _LITTLE = 4096  # bytes of stdin
 
 
-class ForeignProgramError(Exception):
-    """The call needs a program of another mount namespace: it has to run one-shot."""
+class ForeignProgramError(BaseException):
+    """A call that is not an ADD needs a program of another mount namespace: it has to run again, one-shot.
+
+    Not an Exception: nothing between here and the plugin may make an answer of it.
+    """
 
 
 class Service:
@@ -76,6 +81,7 @@ class Service:
         self.run_dir = run_dir
         self._net = _identity(os.stat("/proc/self/ns/net"))
         self._mounts = _identity(os.stat("/proc/self/ns/mnt"))
+        self._root = _identity(os.stat("/"))
 
     def take(self, peer: socket.socket, request: wire.Request) -> None:
         """Serve a request, here when that takes no time, else in a thread when its turn comes."""
@@ -112,6 +118,13 @@ class Service:
         if request.mounts < 0:
             return "the launcher sent no mount namespace"
         return ""
+
+    def has_another_root(self, peer: socket.socket) -> bool:
+        """Whether the launcher's root directory is not ours, or cannot be seen: its paths are others then (chroot)."""
+        try:
+            return _identity(os.stat(f"/proc/{_pid(peer)}/root")) != self._root
+        except OSError:
+            return True
 
     def is_elsewhere(self, request: wire.Request) -> bool:
         """Whether the launcher sees other mounts than we do."""
@@ -191,21 +204,27 @@ class Served:
             return
         self.call = exchange.call
         assert self.call is not None
-        self._elsewhere = self._service.is_elsewhere(self._request)
-        if self._elsewhere:
-            try:
-                why = mounts.obstacle(self._request.mounts, self.call, self._own_plugin, self._service.run_dir)
-            except CniError as error:
-                why = error.msg
-            if why:
-                self.decline(why)
-                return
+        why = self._obstacle(self.call)
+        if why:
+            self.decline(why)
+            return
         with self.steps("handshake", ""):
             self._send(wire.frame(wire.READY, 0, exchange.version.encode("utf-8", "replace")))
             if self._hear(GO_SECONDS) != wire.GO:
                 return
         self._went = True
         exchange.perform()
+
+    def _obstacle(self, call: Call) -> str:
+        """Why a prepared call cannot be served among the files that we see; empty when it can."""
+        self._elsewhere = self._service.is_elsewhere(self._request)
+        if not self._elsewhere:
+            another = self._service.has_another_root(self._peer)
+            return "the launcher's root directory is not the agent's" if another else ""
+        try:
+            return mounts.obstacle(self._request.mounts, call, self._own_plugin, self._service.run_dir)
+        except CniError as error:
+            return error.msg
 
     def _world(self) -> World:
         service, request, steps = self._service, self._request, self.steps
@@ -226,8 +245,6 @@ class Served:
         """stdin, which the launcher has read."""
         if self._request.flags & wire.SILENT:
             raise silence_error(SILENCE)
-        if len(self._request.stdin) > LONGEST:
-            raise too_long_error()
         return self._request.stdin
 
     def probe(self) -> bytes:
@@ -237,6 +254,8 @@ class Served:
 
     def _deliver(self, status: int, stdout: bytes) -> None:
         """dispatch.Deliver: for a successful ADD, also hear that its result has arrived."""
+        if self.outcome == "undelivered":
+            return  # dispatch tells that the ADD was taken back, to nobody
         with self.steps("answer", ""):
             self._send(wire.frame(wire.ANSWER, status, stdout, self._stderr()))
             confirmed = status != 0 or not self._went or self._request.environ.get("CNI_COMMAND") != "ADD"
@@ -326,8 +345,7 @@ class Served:
             os.chdir("/")
 
     def _caller_directory(self) -> str:
-        pid = int.from_bytes(self._peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
-        return f"/proc/{pid}/cwd"
+        return f"/proc/{_pid(self._peer)}/cwd"
 
     def _resolve(self, path: str) -> str:
         if path.startswith("/"):
@@ -360,6 +378,11 @@ class _Passed:
         if self._request.pod < 0:
             return self._kernel.is_own(path)
         return _identity(os.fstat(self._request.pod)) == _identity(os.fstat(self._request.net))
+
+
+def _pid(peer: socket.socket) -> int:
+    """The process at the other end, which waits for us; 0 when it is in another PID namespace."""
+    return int.from_bytes(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

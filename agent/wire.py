@@ -23,8 +23,10 @@ LISTENER = b"L"
 GO = b"G"
 DONE = b"K"
 
-LONGEST_STRINGS = 8 << 20
-LONGEST_STDIN = (16 << 20) + 1
+# What a process may be started with, and far more than a network configuration has. A longer call runs one-shot: the
+# memory that it takes would never come back.
+LONGEST_STRINGS = 5 << 19
+LONGEST_STDIN = 1 << 20
 
 _HEADER = struct.Struct("=8sIII")
 _FRAME = struct.Struct("=cBHII")
@@ -89,6 +91,11 @@ class Arriving:
         self._data = bytearray()
         self._fds: list[int] = []
         self._header: tuple[int, int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that have arrived."""
+        return len(self._data)
 
     def receive(self) -> Request | None:
         """Take what is there; the request when that was all of it. BrokenRequestError, or EOFError at the end."""

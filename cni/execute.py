@@ -90,7 +90,7 @@ def communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, s
     try:
         try:
             pid = posix.posix_spawn(
-                argv[0], list(argv), dict(environ),
+                argv[0], list(argv), {name: value for name, value in environ.items() if name},
                 file_actions=[
                     (posix.POSIX_SPAWN_DUP2, ours, theirs)
                     for ours, theirs in ((their_in, 0), (their_out, 1), (stderr, 2))

@@ -168,3 +168,7 @@ def test_the_interpreter_as_a_plugin() -> None:
     )
 
     assert int(execute.command([sys.executable, "-c", program], ENVIRON, b"x" * 100_000)) == 100_000
+
+
+def test_an_entry_without_a_name_is_left_out(script: Callable[[str], str]) -> None:
+    assert execute.run(script("echo 5"), {**ENVIRON, "": "weird"}, b"{}") == 5
