@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agent.http import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from agent.server import Server
     from agent.workers import Workers
@@ -26,13 +26,15 @@ OK = Reply(200, b"ok\n")
 class Health:
     """Looks at the loop and at the threads. `ending` says how the agent is ending, empty when it is not."""
 
-    def __init__(self, server: Server, workers: Workers, clock: Callable[[], float], ending: Callable[[], str]) -> None:
+    def __init__(
+        self, server: Server, workers: Sequence[Workers], clock: Callable[[], float], ending: Callable[[], str]
+    ) -> None:
         self._server = server
         self._workers = workers
         self._clock = clock
         self._ending = ending
         self._asked = 0.0
-        self._done: threading.Event | None = None
+        self._done: list[threading.Event] = []
 
     def ready(self) -> Reply:
         """Whether new calls are taken."""
@@ -44,14 +46,16 @@ class Health:
         still = self._clock() - self._server.turned
         if still > _STILL and not self._ending():
             return Reply(503, f"the loop has stood still for {still:.0f} s\n".encode())
-        if self._done is None:
-            self._done = threading.Event()
+        if not self._done:
             self._asked = self._clock()
-            if not self._workers.submit(None, self._done.set):
-                self._done = None
-                return Reply(503, b"too many calls are under way\n")
-        if self._done.wait(_AWAITED):
-            self._done = None
+            for workers in self._workers:
+                done = threading.Event()
+                if not workers.submit(None, done.set):
+                    self._done = []
+                    return Reply(503, b"too many calls are under way\n")
+                self._done.append(done)
+        if all(done.wait(_AWAITED) for done in self._done):
+            self._done = []
             return OK
         waited = self._clock() - self._asked
         if waited > _STUCK:

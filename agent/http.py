@@ -220,11 +220,8 @@ def _listen_at_path(path: str) -> socket.socket:
     try:
         _make_way(path)
         make_folders(os.path.dirname(path), 0o700)
-        before = os.umask(0o177)  # it is never there with another mode
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
+        os.fchmod(listener.fileno(), 0o600)  # before it is there; a umask would be that of threads that start now
+        listener.bind(path)
         return _listening(listener)
     except OSError:
         listener.close()

@@ -112,15 +112,13 @@ def _bind(path: str) -> socket.socket:
     if _is_socket(path):
         os.unlink(path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)  # it is never there with another mode
     try:
+        os.fchmod(listening.fileno(), 0o600)  # it is never there with another mode
         listening.bind(path)
         listening.listen(BACKLOG)
     except OSError:
         listening.close()
         raise
-    finally:
-        os.umask(before)
     return listening
 
 

@@ -33,8 +33,7 @@ from agent.report import Logger, Reporter
 from agent.server import Server
 from agent.service import Service
 from agent.workers import Workers
-from cni import __version__, execute
-from cni.errors import CniError
+from cni import __version__
 from cni.kernel.resident import ResidentKernel
 
 if TYPE_CHECKING:
@@ -51,6 +50,8 @@ _DRAIN_SECONDS = 65.0
 # The form of OTLP that we speak.
 _OTLP = "http/protobuf"
 _M_ARENA_MAX = -8
+# How long the program may take to start when it is tried out. Launchers wait for READY meanwhile.
+_START_SECONDS = 3.0
 # How long the last lines may take to be written.
 _LOG_SECONDS = 2.0
 
@@ -94,6 +95,7 @@ class Agent:
         self._log = log
         self._tracing = tracing
         self.ending = ""
+        self._stop_asked = False
         self._sent_away = 0
         self.kernel = ResidentKernel(time.monotonic)
         limits = Limits(descriptor_limit())
@@ -101,6 +103,7 @@ class Agent:
         self.ipam_workers = Workers(limits.threads, limits.calls)
         self.counters, self.pools = Counters(registry), Pools(time.monotonic)
         tellers: list[Teller] = [self.counters, self.pools, Logger(log), *([tracing] if tracing else [])]
+        tellers.append(lambda *_: self.kernel.trim())  # here nobody waits for it
         self.reporter = Reporter(tellers, log.error)
         self.service = Service(
             registry,
@@ -120,6 +123,7 @@ class Agent:
 
     def end(self, how: str) -> None:
         """Begin to end: `stop`, `reload` or `handed over`. What has begun goes on, but a reload can become a stop."""
+        self._stop_asked = self._stop_asked or how == "stop"
         if not self.ending or (self.ending == "reload" and how == "stop"):
             self.ending = how
         self.server.stop()
@@ -131,7 +135,10 @@ class Agent:
         """
         self.server.run()
         while self.ending == "reload" and not can_reload():
-            self.ending = "" if self.ending == "reload" else self.ending
+            self.ending = ""
+            if self._stop_asked:  # meanwhile
+                self.ending = "stop"
+                break
             self.server.run()
         ending(self.ending)
         stopping = self.ending == "stop"
@@ -174,7 +181,7 @@ class Agent:
         self._log.warning(line)
 
     def _replies(self) -> dict[str, Callable[[], Reply]]:
-        health = Health(self.server, self.workers, time.monotonic, lambda: self.ending)
+        health = Health(self.server, [self.workers, self.ipam_workers], time.monotonic, lambda: self.ending)
         page = Page(
             self.reporter.settle, self.counters.families, self._vitals().families, self.pools.families, process_families
         )
@@ -221,6 +228,8 @@ def run(
     """
     signals = Signals()
     use_one_arena()
+    if os.geteuid() != 0:
+        raise ListenError(f"the agent needs root: expected user 0, found {os.geteuid()}")
     path = environ.get("CNIKIT_SOCKET") or SOCKET
     if not path.startswith("/"):
         raise ListenError(f"CNIKIT_SOCKET: expected an absolute path, found {path!r}: launchers run in other folders")
@@ -233,6 +242,7 @@ def run(
     threading.excepthook = lambda what: sys.excepthook(what.exc_type, what.exc_value, what.exc_traceback)  # type: ignore[arg-type]
     traces = tracing(environ, otlp, log)
     listener = Listener.inherited(environ, path) or Listener.make(path, time.monotonic, replace=replace)
+    close_folder(path, log)
     notifier = Notifier(environ)
     agent = Agent(registry, listener, log, traces, http)
     signals.tell(agent.end)
@@ -253,16 +263,36 @@ def run(
     log.close(_LOG_SECONDS)
 
 
+def close_folder(path: str, log: Log) -> None:
+    """See that nobody but root gets at the socket through its folder: our own is closed, another is complained of."""
+    folder = os.path.dirname(path)
+    if path == SOCKET:
+        os.chmod(folder, 0o700)
+    elif os.stat(folder).st_mode & 0o022:
+        what = (
+            f"{folder}: expected a folder that only root can write, found that others can: they can replace the socket"
+        )
+        log.warning(what)
+
+
 def starts(argv: list[str], environ: Mapping[str, str], log: Log) -> bool:
     """Whether this program, as it lies there now, starts: it may have been replaced, or be gone."""
-    nowhere = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    import subprocess  # only here
+
+    nowhere = subprocess.DEVNULL
     try:
-        status, _ = execute.communicate([*argv, "--help"], environ, b"", nowhere)
+        status = subprocess.run(
+            [*argv, "--help"],
+            env=environ,
+            stdin=nowhere,
+            stdout=nowhere,
+            stderr=nowhere,
+            timeout=_START_SECONDS,
+            check=False,
+        ).returncode
         found = f"it exits with {status}"
-    except CniError as error:
-        status, found = -1, error.msg
-    finally:
-        os.close(nowhere)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        status, found = -1, str(error)
     if status != 0:
         what = f"not reloaded: expected {argv[0]} to start, but {found}; install it again"
         log.error(what)

@@ -21,6 +21,7 @@ BACKLOG = 4096
 REQUEST_SECONDS = 15.0  # longer than a launcher waits for its own stdin
 FINISH_SECONDS = 3.0  # less than launchers wait for READY: on reload they wait for this
 MOST_BYTES = 32 << 20  # of all requests that are arriving
+_MUCH = 1 << 18  # who has sent less is not sent away for it
 _TICK = 1.0
 _CREDENTIALS = struct.Struct("=iII")
 _FULL = (errno.EMFILE, errno.ENFILE)
@@ -159,7 +160,7 @@ class Server:
             self._take(self._forget(fd).peer, request)
         elif arriving.wants_socket:
             self._hand_over(self._forget(fd).peer)
-        elif sum(one.size for one in self._arriving.values()) > MOST_BYTES:
+        elif arriving.size > _MUCH and sum(one.size for one in self._arriving.values()) > MOST_BYTES:
             self._send_away(fd, f"more than {MOST_BYTES} bytes of requests are arriving")
         else:
             arriving.deadline = self._clock() + REQUEST_SECONDS

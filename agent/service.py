@@ -81,7 +81,6 @@ class Service:
         self.run_dir = run_dir
         self._net = _identity(os.stat("/proc/self/ns/net"))
         self._mounts = _identity(os.stat("/proc/self/ns/mnt"))
-        self._root = _identity(os.stat("/"))
 
     def take(self, peer: socket.socket, request: wire.Request) -> None:
         """Serve a request, here when that takes no time, else in a thread when its turn comes."""
@@ -120,11 +119,14 @@ class Service:
         return ""
 
     def has_another_root(self, peer: socket.socket) -> bool:
-        """Whether the launcher's root directory is not ours, or cannot be seen: its paths are others then (chroot)."""
+        """Whether the launcher has changed its root directory (chroot), so that its paths are others.
+
+        One that is gone, or in a PID namespace that we do not see, counts as not.
+        """
         try:
-            return _identity(os.stat(f"/proc/{_pid(peer)}/root")) != self._root
+            return os.readlink(f"/proc/{_pid(peer)}/root") != "/"
         except OSError:
-            return True
+            return False
 
     def is_elsewhere(self, request: wire.Request) -> bool:
         """Whether the launcher sees other mounts than we do."""
@@ -218,9 +220,10 @@ class Served:
     def _obstacle(self, call: Call) -> str:
         """Why a prepared call cannot be served among the files that we see; empty when it can."""
         self._elsewhere = self._service.is_elsewhere(self._request)
+        if self._service.has_another_root(self._peer):
+            return "the launcher's root directory is not the agent's"
         if not self._elsewhere:
-            another = self._service.has_another_root(self._peer)
-            return "the launcher's root directory is not the agent's" if another else ""
+            return ""
         try:
             return mounts.obstacle(self._request.mounts, call, self._own_plugin, self._service.run_dir)
         except CniError as error:

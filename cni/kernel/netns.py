@@ -1,4 +1,4 @@
-"""Network namespaces: the only place that calls setns(2).
+"""Network namespaces: the only place that enters one (setns(2)).
 
 A namespace is entered once, to open there what keeps working from outside: netlink sockets belong to the
 namespace they were opened in, and so do directories below /proc/sys/net. Nothing else runs inside.

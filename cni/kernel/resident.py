@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     Kept = tuple[Socket | None, Socket | None, dict[int, Conf]]
 
 
+_MOST_IDLE = 16
+
+
 class ResidentKernel(linux.Kernel):
     """Made in the node's namespace. `clock` is `time.monotonic`."""
 
@@ -108,13 +111,17 @@ class ResidentKernel(linux.Kernel):
         if self._fd < 0:
             self._close_idle()
 
+    def trim(self) -> None:
+        """Close what a burst of calls has left beyond what an ordinary load needs. It may take long (nftables)."""
+        self._close_idle(_MOST_IDLE)
+
     def _open_fd(self) -> int:
         if self._fd < 0:
             raise KernelError("use a kernel that was closed", EBADF)
         return self._fd
 
-    def _close_idle(self) -> None:
-        while self._idle:
+    def _close_idle(self, kept: int = 0) -> None:
+        while len(self._idle) > kept:
             route, nft, conf = self.take()
             for one in (route, nft, *conf.values()):
                 if one is not None:

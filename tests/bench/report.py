@@ -45,7 +45,7 @@ def facts(subject: Subject, scale: Scale) -> dict[str, Any]:
     """On what and of what this was measured."""
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),  # at the end; it counts those that wait for the kernel as well

@@ -24,7 +24,7 @@ class World:
         self.server = SimpleNamespace(turned=100.0)
         self.workers = Workers()
         self.ending = ""
-        self.health = Health(self.server, self.workers, lambda: self.now, lambda: self.ending)  # type: ignore[arg-type]
+        self.health = Health(self.server, [self.workers], lambda: self.now, lambda: self.ending)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def served(outcome: str = "ok", error: bytes = b"", lines: tuple[str, ...] = (),
     steps.mark("queue")
     steps.finish()
     call = SimpleNamespace(context=SimpleNamespace(network="net"))
-    return SimpleNamespace(forget=lambda: None, 
+    return SimpleNamespace(forget=lambda: None,
         environ={**ENVIRON, **environ}, steps=steps, call=call, outcome=outcome, error=error, plugin="bridge",
         lines=lines, trace=None,
     )  # fmt: skip
