@@ -75,7 +75,7 @@ class Running:
     def __exit__(self, *exc: object) -> None:
         steps = self._steps
         steps.depth -= 1
-        failure = f"{exc[1]}" if exc[0] else ""
+        failure = (str(exc[1]) or repr(exc[1])) if exc[0] else ""
         steps.done.append(
             Done(self._kind, self._about, self._begin, steps.now(), steps.depth, failure, self._arguments)
         )
