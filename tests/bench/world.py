@@ -142,16 +142,14 @@ class Start:
         self._argv = argv
         self._env = RUNTIME_ENV | env
         self._stdin = stdin
-        self._calls = 0
 
     def call(self, verb: str, turn: int) -> dict[str, float]:
         assert verb == "START", (verb, turn)
-        self._calls += 1
         return {"START": self._node.call(self._argv, self._env, self._stdin)["seconds"]}
 
     def inside(self) -> list[tuple[str, float]]:
-        calls, self._calls = self._calls, 0
-        return [("START agent", line["seconds"]) for line in self._node.served(calls)]
+        """Nothing: VERSION is answered by the launcher itself, also beside an agent."""
+        return []
 
 
 class Attachments:
