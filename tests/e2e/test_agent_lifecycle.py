@@ -48,7 +48,8 @@ class Load(threading.Thread):
         self._node = node
         self._conf = conf
         self.pods = node.many_pods(LOAD // 2)
-        self.started: list[tuple[str, Running]] = []
+        self.started: list[Running] = []
+        self._added: list[Running] = []
         self._pause = threading.Event()
         self.start()
 
@@ -57,11 +58,15 @@ class Load(threading.Thread):
             if number < LOAD // 2:
                 self._call("ADD", self.pods[number])
             if number >= 20:
+                self._added[number - 20].process.wait()  # a runtime waits for an ADD before it deletes
                 self._call("DEL", self.pods[number - 20])
 
     def _call(self, command: str, pod: Pod) -> None:
         self._pause.wait(PACE)
-        self.started.append((command, self._node.start("bridge", command, self._conf, pod)))
+        call = self._node.start("bridge", command, self._conf, pod)
+        self.started.append(call)
+        if command == "ADD":
+            self._added.append(call)
 
     def wait_for(self, count: int) -> None:
         """Until so many have begun."""
@@ -70,7 +75,7 @@ class Load(threading.Thread):
     def answers(self) -> list[Answer]:
         """All, when it is over; none has failed."""
         self.join(PLENTY)
-        found = [call.wait(PLENTY) for _, call in self.started]
+        found = [call.wait(PLENTY) for call in self.started]
         assert [answer for answer in found if not answer.ok] == []
         assert len(found) == LOAD
         return found

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 HTTP = "/run/cnikit/agent-http.sock"
 PAGE = Path(__file__).resolve().parents[2] / "docs/observability.md"
+# A call without effects that the agent serves.
+PLAIN = {"cniVersion": "1.1.0", "name": "net", "type": "loopback"}
 CONF = network(ipMasq=True, ipam=DUAL_STACK)
 MEBI = 1 << 20
 
@@ -108,14 +110,14 @@ class TestMetrics:
         assert node.call("bridge", "ADD", CONF, pod).ok
         assert node.call("bridge", "ADD", CONF, pod).error["code"] == 999
         node.call("bridge", "DEL", CONF, pod).silent()
-        assert node.call("host-local", "VERSION", CONF).ok
+        assert node.call("loopback", "STATUS", PLAIN).ok
 
         found = Metrics(node)
         requests = "cnikit_requests_total"
         assert found.value(requests, command="ADD", plugin="bridge", outcome="ok") == 1
         assert found.value(requests, command="ADD", plugin="bridge", outcome="error") == 1
         assert found.value(requests, command="DEL", plugin="bridge", outcome="ok") == 1
-        assert found.value(requests, command="VERSION", plugin="host-local", outcome="ok") == 1
+        assert found.value(requests, command="STATUS", plugin="loopback", outcome="ok") == 1
         assert found.value(requests) == 4
         assert found.value("cnikit_errors_total", plugin="bridge", code="999") == 1
         assert found.value("cnikit_request_duration_seconds_count", command="ADD") == 2
@@ -203,7 +205,7 @@ class TestHealth:
 
     def test_the_next_agent_takes_the_place(self, node: Node, start: Any) -> None:
         first = start()
-        assert node.call("bridge", "VERSION", CONF).ok
+        assert node.call("loopback", "STATUS", PLAIN).ok
         assert Metrics(node).value("cnikit_requests_total") == 1
         start("--replace")
         assert first.wait() == 0
@@ -212,10 +214,10 @@ class TestHealth:
 
     def test_after_a_reload(self, node: Node, start: Any) -> None:
         agent = start()
-        assert node.call("bridge", "VERSION", CONF).ok
+        assert node.call("loopback", "STATUS", PLAIN).ok
         agent.signal(signal.SIGHUP)
         wait_until(lambda: agent.log().count("listening at") == 2, "it has started anew")
-        assert node.call("bridge", "VERSION", CONF).ok
+        assert node.call("loopback", "STATUS", PLAIN).ok
         assert Metrics(node).value("cnikit_requests_total") == 1
 
 
@@ -232,7 +234,7 @@ class TestPlace:
     def test_nowhere(self, node: Node, start: Any) -> None:
         start("--http", "")
         assert not node.path(HTTP).exists()
-        assert node.call("bridge", "VERSION", CONF).ok
+        assert node.call("loopback", "STATUS", PLAIN).ok
 
     @pytest.mark.parametrize("where", ["0.0.0.0:20500", "192.0.2.1:20500", "relative.sock"])
     def test_what_others_could_reach_is_refused(self, node: Node, bin_dir: Path, where: str) -> None:
@@ -248,7 +250,7 @@ class TestPlace:
             taken.bind(("127.0.0.1", 20500))
             taken.listen()
             agent = start("--http", "127.0.0.1:20500")
-            assert node.call("bridge", "VERSION", CONF).ok
+            assert node.call("loopback", "STATUS", PLAIN).ok
         assert "no metrics: cannot listen at 127.0.0.1:20500: Address already in use" in agent.log()
 
 
@@ -538,8 +540,8 @@ class TestTop:
             _read_until(screen, b"calls in all")
             agent.signal(signal.SIGHUP)
             wait_until(lambda: agent.log().count("listening at") == 2, "it has started anew")
-            assert node.call("bridge", "VERSION", CONF).ok
-            _read_until(screen, b"VERSION")
+            assert node.call("loopback", "STATUS", PLAIN).ok
+            _read_until(screen, b"STATUS")
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(GENEROUS) == 0
