@@ -85,7 +85,7 @@ def test_add_failing_at_every_verb_leaves_nothing_of_the_pod(node: Node, plugin_
 
     assert answer.ok, answer
     assert verbs == len(report["verbs"]) + 1
-    assert verbs > 15
+    assert verbs > 12
     call(node, "DEL", conf, pod, plugin_path).silent()
     assert look(node, pod) == before
 
