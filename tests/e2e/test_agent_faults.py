@@ -601,6 +601,7 @@ class TestHostile:
             data = bytearray(request.data)
             for _ in range(dice.randint(1, 8)):
                 data[dice.randrange(len(data))] = dice.randrange(256)
+            data[8:12] = request.data[8:12]  # one of the flags asks for the socket itself
             cut = dice.choice((len(data), dice.randrange(len(data))))
             gone = contextlib.suppress(BrokenPipeError, ConnectionResetError)
             with Client(agent_of(agent_node)) as client, request.descriptors() as fds, gone:
