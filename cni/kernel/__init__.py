@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Protocol
 
+    from cni.errors import KernelError
     from cni.kernel.ops import Op
-    from cni.kernel.types import Address, Link, NftRule, Route
+    from cni.kernel.types import Address, FdbEntry, Link, Neighbour, Nexthop, NftRule, Route
 
     class Namespace(Protocol):
         """One network namespace, entered once and then used from outside. Use it from one thread at a time."""
@@ -38,13 +39,25 @@ if TYPE_CHECKING:
         def apply(self, *operations: Op) -> None:
             """Do all of them. KernelError for the first that failed, after all have been tried."""
 
+        def attempt(self, operations: Sequence[Op]) -> list[tuple[Op, KernelError]]:
+            """Do all of them, in order, and give those that failed."""
+
         def link(self, which: str | int) -> Link | None:
             """A link by name or index; None when there is none."""
 
         def links(self) -> list[Link]: ...
         def addresses(self, index: int) -> list[Address]: ...
-        def routes(self) -> list[Route]:
-            """Unicast routes of both families in every table but `local`."""
+        def routes(self, protocol: int = 0) -> list[Route]:
+            """Unicast routes of both families in every table but `local`, of one protocol (0: of all)."""
+
+        def nexthops(self, protocol: int = 0) -> list[Nexthop]:
+            """Nexthop objects of one protocol (0: of all)."""
+
+        def neighbours(self, index: int) -> list[Neighbour]:
+            """The neighbours of a link, of both families."""
+
+        def fdb(self, index: int) -> list[FdbEntry]:
+            """The forwarding entries of a VXLAN device."""
 
         def has_vlan_filtering(self) -> bool:
             """Whether this kernel's bridges can filter VLANs."""
@@ -66,9 +79,10 @@ if TYPE_CHECKING:
             `timeout` seconds.
             """
 
-        def delete_link(self, index: int) -> None:
+        def delete_link(self, index: int, kind: str = "") -> None:
             """Delete a link and return when the kernel has announced that it is gone; success when it is none.
 
+            Who has just asked about the link gives its `kind`, and it is not asked again.
             The grace period that follows blocks a helper, not the caller (MEASURED.md, "DEL").
             """
 
@@ -80,6 +94,15 @@ if TYPE_CHECKING:
 
         def set_conf(self, family: int, link: str, key: str, value: str) -> None:
             """Write it. KernelError when that fails, ENOENT when the kernel has no such file."""
+
+        def tx_checksum(self, name: str) -> bool | None:
+            """Whether a link leaves the checksums of what it sends to the hardware (`ethtool -k`).
+
+            None when there is no such link, or it has no such setting.
+            """
+
+        def set_tx_checksum(self, name: str, on: bool) -> None:  # noqa: FBT001 - one of two plain settings
+            """Set it. KernelError EOPNOTSUPP when the link has no such setting, ENODEV when there is none."""
 
         def nft(self, *operations: Op) -> None:
             """One nftables transaction: all of it or nothing. KernelError names the operation that failed."""

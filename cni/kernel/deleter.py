@@ -21,7 +21,7 @@ from _queue import Empty, SimpleQueue
 from errno import EAGAIN, EBADF, EIO, ENODEV, ETIMEDOUT
 
 from cni.errors import KernelError
-from cni.kernel import rtnetlink
+from cni.kernel import rtlinks
 from cni.kernel.monitor import Monitor
 from cni.kernel.netlink import NETLINK_ROUTE, Socket
 
@@ -212,7 +212,7 @@ def _delete(socket: Socket, jobs: list[_Job]) -> None:
     veths = [job for job in jobs if not job.alone]
     if len(veths) > 1:
         jobs = [job for job in jobs if job.alone] + _delete_group(socket, veths)
-    answers = socket.execute([rtnetlink.link_del(job.index) for job in jobs])
+    answers = socket.execute([rtlinks.link_del(job.index) for job in jobs])
     for job, (errno, hint) in zip(jobs, answers, strict=True):
         job.mail.put((0 if errno == ENODEV else errno, hint))
 
@@ -220,8 +220,8 @@ def _delete(socket: Socket, jobs: list[_Job]) -> None:
 def _delete_group(socket: Socket, jobs: list[_Job]) -> list[_Job]:
     """Delete links as a group; returns those that it did not work for."""
     group = GROUPS | int.from_bytes(posix.urandom(3), "little")
-    moves = [rtnetlink.link_group(job.index, group) for job in jobs]
-    *moved, (errno, _) = socket.execute([*moves, rtnetlink.group_del(group)])
+    moves = [rtlinks.link_group(job.index, group) for job in jobs]
+    *moved, (errno, _) = socket.execute([*moves, rtlinks.group_del(group)])
     refused = []
     for job, (move_errno, _) in zip(jobs, moved, strict=True):
         if move_errno == ENODEV or (not move_errno and errno in (0, ENODEV)):

@@ -26,7 +26,7 @@ from errno import (
 
 from cni import addr
 from cni.errors import KernelError
-from cni.kernel import netns, rtnetlink
+from cni.kernel import netns, rtlinks, rtnetlink
 from cni.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Socket, acknowledgement, message, messages
 from cni.kernel.sysctl import IPV4_CONF, IPV6_CONF, Conf
 from cni.kernel.types import OPER_UP, PORT_FORWARDING
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cni.kernel.background import Background, Helper
     from cni.kernel.nfnetlink import Nftables
     from cni.kernel.ops import Op
-    from cni.kernel.types import Address, Link, NftRule, Route
+    from cni.kernel.types import Address, FdbEntry, Link, Neighbour, Nexthop, NftRule, Route
 
     T = TypeVar("T")
     Clock = Callable[[], float]
@@ -133,21 +133,28 @@ class Namespace:
     # Links, addresses, routes
 
     def apply(self, *operations: Op) -> None:
-        answers = self._rtnetlink().execute([rtnetlink.encode(op) for op in operations])
-        for op, (errno, hint) in zip(operations, answers, strict=True):
-            if errno:
-                raise KernelError(op.text, errno, hint)
+        failed = self.attempt(operations)
+        if failed:
+            raise failed[0][1]
+
+    def attempt(self, operations: Sequence[Op]) -> list[tuple[Op, KernelError]]:
+        answers = self._rtnetlink().execute(rtnetlink.encode(operations))
+        return [
+            (op, KernelError(op.text, errno, hint))
+            for op, (errno, hint) in zip(operations, answers, strict=True)
+            if errno
+        ]
 
     def link(self, which: str | int) -> Link | None:
         if not _can_be_link(which):
             return None  # the kernel would call it a malformed question
-        question = rtnetlink.link_question(which)
-        answer = self._rtnetlink().ask(f"look up link {which}", rtnetlink.RTM_GETLINK, question, absent=(ENODEV,))
-        return None if answer is None else rtnetlink.parse_link(answer)
+        question = rtlinks.link_question(which)
+        answer = self._rtnetlink().ask(f"look up link {which}", rtlinks.RTM_GETLINK, question, absent=(ENODEV,))
+        return None if answer is None else rtlinks.parse_link(answer)
 
     def links(self) -> list[Link]:
-        answers = self._rtnetlink().dump("list links", rtnetlink.RTM_GETLINK, rtnetlink.link_question(None))
-        return [rtnetlink.parse_link(answer) for answer in answers]
+        answers = self._rtnetlink().dump("list links", rtlinks.RTM_GETLINK, rtlinks.link_question(None))
+        return [rtlinks.parse_link(answer) for answer in answers]
 
     def addresses(self, index: int) -> list[Address]:
         question = rtnetlink.addr_question(index)
@@ -156,25 +163,49 @@ class Namespace:
         parsed = [rtnetlink.parse_address(answer) for answer in answers]
         return [found[1] for found in parsed if found is not None and found[0] == index]
 
-    def routes(self) -> list[Route]:
+    def routes(self, protocol: int = 0) -> list[Route]:
         routes: list[Route] = []
         for family in (addr.AF_INET, addr.AF_INET6):
-            question = rtnetlink.route_question(family)
+            question = rtnetlink.route_question(family, protocol)
             for answer in self._rtnetlink().dump("list routes", rtnetlink.RTM_GETROUTE, question):
                 if answer[0] == family:  # a kernel without IPv6 answers with what it has
                     routes += rtnetlink.parse_routes(answer)
         return routes
 
+    def nexthops(self, protocol: int = 0) -> list[Nexthop]:
+        # Imported here and below: a node without peers does without.
+        from cni.kernel import rtpeers
+
+        answers = self._rtnetlink().dump("list nexthops", rtpeers.RTM_GETNEXTHOP, rtpeers.nexthop_question())
+        found = [rtpeers.parse_nexthop(answer) for answer in answers]
+        return [nexthop for nexthop in found if protocol in (0, nexthop.protocol)]
+
+    def neighbours(self, index: int) -> list[Neighbour]:
+        from cni.kernel import rtpeers
+
+        question = rtpeers.neighbour_question(index)
+        what = f"list neighbours of link {index}"
+        answers = self._rtnetlink().dump(what, rtpeers.RTM_GETNEIGH, question, absent=(ENODEV,))
+        return rtpeers.parse_neighbours(answers, index)
+
+    def fdb(self, index: int) -> list[FdbEntry]:
+        from cni.kernel import rtpeers
+
+        question = rtpeers.fdb_question(index)
+        what = f"list fdb entries of link {index}"
+        answers = self._rtnetlink().dump(what, rtpeers.RTM_GETNEIGH, question, absent=(ENODEV,))
+        return rtpeers.parse_fdb(answers, index)
+
     def has_vlan_filtering(self) -> bool:
-        ((errno, hint),) = self._rtnetlink().execute([rtnetlink.vlan_probe()])
+        ((errno, hint),) = self._rtnetlink().execute([rtlinks.vlan_probe()])
         if errno not in (EPROTONOSUPPORT, EINVAL, EOPNOTSUPP):  # EOPNOTSUPP: no bridges at all
             raise KernelError("ask whether bridges filter VLANs", errno or EIO, hint)
         return errno == EPROTONOSUPPORT
 
     def vlans(self, index: int) -> list[int]:
-        question = rtnetlink.vlan_question(index)
-        answers = self._rtnetlink().dump(f"list VLANs of link {index}", rtnetlink.RTM_GETVLAN, question)
-        return [vid for answer in answers for vid in rtnetlink.parse_vlans(answer)]
+        question = rtlinks.vlan_question(index)
+        answers = self._rtnetlink().dump(f"list VLANs of link {index}", rtlinks.RTM_GETVLAN, question)
+        return [vid for answer in answers for vid in rtlinks.parse_vlans(answer)]
 
     # Waiting
 
@@ -224,11 +255,11 @@ class Namespace:
 
     # Deleting
 
-    def delete_link(self, index: int) -> None:
+    def delete_link(self, index: int, kind: str = "") -> None:
         what = f"delete link {index}"
-        if self.link(index) is None:
+        if not kind and self.link(index) is None:
             return
-        watch = self._open(NETLINK_ROUTE, rtnetlink.RTMGRP_LINK)
+        watch = self._open(NETLINK_ROUTE, rtlinks.RTMGRP_LINK)
         try:
             fd = self._open(NETLINK_ROUTE).detach()
             helper = self._kernel.hand_away(lambda: _delete(fd, index), (fd, *self._shared_nft()))
@@ -273,6 +304,16 @@ class Namespace:
     def set_conf(self, family: int, link: str, key: str, value: str) -> None:
         self._conf_of(family).write(link, key, value)
 
+    def tx_checksum(self, name: str) -> bool | None:
+        from cni.kernel import ethtool
+
+        return ethtool.tx_checksum(self._rtnetlink().fileno(), name)
+
+    def set_tx_checksum(self, name: str, on: bool) -> None:  # noqa: FBT001 - one of two plain settings
+        from cni.kernel import ethtool
+
+        ethtool.set_tx_checksum(self._rtnetlink().fileno(), name, on=on)
+
     # nftables
 
     def nft(self, *operations: Op) -> None:
@@ -294,9 +335,10 @@ class Namespace:
     # What has to be opened inside
 
     def _open(self, protocol: int, groups: int = 0) -> Socket:
-        return self._inside(lambda: Socket(protocol, groups))
+        return self.inside(lambda: Socket(protocol, groups))
 
-    def _inside(self, action: Callable[[], T]) -> T:
+    def inside(self, action: Callable[[], T]) -> T:
+        """Run what opens something in this namespace."""
         if self.fd < 0:
             raise KernelError("use a network namespace that was closed", EBADF)
         return action() if self._own else self._kernel.visitor.inside(self.fd, action)
@@ -340,7 +382,7 @@ class Namespace:
         if found is None:
             # Each alone: the first visit to /proc/sys of a new namespace costs 0.05 ms for a family.
             path = IPV6_CONF if family == addr.AF_INET6 else IPV4_CONF
-            found = self._conf[family] = self._inside(lambda: Conf(path))
+            found = self._conf[family] = self.inside(lambda: Conf(path))
         return found
 
 
@@ -359,12 +401,12 @@ def _announced(watch: Socket, index: int) -> bool | None:
         if error.errno == ENOBUFS:
             return None
         raise
-    return any(kind == rtnetlink.RTM_DELLINK and rtnetlink.parse_gone_link(body) == index for kind, body in notices)
+    return any(kind == rtlinks.RTM_DELLINK and rtlinks.parse_gone_link(body) == index for kind, body in notices)
 
 
 def _delete(fd: int, index: int) -> int:
     """Delete a link through a netlink socket and give the errno: the work of a helper."""
-    kind, flags, body = rtnetlink.link_del(index)
+    kind, flags, body = rtlinks.link_del(index)
     try:
         posix.write(fd, message(kind, flags | 5, 1, body))  # NLM_F_REQUEST | NLM_F_ACK
         for _, flags, _, answer in messages(posix.read(fd, 1 << 14)):

@@ -11,7 +11,7 @@ from array import array
 from errno import ENOBUFS
 
 from cni.errors import KernelError
-from cni.kernel import rtnetlink
+from cni.kernel import rtlinks
 from cni.kernel.netlink import NETLINK_ROUTE, Socket
 
 TYPE_CHECKING = False
@@ -126,9 +126,9 @@ class _Notices(Socket):
     """
 
     def __init__(self) -> None:
-        super().__init__(NETLINK_ROUTE, rtnetlink.RTMGRP_LINK, _BUFFER)
+        super().__init__(NETLINK_ROUTE, rtlinks.RTMGRP_LINK, _BUFFER)
         try:
-            program = array("B", _filter(rtnetlink.RTM_DELLINK, rtnetlink.AF_UNSPEC))
+            program = array("B", _filter(rtlinks.RTM_DELLINK, rtlinks.AF_UNSPEC))
             address, size = program.buffer_info()
             described = _struct.pack("@HP", size // _INSTRUCTION.size, address)
             self._socket.setsockopt(_socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
@@ -139,7 +139,7 @@ class _Notices(Socket):
     def gone(self) -> list[int]:
         """The indices of the links of the next notice."""
         notices = self.notices()
-        return [rtnetlink.parse_gone_link(body) for kind, body in notices if kind == rtnetlink.RTM_DELLINK]
+        return [rtlinks.parse_gone_link(body) for kind, body in notices if kind == rtlinks.RTM_DELLINK]
 
 
 def _filter(kind: int, family: int) -> bytes:

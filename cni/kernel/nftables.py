@@ -94,6 +94,11 @@ def saddr_in_set(family: int, set_name: str) -> Expression:
     return ("saddr_in_set", family, set_name)
 
 
+def saddr_in(family: int, net: bytes, prefix: int) -> Expression:
+    """`ip saddr NET/PREFIX`"""
+    return ("saddr_in", family, net, prefix)
+
+
 def daddr_in(family: int, net: bytes, prefix: int) -> Expression:
     """`ip daddr NET/PREFIX`"""
     return ("daddr_in", family, net, prefix)
@@ -202,8 +207,8 @@ def _saddr_in_set(family: int, set_name: str) -> bytes:
     return _payload(_PAYLOAD_NETWORK, *_SADDR[family]) + lookup
 
 
-def _daddr(operator: int, family: int, net: bytes, prefix: int) -> bytes:
-    offset, length = _DADDR[family]
+def _in_network(place: tuple[int, int], operator: int, net: bytes, prefix: int) -> bytes:
+    offset, length = place
     bits = length * 8
     mask = ((1 << prefix) - 1 << bits - prefix).to_bytes(length, "big")
     masked = b""
@@ -214,12 +219,16 @@ def _daddr(operator: int, family: int, net: bytes, prefix: int) -> bytes:
     return _payload(_PAYLOAD_NETWORK, offset, length) + masked + _cmp(operator, network)
 
 
+def _saddr_in(family: int, net: bytes, prefix: int) -> bytes:
+    return _in_network(_SADDR[family], _CMP_EQ, net, prefix)
+
+
 def _daddr_in(family: int, net: bytes, prefix: int) -> bytes:
-    return _daddr(_CMP_EQ, family, net, prefix)
+    return _in_network(_DADDR[family], _CMP_EQ, net, prefix)
 
 
 def _daddr_not_in(family: int, net: bytes, prefix: int) -> bytes:
-    return _daddr(_CMP_NEQ, family, net, prefix)
+    return _in_network(_DADDR[family], _CMP_NEQ, net, prefix)
 
 
 def _iifname(name: str) -> bytes:
@@ -233,6 +242,7 @@ def _ether_saddr(mac: bytes) -> bytes:
 _EXPRESSIONS: dict[str, Callable[..., bytes]] = {
     "nfproto": _nfproto,
     "saddr_in_set": _saddr_in_set,
+    "saddr_in": _saddr_in,
     "daddr_in": _daddr_in,
     "daddr_not_in": _daddr_not_in,
     "iifname": _iifname,

@@ -158,9 +158,11 @@ class NodeNamespace(linux.Namespace):
         # A family that the kernel runs without may be loaded later.
         self._lender.keep((route, nft, {family: one for family, one in conf.items() if one.is_there}))
 
-    def delete_link(self, index: int) -> None:
-        link = self.link(index)
-        if link is None:
-            return
-        if not self._lender.deleter.delete(index, lambda: self.link(index) is not None, alone=link.kind != "veth"):
-            super().delete_link(index)
+    def delete_link(self, index: int, kind: str = "") -> None:
+        if not kind:
+            link = self.link(index)
+            if link is None:
+                return
+            kind = link.kind
+        if not self._lender.deleter.delete(index, lambda: self.link(index) is not None, alone=kind != "veth"):
+            super().delete_link(index, kind)

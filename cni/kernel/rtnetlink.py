@@ -1,108 +1,51 @@
-"""Links, addresses, routes and neighbours in rtnetlink's words (rtnetlink(7)): operations to requests,
-answers to values. Pure functions, no I/O.
+"""Addresses, routes and neighbours in rtnetlink's words (rtnetlink(7)): operations to requests, answers to values.
+Pure functions, no I/O. Links are in `rtlinks.py`; what only nodes with peers need, in `rtpeers.py`.
 
-Attribute numbers are those of <linux/if_link.h>, <linux/if_addr.h>, <linux/rtnetlink.h>,
-<linux/neighbour.h> and <linux/if_bridge.h>.
+Attribute numbers are those of <linux/if_addr.h>, <linux/rtnetlink.h> and <linux/neighbour.h>.
 """
 
 from __future__ import annotations
 
 import _struct
-import sys
 
 from cni import addr
+from cni.kernel import rtlinks
 from cni.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
+    NLM_F_REPLACE,
     attr,
-    attr_text,
     attr_u32,
     attrs,
-    each_attr,
     malformed,
     nest,
     number,
-    some_attrs,
-    text,
 )
-from cni.kernel.types import IFF_PROMISC, IFF_UP, Address, Link, Port, Route
+from cni.kernel.types import Address, Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from cni.kernel import Namespace
     from cni.kernel.netlink import Request
     from cni.kernel.ops import Op
 
-RTM_NEWLINK = 16
-RTM_DELLINK = 17
-RTM_GETLINK = 18
-RTM_SETLINK = 19
 RTM_NEWADDR = 20
 RTM_DELADDR = 21
 RTM_GETADDR = 22
 RTM_NEWROUTE = 24
+RTM_DELROUTE = 25
 RTM_GETROUTE = 26
 RTM_DELNEIGH = 29
-RTM_GETVLAN = 114
 
-RTMGRP_LINK = 1
 AF_UNSPEC = 0
-AF_BRIDGE = 7
-
-_IFLA_ADDRESS = 1
-_IFLA_IFNAME = 3
-_IFLA_MTU = 4
-_IFLA_LINK = 5
-_IFLA_MASTER = 10
-_IFLA_OPERSTATE = 16
-_IFLA_LINKINFO = 18
-_IFLA_IFALIAS = 20
-_IFLA_AF_SPEC = 26
-_IFLA_GROUP = 27
-_IFLA_NET_NS_FD = 28
-_IFLA_EXT_MASK = 29
-_IFLA_PROMISCUITY = 30
-_IFLA_NUM_TX_QUEUES = 31
-_IFLA_NUM_RX_QUEUES = 32
-_IFLA_INFO_KIND = 1
-_IFLA_INFO_DATA = 2
-_IFLA_INFO_SLAVE_KIND = 4
-_IFLA_INFO_SLAVE_DATA = 5
-_IFLA_BR_VLAN_FILTERING = 7
-_IFLA_BR_VLAN_PROTOCOL = 8
-_IFLA_BRPORT_STATE = 1
-_IFLA_BRPORT_MODE = 4  # hairpin
-_IFLA_BRPORT_ISOLATED = 33
-_IFLA_INET_CONF = 1
-_IPV4_DEVCONF_ARP_NOTIFY = 22
-_VETH_INFO_PEER = 1
-_LINK_ATTRS = frozenset((
-    _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS,
-    _IFLA_PROMISCUITY,
-))  # fmt: skip
-_BRIDGE_ATTRS = frozenset((_IFLA_BR_VLAN_FILTERING,))
-_PORT_ATTRS = frozenset((_IFLA_BRPORT_STATE, _IFLA_BRPORT_MODE, _IFLA_BRPORT_ISOLATED))
-_RTEXT_FILTER_SKIP_STATS = 8
-
-_IFLA_BRIDGE_FLAGS = 0
-_IFLA_BRIDGE_VLAN_INFO = 2
-_BRIDGE_FLAGS_MASTER = 1
-_BRIDGE_FLAGS_SELF = 2
-_BRIDGE_VLAN_INFO_PVID = 2
-_BRIDGE_VLAN_INFO_UNTAGGED = 4
-_BRIDGE_VLAN_INFO_RANGE_BEGIN = 8
-_BRIDGE_VLAN_INFO_RANGE_END = 16
-_BRIDGE_VLANDB_ENTRY = 1
-_BRIDGE_VLANDB_ENTRY_INFO = 1
-_BRIDGE_VLANDB_ENTRY_RANGE = 2
 
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 _IFA_BROADCAST = 4
 _IFA_FLAGS = 8
 _IFA_F_NODAD = 2
+_IFA_F_NOPREFIXROUTE = 0x200
 
 _RTA_DST = 1
 _RTA_OIF = 4
@@ -112,6 +55,8 @@ _RTA_METRICS = 8
 _RTA_MULTIPATH = 9
 _RTA_TABLE = 15
 _RTA_VIA = 18
+_RTA_NH_ID = 30
+RTNH_F_ONLINK = 4
 _RTAX_MTU = 2
 _RTAX_ADVMSS = 8
 _RT_TABLE_MAIN = 254
@@ -119,128 +64,30 @@ _RT_TABLE_LOCAL = 255
 _RTN_UNICAST = 1
 _RTN_LOCAL = 2
 _RTPROT_BOOT = 3
+_RT_SCOPE_NOWHERE = 255
 
-_NDA_DST = 1
+NDA_DST = 1
 
-_IFINFO = _struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = _struct.Struct("=BBBBI")  # family, prefix, flags, scope, index
 _RTMSG = _struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
-_NDMSG = _struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
-_BR_VLAN_MSG = _struct.Struct("=BxxxI")  # family, index
-_VLAN_INFO = _struct.Struct("=HH")  # flags, vid
-_NEXTHOP = _struct.Struct("=HBBi")  # length, flags, hops, index
+NDMSG = _struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
+_RTNEXTHOP = _struct.Struct("=HBBi")  # length, flags, hops, index
+# The attributes of a route through a nexthop object, by the size of its address.
+_DST_AND_NEXTHOP = {size: _struct.Struct(f"=HH{size}sHHI") for size in (4, 16)}
 
 
 # Operations to requests
 
 
-def encode(op: Op) -> Request:
-    """The request that carries out one operation of `ops.py`."""
-    return _ENCODERS[op.verb](**op.args)
+def encode(operations: Sequence[Op]) -> list[Request]:
+    """The requests that carry out operations of `ops.py`."""
+    encoders = _ENCODERS
+    if any(op.verb not in encoders for op in operations):
+        # Imported here: a node without peers does without.
+        from cni.kernel import rtpeers
 
-
-def _which(link: str | int) -> tuple[int, bytes]:
-    """A link's index and the attribute that names it where it has none yet."""
-    return (link, b"") if isinstance(link, int) else (0, attr_text(_IFLA_IFNAME, link))
-
-
-def _described(name: str, mac: bytes | None, mtu: int) -> bytes:
-    """What every new link is given."""
-    return (
-        attr_text(_IFLA_IFNAME, name)
-        + (attr(_IFLA_ADDRESS, mac) if mac else b"")
-        + (attr_u32(_IFLA_MTU, mtu) if mtu else b"")
-    )
-
-
-def _new_link(flags: int, attributes: bytes, kind: str, data: bytes) -> Request:
-    info = nest(_IFLA_LINKINFO, attr_text(_IFLA_INFO_KIND, kind), data)
-    return RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _IFINFO.pack(AF_UNSPEC, 0, 0, flags, flags) + attributes + info
-
-
-def _bridge_add(*, name: str, mac: bytes | None, mtu: int, vlan_filtering: bool) -> Request:
-    data = nest(_IFLA_INFO_DATA, attr(_IFLA_BR_VLAN_FILTERING, b"\1")) if vlan_filtering else b""
-    return _new_link(0, _described(name, mac, mtu), "bridge", data)
-
-
-def _veth_add(
-    *,
-    name: str,
-    mac: bytes | None,
-    peer_name: str,
-    peer_mac: bytes | None,
-    peer_netns: Namespace | None,
-    mtu: int,
-    master: int,
-) -> Request:
-    # Not said, the kernel makes a queue for every processor, and then takes all but one out of use: a third of the
-    # whole request's time with two processors, and six times all the rest with 64.
-    queues = attr_u32(_IFLA_NUM_TX_QUEUES, 1) + attr_u32(_IFLA_NUM_RX_QUEUES, 1)
-    peer = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + _described(peer_name, peer_mac, mtu) + queues
-    if peer_netns is not None:
-        peer += attr_u32(_IFLA_NET_NS_FD, peer_netns.fd)
-    ours = _described(name, mac, mtu) + queues + (attr_u32(_IFLA_MASTER, master) if master else b"")
-    return _new_link(IFF_UP, ours, "veth", nest(_IFLA_INFO_DATA, attr(_VETH_INFO_PEER, peer)))
-
-
-def _link_set(
-    *,
-    link: str | int,
-    up: bool | None = None,
-    mtu: int | None = None,
-    mac: bytes | None = None,
-    master: int | None = None,
-    alias: str | None = None,
-    promisc: bool | None = None,
-    arp_notify: bool | None = None,
-) -> Request:
-    index, attributes = _which(link)
-    flags = change = 0
-    for wanted, flag in ((up, IFF_UP), (promisc, IFF_PROMISC)):
-        if wanted is not None:
-            change |= flag
-            flags |= flag if wanted else 0
-    if mtu is not None:
-        attributes += attr_u32(_IFLA_MTU, mtu)
-    if mac is not None:
-        attributes += attr(_IFLA_ADDRESS, mac)
-    if master is not None:
-        attributes += attr_u32(_IFLA_MASTER, master)
-    if alias is not None:
-        attributes += attr(_IFLA_IFALIAS, alias.encode("utf-8", "surrogateescape"))
-    if arp_notify is not None:
-        conf = nest(_IFLA_INET_CONF, attr_u32(_IPV4_DEVCONF_ARP_NOTIFY, int(arp_notify)))
-        attributes += nest(_IFLA_AF_SPEC, nest(addr.AF_INET, conf))
-    return RTM_SETLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, index, flags, change) + attributes
-
-
-def _port_set(*, link: str | int, hairpin: bool, isolated: bool) -> Request:
-    # Through IFLA_LINKINFO, because a PF_BRIDGE RTM_SETLINK takes an index only, and a port that is made
-    # in the same batch has none that we know.
-    index, name = _which(link)
-    settings = attr(_IFLA_BRPORT_MODE, bytes([hairpin])) + attr(_IFLA_BRPORT_ISOLATED, bytes([isolated]))
-    port = attr_text(_IFLA_INFO_SLAVE_KIND, "bridge") + nest(_IFLA_INFO_SLAVE_DATA, settings)
-    return RTM_NEWLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + name + nest(_IFLA_LINKINFO, port)
-
-
-def _vlans(kind: int, index: int, flags: int, infos: list[tuple[int, int]]) -> Request:
-    spec = attr(_IFLA_BRIDGE_FLAGS, flags.to_bytes(2, sys.byteorder))
-    for info in infos:
-        spec += attr(_IFLA_BRIDGE_VLAN_INFO, _VLAN_INFO.pack(*info))
-    return kind, 0, _IFINFO.pack(AF_BRIDGE, 0, index, 0, 0) + nest(_IFLA_AF_SPEC, spec)
-
-
-def _vlan_add(*, index: int, first: int, last: int, untagged: bool, is_self: bool) -> Request:
-    flags = _BRIDGE_VLAN_INFO_PVID | _BRIDGE_VLAN_INFO_UNTAGGED if untagged else 0
-    if first == last:
-        infos = [(flags, first)]
-    else:
-        infos = [(flags | _BRIDGE_VLAN_INFO_RANGE_BEGIN, first), (flags | _BRIDGE_VLAN_INFO_RANGE_END, last)]
-    return _vlans(RTM_SETLINK, index, _BRIDGE_FLAGS_SELF if is_self else _BRIDGE_FLAGS_MASTER, infos)
-
-
-def _vlan_del(index: int, vid: int) -> Request:
-    return _vlans(RTM_DELLINK, index, _BRIDGE_FLAGS_MASTER, [(0, vid)])
+        encoders = encoders | rtpeers.ENCODERS
+    return [encoders[op.verb](**op.args) for op in operations]
 
 
 def _address(index: int, packed: bytes, prefix: int, flags: int) -> bytes:
@@ -248,15 +95,16 @@ def _address(index: int, packed: bytes, prefix: int, flags: int) -> bytes:
     return header + attr(_IFA_LOCAL, packed) + attr(_IFA_ADDRESS, packed)
 
 
-def _addr_add(*, index: int, packed: bytes, prefix: int, nodad: bool) -> Request:
+def _addr_add(*, index: int, packed: bytes, prefix: int, nodad: bool, noprefixroute: bool) -> Request:
     is_v6 = len(packed) == 16
     # IPv4 would store and show the flag, though it detects no duplicates.
     flags = _IFA_F_NODAD if nodad and is_v6 else 0
-    broadcast = b""
+    # Not in the header, which has room for eight flags only.
+    more = attr_u32(_IFA_FLAGS, flags | _IFA_F_NOPREFIXROUTE) if noprefixroute else b""
     if not is_v6 and prefix < 31:  # RFC 3021: a /31 has none
         host = (1 << (32 - prefix)) - 1
-        broadcast = attr(_IFA_BROADCAST, (int.from_bytes(packed, "big") | host).to_bytes(4, "big"))
-    return RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, _address(index, packed, prefix, flags) + broadcast
+        more += attr(_IFA_BROADCAST, (int.from_bytes(packed, "big") | host).to_bytes(4, "big"))
+    return RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, _address(index, packed, prefix, flags) + more
 
 
 def _addr_del(index: int, packed: bytes, prefix: int) -> Request:
@@ -275,85 +123,97 @@ def _route_add(
     mtu: int,
     advmss: int,
 ) -> Request:
-    table = table or _RT_TABLE_MAIN
-    header = _RTMSG.pack(
-        addr.family(dst), prefix, 0, 0, table if table < 256 else 0, _RTPROT_BOOT, scope, _RTN_UNICAST, 0
-    )
-    body = header + attr(_RTA_DST, dst) + attr_u32(_RTA_OIF, index)
-    if gateway and len(gateway) == len(dst):
-        body += attr(_RTA_GATEWAY, gateway)
-    elif gateway:  # IPv4 through an IPv6 router (RFC 5549)
-        body += attr(_RTA_VIA, _struct.pack("=H", addr.family(gateway)) + gateway)
-    if table >= 256:
-        body += attr_u32(_RTA_TABLE, table)
+    body = _route(dst, prefix, _RTPROT_BOOT, scope, table) + attr_u32(_RTA_OIF, index)
+    return RTM_NEWROUTE, NLM_F_CREATE, body + _via(gateway, dst) + _more(metric, table, mtu, advmss)
+
+
+def _route_replace(
+    *,
+    dst: bytes,
+    prefix: int,
+    index: int,
+    gateway: bytes | None,
+    nexthop: int,
+    onlink: bool,
+    protocol: int,
+    metric: int,
+    table: int,
+    scope: int,
+    mtu: int,
+    exclusive: bool,
+) -> Request:
+    protocol = protocol or _RTPROT_BOOT
+    if nexthop:
+        size = len(dst)
+        header = _RTMSG.pack(addr.family(dst), prefix, 0, 0, _low(table), protocol, scope, _RTN_UNICAST, 0)
+        body = header + _DST_AND_NEXTHOP[size].pack(size + 4, _RTA_DST, dst, 8, _RTA_NH_ID, nexthop)
+    else:
+        flags = RTNH_F_ONLINK if onlink else 0
+        body = _route(dst, prefix, protocol, scope, table, flags) + attr_u32(_RTA_OIF, index) + _via(gateway, dst)
+    kind = NLM_F_EXCL if exclusive else NLM_F_REPLACE
+    return RTM_NEWROUTE, NLM_F_CREATE | kind, body + _more(metric, table, mtu, 0)
+
+
+def _route_del(*, dst: bytes, prefix: int, protocol: int, metric: int, table: int) -> Request:
+    # This scope and type 0 are any.
+    header = _RTMSG.pack(addr.family(dst), prefix, 0, 0, _low(table), protocol, _RT_SCOPE_NOWHERE, 0, 0)
+    return RTM_DELROUTE, 0, header + attr(_RTA_DST, dst) + _more(metric, table, 0, 0)
+
+
+def _low(table: int) -> int:
+    """A table's number as far as the header has room; `_more` has the rest."""
+    return (table or _RT_TABLE_MAIN) if table < 256 else 0
+
+
+def _route(dst: bytes, prefix: int, protocol: int, scope: int, table: int, flags: int = 0) -> bytes:
+    header = _RTMSG.pack(addr.family(dst), prefix, 0, 0, _low(table), protocol, scope, _RTN_UNICAST, flags)
+    return header + attr(_RTA_DST, dst)
+
+
+def _via(gateway: bytes | None, dst: bytes) -> bytes:
+    if not gateway:
+        return b""
+    if len(gateway) == len(dst):
+        return attr(_RTA_GATEWAY, gateway)
+    # IPv4 through an IPv6 router (RFC 5549)
+    return attr(_RTA_VIA, _struct.pack("=H", addr.family(gateway)) + gateway)
+
+
+def _more(metric: int, table: int, mtu: int, advmss: int) -> bytes:
+    """What most routes have none of."""
+    body = attr_u32(_RTA_TABLE, table) if table >= 256 else b""
     if metric:
         body += attr_u32(_RTA_PRIORITY, metric)
-    metrics = [attr_u32(kind, value) for kind, value in ((_RTAX_MTU, mtu), (_RTAX_ADVMSS, advmss)) if value]
-    if metrics:
+    if mtu or advmss:
+        metrics = [attr_u32(kind, value) for kind, value in ((_RTAX_MTU, mtu), (_RTAX_ADVMSS, advmss)) if value]
         body += nest(_RTA_METRICS, *metrics)
-    return RTM_NEWROUTE, NLM_F_CREATE, body
+    return body
 
 
 def _neigh_del(index: int, packed: bytes) -> Request:
-    return RTM_DELNEIGH, 0, _NDMSG.pack(addr.family(packed), index, 0, 0, 0) + attr(_NDA_DST, packed)
+    return RTM_DELNEIGH, 0, NDMSG.pack(addr.family(packed), index, 0, 0, 0) + attr(NDA_DST, packed)
 
 
 _ENCODERS: dict[str, Callable[..., Request]] = {
-    "bridge_add": _bridge_add,
-    "veth_add": _veth_add,
-    "link_set": _link_set,
-    "port_set": _port_set,
-    "vlan_add": _vlan_add,
-    "vlan_del": _vlan_del,
+    **rtlinks.ENCODERS,
     "addr_add": _addr_add,
     "addr_del": _addr_del,
     "route_add": _route_add,
+    "route_replace": _route_replace,
+    "route_del": _route_del,
     "neigh_del": _neigh_del,
 }
 
 
-def link_del(index: int) -> Request:
-    """The request behind `Namespace.delete_link`."""
-    return RTM_DELLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0)
-
-
-def link_group(index: int, group: int) -> Request:
-    """The request that moves a link to a group of links."""
-    return RTM_SETLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + attr_u32(_IFLA_GROUP, group)
-
-
-def group_del(group: int) -> Request:
-    """The request that deletes every link of a group. ENODEV when there is none."""
-    return RTM_DELLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + attr_u32(_IFLA_GROUP, group)
-
-
-def vlan_probe() -> Request:
-    """A request that no kernel carries out, but refuses with EPROTONOSUPPORT only if its bridges filter VLANs.
-
-    It asks for a bridge with an impossible VLAN protocol and an impossible name. The first is looked at
-    only by a kernel with CONFIG_BRIDGE_VLAN_FILTERING and before anything is made, the second by all.
-    Unlike the RTM_GETVLAN dump, this does not mistake a bridge module that is not loaded yet for a kernel
-    without the feature: the request loads it.
-    """
-    data = nest(_IFLA_INFO_DATA, attr(_IFLA_BR_VLAN_PROTOCOL, b"\0\0"))
-    return _new_link(0, attr_text(_IFLA_IFNAME, "no/name"), "bridge", data)
-
-
 # Questions: what follows the netlink header
-
-
-def link_question(which: str | int | None) -> bytes:
-    """For RTM_GETLINK: one link by name or index, None for all. Statistics are half of the answer and not wanted."""
-    index, name = (0, b"") if which is None else _which(which)
-    return _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + name + attr_u32(_IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
 
 
 def addr_question(index: int) -> bytes:
     return _IFADDR.pack(AF_UNSPEC, 0, 0, 0, index)
 
 
-def route_question(family: int) -> bytes:
-    return _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, _RTN_UNICAST, 0)
+def route_question(family: int, protocol: int) -> bytes:
+    return _RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, _RTN_UNICAST, 0)
 
 
 def lookup_question(packed: bytes) -> bytes:
@@ -362,52 +222,7 @@ def lookup_question(packed: bytes) -> bytes:
     return header + attr(_RTA_DST, packed)
 
 
-def vlan_question(index: int) -> bytes:
-    return _BR_VLAN_MSG.pack(AF_BRIDGE, index)
-
-
 # Answers to values
-
-
-def parse_link(body: bytes) -> Link:
-    """RTM_NEWLINK."""
-    if len(body) < _IFINFO.size:
-        raise malformed()
-    _, _, index, flags, _ = _IFINFO.unpack_from(body)
-    found = some_attrs(_LINK_ATTRS, body, _IFINFO.size)
-    link = Link(index, text(found.get(_IFLA_IFNAME, b"")))
-    link.flags = flags
-    link.mac = found.get(_IFLA_ADDRESS, b"")
-    link.mtu = number(found.get(_IFLA_MTU, b""))
-    link.peer = number(found.get(_IFLA_LINK, b""))
-    link.master = number(found.get(_IFLA_MASTER, b""))
-    link.operstate = number(found.get(_IFLA_OPERSTATE, b""))
-    link.alias = text(found.get(_IFLA_IFALIAS, b""))
-    link.promisc = number(found.get(_IFLA_PROMISCUITY, b""))
-    info = attrs(found.get(_IFLA_LINKINFO, b""))
-    link.kind = text(info.get(_IFLA_INFO_KIND, b""))
-    if link.kind == "bridge":
-        filtering = some_attrs(_BRIDGE_ATTRS, info.get(_IFLA_INFO_DATA, b"")).get(_IFLA_BR_VLAN_FILTERING)
-        link.vlan_filtering = None if filtering is None else bool(number(filtering))
-    if text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) == "bridge":
-        link.port = _parse_port(some_attrs(_PORT_ATTRS, info.get(_IFLA_INFO_SLAVE_DATA, b"")))
-    return link
-
-
-def _parse_port(found: dict[int, bytes]) -> Port:
-    port = Port()
-    port.state = number(found.get(_IFLA_BRPORT_STATE, b""))
-    port.hairpin = bool(number(found.get(_IFLA_BRPORT_MODE, b"")))
-    port.isolated = bool(number(found.get(_IFLA_BRPORT_ISOLATED, b"")))
-    return port
-
-
-def parse_gone_link(body: bytes) -> int:
-    """The index of the link that an RTM_DELLINK notice says is gone; 0 when it only left its bridge."""
-    if len(body) < _IFINFO.size:
-        raise malformed()
-    family, _, index, _, _ = _IFINFO.unpack_from(body)
-    return int(index) if family == AF_UNSPEC else 0
 
 
 def parse_address(body: bytes) -> tuple[int, Address] | None:
@@ -437,7 +252,7 @@ def parse_routes(body: bytes) -> list[Route]:
     """RTM_NEWROUTE: one route for each next hop; none for what is not a unicast route outside table `local`."""
     if len(body) < _RTMSG.size:
         raise malformed()
-    family, prefix, _, _, table, protocol, scope, kind, _ = _RTMSG.unpack_from(body)
+    family, prefix, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
     found = attrs(body, _RTMSG.size)
     table = number(found.get(_RTA_TABLE, bytes([table])))
     dst = found.get(_RTA_DST, bytes(_LENGTHS.get(family, 0)))
@@ -445,11 +260,15 @@ def parse_routes(body: bytes) -> list[Route]:
         return []
     metric = number(found.get(_RTA_PRIORITY, b""))
     mtu = number(attrs(found.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b""))
+    nexthop = number(found.get(_RTA_NH_ID, b""))
     if _RTA_MULTIPATH in found:
         hops = _parse_hops(found[_RTA_MULTIPATH])
     else:
-        hops = [(number(found.get(_RTA_OIF, b"")), _gateway(found))]
-    return [Route(dst, prefix, gateway, oif, table, metric, scope, mtu, protocol) for oif, gateway in hops]
+        hops = [(number(found.get(_RTA_OIF, b"")), _gateway(found), flags)]
+    return [
+        Route(dst, prefix, gateway, oif, table, metric, scope, mtu, protocol, nexthop, bool(flags & RTNH_F_ONLINK))
+        for oif, gateway, flags in hops
+    ]
 
 
 def _gateway(found: dict[int, bytes]) -> bytes | None:
@@ -457,31 +276,13 @@ def _gateway(found: dict[int, bytes]) -> bytes | None:
     return gateway if len(gateway) in (4, 16) else None
 
 
-def _parse_hops(data: bytes) -> list[tuple[int, bytes | None]]:
-    hops: list[tuple[int, bytes | None]] = []
+def _parse_hops(data: bytes) -> list[tuple[int, bytes | None, int]]:
+    hops: list[tuple[int, bytes | None, int]] = []
     offset = 0
-    while len(data) - offset >= _NEXTHOP.size:
-        size, _, _, oif = _NEXTHOP.unpack_from(data, offset)
-        if size < _NEXTHOP.size or offset + size > len(data):
+    while len(data) - offset >= _RTNEXTHOP.size:
+        size, flags, _, oif = _RTNEXTHOP.unpack_from(data, offset)
+        if size < _RTNEXTHOP.size or offset + size > len(data):
             raise malformed()
-        hops.append((oif, _gateway(attrs(data[offset : offset + size], _NEXTHOP.size))))
+        hops.append((oif, _gateway(attrs(data[offset : offset + size], _RTNEXTHOP.size)), flags))
         offset += size + (-size & 3)
     return hops
-
-
-def parse_vlans(body: bytes) -> list[int]:
-    """RTM_NEWVLAN: the VLAN IDs of its entries."""
-    if len(body) < _BR_VLAN_MSG.size:
-        raise malformed()
-    vids: list[int] = []
-    for kind, data in each_attr(body, _BR_VLAN_MSG.size):
-        if kind != _BRIDGE_VLANDB_ENTRY:
-            continue
-        entry = attrs(data)
-        info = entry.get(_BRIDGE_VLANDB_ENTRY_INFO, b"")
-        if len(info) < _VLAN_INFO.size:
-            raise malformed()
-        first = _VLAN_INFO.unpack_from(info)[1]
-        last = number(entry.get(_BRIDGE_VLANDB_ENTRY_RANGE, info[2:4]))
-        vids += range(first, min(last, 4095) + 1)
-    return vids

@@ -10,6 +10,10 @@ IFF_UP = 0x1
 IFF_LOOPBACK = 0x8
 IFF_PROMISC = 0x100
 
+# States of neighbours and fdb entries (<linux/neighbour.h>)
+NUD_NOARP = 0x40
+NUD_PERMANENT = 0x80
+
 
 class Link:
     """A network interface.
@@ -18,12 +22,12 @@ class Link:
     veth the index of its other end, in that end's namespace. `master` is 0 without one. `operstate` is
     RFC 2863's number, `port` the bridge port's settings or None off a bridge (`state`, `hairpin`,
     `isolated`), `vlan_filtering` a bridge's setting or None where the kernel has none. `promisc` counts
-    who asked for promiscuous mode (IFLA_PROMISCUITY).
+    who asked for promiscuous mode (IFLA_PROMISCUITY). `vxlan` are a VXLAN device's settings, None for others.
     """
 
     __slots__ = (
         "alias", "flags", "index", "kind", "mac", "master", "mtu", "name", "operstate", "peer", "port", "promisc",
-        "vlan_filtering",
+        "vlan_filtering", "vxlan",
     )  # fmt: skip
 
     def __init__(self, index: int, name: str) -> None:
@@ -40,6 +44,7 @@ class Link:
         self.promisc = 0
         self.port: Port | None = None
         self.vlan_filtering: bool | None = None
+        self.vxlan: Vxlan | None = None
 
     @property
     def up(self) -> bool:
@@ -58,6 +63,22 @@ class Port:
         self.isolated = False
 
 
+class Vxlan:
+    """A VXLAN device's settings: its number, UDP port, own underlay address (None without one), the underlay link's
+    index (0 without one), whether it learns from traffic, and the group policy extension.
+    """
+
+    __slots__ = ("gbp", "learning", "link", "local", "port", "vni")
+
+    def __init__(self, vni: int, port: int, local: bytes | None, link: int, *, learning: bool, gbp: bool) -> None:
+        self.vni = vni
+        self.port = port
+        self.local = local
+        self.link = link
+        self.learning = learning
+        self.gbp = gbp
+
+
 class Address:
     """An address of a link: bytes, prefix length and IFA_F_* flags."""
 
@@ -74,10 +95,13 @@ class Route:
     """A unicast route. `dst` are the network's bytes, `gateway` and `oif` (0) may be missing.
 
     `protocol` is the RTPROT_* number (9: from a router advertisement). A multipath route is given once for
-    each of its next hops.
+    each of its next hops. `nexthop` is the nexthop object that it goes through (0: none), whose link and gateway
+    are then the route's; `onlink` counts the gateway as on the link without an address that says so.
     """
 
-    __slots__ = ("dst", "gateway", "metric", "mtu", "oif", "prefix", "protocol", "scope", "table")
+    __slots__ = (
+        "dst", "gateway", "metric", "mtu", "nexthop", "oif", "onlink", "prefix", "protocol", "scope", "table",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -90,6 +114,8 @@ class Route:
         scope: int,
         mtu: int,
         protocol: int = 0,
+        nexthop: int = 0,
+        onlink: bool = False,  # noqa: FBT001, FBT002 - one field of many
     ) -> None:
         self.dst = dst
         self.prefix = prefix
@@ -100,6 +126,46 @@ class Route:
         self.scope = scope
         self.mtu = mtu
         self.protocol = protocol
+        self.nexthop = nexthop
+        self.onlink = onlink
+
+
+class Nexthop:
+    """A nexthop object: what any number of routes go through. A group or a blackhole has neither link nor gateway."""
+
+    __slots__ = ("gateway", "id", "oif", "onlink", "protocol")
+
+    def __init__(self, id: int, oif: int, gateway: bytes | None, onlink: bool, protocol: int) -> None:  # noqa: A002, FBT001 - NHA_ID; one field of many
+        self.id = id
+        self.oif = oif
+        self.gateway = gateway
+        self.onlink = onlink
+        self.protocol = protocol
+
+
+class Neighbour:
+    """A neighbour of a link: address, MAC (empty while it is not known), NUD_* state and NTF_* flags."""
+
+    __slots__ = ("flags", "index", "mac", "packed", "state")
+
+    def __init__(self, index: int, packed: bytes, mac: bytes, state: int, flags: int = 0) -> None:
+        self.index = index
+        self.packed = packed
+        self.mac = mac
+        self.state = state
+        self.flags = flags
+
+
+class FdbEntry:
+    """Where a VXLAN device sends what is for a MAC: an underlay address (None without one), and NUD_* state."""
+
+    __slots__ = ("dst", "index", "mac", "state")
+
+    def __init__(self, index: int, mac: bytes, dst: bytes | None, state: int) -> None:
+        self.index = index
+        self.mac = mac
+        self.dst = dst
+        self.state = state
 
 
 class NftRule:

@@ -5,8 +5,8 @@
     ... run a plugin with it ...
     assert kernel.snapshot() == before
 
-It keeps links with their peers and bridges, addresses, routes, settings, VLANs and nftables, and refuses what
-Linux refuses with Linux's errno. It does not move packets, and time stands still in it: duplicate detection
+It keeps links with their peers and bridges, addresses, routes, nexthop objects, neighbours, forwarding entries,
+settings, VLANs and nftables, and refuses what Linux refuses with Linux's errno. It does not move packets, and time stands still in it: duplicate detection
 has always ended, a port with both ends up always forwards.
 """
 
@@ -24,16 +24,17 @@ from typing import TYPE_CHECKING, Any
 
 from cni.errors import KernelError
 from cni.kernel import NetnsError
-from cni.kernel.types import IFF_LOOPBACK, OPER_UP, PORT_FORWARDING, Address, Link, Route
+from cni.kernel.types import IFF_LOOPBACK, OPER_UP, PORT_FORWARDING, Address, Neighbour
 from cni.testing.fake_links import World
 from cni.testing.fake_nft import Refused
+from cni.testing.fake_routes import NUD_REACHABLE
 from cni.testing.faulty_kernel import FaultyKernel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni.kernel.ops import Op
-    from cni.kernel.types import NftRule
+    from cni.kernel.types import FdbEntry, Link, Nexthop, NftRule, Route
 
 
 class FakeKernel:
@@ -75,7 +76,7 @@ class FakeKernel:
 
     def add_neighbour(self, index: int, packed: bytes) -> None:
         """Let the own namespace know a neighbour, as traffic would."""
-        self._own.neighbours.add((index, packed))
+        self._own.paths.neighbours[index, packed] = Neighbour(index, packed, b"\2\0\0\0\0\1", NUD_REACHABLE)
 
     def failing(self, at: int) -> FaultyKernel:
         """Wrap this kernel so that it fails at its verb number `at` (1 is the first)."""
@@ -110,14 +111,18 @@ class FakeNamespace:
         pass
 
     def apply(self, *operations: Op) -> None:
-        first: KernelError | None = None
+        failed = self.attempt(operations)
+        if failed:
+            raise failed[0][1]
+
+    def attempt(self, operations: Sequence[Op]) -> list[tuple[Op, KernelError]]:
+        failed: list[tuple[Op, KernelError]] = []
         for op in operations:
             try:
-                World.VERBS[op.verb](self._world, **op.args)
+                self._world.do(op)
             except Refused as refused:
-                first = first or KernelError(op.text, refused.errno)
-        if first is not None:
-            raise first
+                failed.append((op, KernelError(op.text, refused.errno)))
+        return failed
 
     def link(self, which: str | int) -> Link | None:
         try:
@@ -131,8 +136,18 @@ class FakeNamespace:
     def addresses(self, index: int) -> list[Address]:
         return [copy.copy(one) for one in self._world.addresses.get(index, [])]
 
-    def routes(self) -> list[Route]:
-        return [copy.copy(route) for route in self._world.connected() + self._world.routes]
+    def routes(self, protocol: int = 0) -> list[Route]:
+        return [route for route in self._world.paths.routes() if protocol in (0, route.protocol)]
+
+    def nexthops(self, protocol: int = 0) -> list[Nexthop]:
+        found = [copy.copy(nexthop) for _, nexthop in sorted(self._world.paths.nexthops.items())]
+        return [nexthop for nexthop in found if protocol in (0, nexthop.protocol)]
+
+    def neighbours(self, index: int) -> list[Neighbour]:
+        return [copy.copy(one) for key, one in self._world.paths.neighbours.items() if key[0] == index]
+
+    def fdb(self, index: int) -> list[FdbEntry]:
+        return [copy.copy(entry) for key, entry in self._world.paths.fdb.items() if key[0] == index]
 
     def has_vlan_filtering(self) -> bool:
         return self._world.vlan_filtering
@@ -160,7 +175,7 @@ class FakeNamespace:
     def wait_addresses(self, index: int, wanted: Sequence[bytes], timeout: float) -> None:
         """Return at once: duplicate detection has always ended."""
 
-    def delete_link(self, index: int) -> None:
+    def delete_link(self, index: int, kind: str = "") -> None:  # noqa: ARG002 - the real one saves a question
         link = self._world.links.get(index)
         if link is None:
             return
@@ -182,6 +197,18 @@ class FakeNamespace:
             if key == "disable_ipv6" and value == "1" and name not in {"all", "default"}:
                 index = self._world.find(name).index
                 self._world.addresses[index] = [one for one in self.addresses(index) if len(one.packed) == 4]
+
+    def tx_checksum(self, name: str) -> bool | None:
+        try:
+            return self._world.find(name).tx_checksum
+        except Refused:
+            return None
+
+    def set_tx_checksum(self, name: str, on: bool) -> None:  # noqa: FBT001 - one of two plain settings
+        try:
+            self._world.find(name).tx_checksum = on
+        except Refused as refused:
+            raise KernelError(f"turn transmit checksums of {name} {'on' if on else 'off'}", refused.errno) from None
 
     def nft(self, *operations: Op) -> None:
         self._world.nft.transact(operations)

@@ -1,4 +1,4 @@
-"""Links, addresses, routes, neighbours and settings of one namespace of the fake kernel.
+"""Links, addresses and settings of one namespace of the fake kernel; where its packets go is in `fake_routes.py`.
 
 It refuses what Linux refuses with Linux's errno. What follows from other links (operational state, a bridge's MAC
 and MTU, connected routes) is worked out when somebody looks, so that it cannot be out of date.
@@ -11,25 +11,34 @@ from errno import (
     EACCES,
     EADDRNOTAVAIL,
     EEXIST,
-    EHOSTUNREACH,
     EINVAL,
-    ENETDOWN,
-    ENETUNREACH,
     ENODEV,
-    ENOENT,
     EOPNOTSUPP,
     ERANGE,
 )
 from typing import TYPE_CHECKING, Any
 
 from cni import addr
-from cni.kernel.types import IFF_LOOPBACK, IFF_PROMISC, IFF_UP, OPER_UP, PORT_FORWARDING, Address, Link, Port, Route
+from cni.kernel.types import (
+    IFF_LOOPBACK,
+    IFF_PROMISC,
+    IFF_UP,
+    OPER_UP,
+    PORT_FORWARDING,
+    Address,
+    Link,
+    Port,
+    Route,
+    Vxlan,
+)
 from cni.testing.fake_nft import FakeNft, Refused
+from cni.testing.fake_routes import Paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cni.kernel import Namespace
+    from cni.kernel.ops import Op
 
 _OPER_DOWN = 2
 _OPER_LOWER_LAYER_DOWN = 7
@@ -38,6 +47,7 @@ _MAIN = 254
 _SCOPE_LINK = 253
 _IFA_F_NODAD = 0x02
 _IFA_F_PERMANENT = 0x80
+_IFA_F_NOPREFIXROUTE = 0x200
 
 # The settings that a plugin may ask for, and what a new namespace has.
 _CONF = {
@@ -55,13 +65,14 @@ _CONF = {
 class FakeLink(Link):
     """A link, and what the kernel knows about it besides."""
 
-    __slots__ = ("chose_mac", "chose_mtu", "peer_world", "vlans")
+    __slots__ = ("chose_mac", "chose_mtu", "peer_world", "tx_checksum", "vlans")
 
     def __init__(self, index: int, name: str) -> None:
         super().__init__(index, name)
         self.peer_world: World | None = None
         self.chose_mac = False  # a bridge takes over its ports' until somebody sets its own
         self.chose_mtu = False
+        self.tx_checksum = True
         self.vlans: dict[int, bool] = {}  # VLAN ID to whether it is the port's own
 
 
@@ -74,8 +85,7 @@ class World:
         self.ino = ino
         self.links: dict[int, FakeLink] = {}
         self.addresses: dict[int, list[Address]] = {}
-        self.routes: list[Route] = []
-        self.neighbours: set[tuple[int, bytes]] = set()
+        self.paths = Paths(self.links, self.connected)
         self.nft = FakeNft()
         families = _CONF if ipv6 else {addr.AF_INET: _CONF[addr.AF_INET]}
         self.conf = {family: {"all": dict(keys), "default": dict(keys)} for family, keys in families.items()}
@@ -84,6 +94,11 @@ class World:
         lo.flags = IFF_LOOPBACK
 
     # Looking
+
+    @property
+    def routes(self) -> list[Route]:
+        """The routes that somebody has made."""
+        return self.paths.own
 
     def find(self, which: str | int) -> FakeLink:
         for link in self.links.values():
@@ -110,6 +125,8 @@ class World:
             return _OPER_UNKNOWN
         if not link.up:
             return _OPER_DOWN
+        if link.kind == "vxlan":
+            return _OPER_UNKNOWN
         if link.kind == "bridge":
             ports = [port for port in self.links.values() if port.master == link.index]
             return OPER_UP if any(self.operstate(port) == OPER_UP for port in ports) else _OPER_DOWN
@@ -127,6 +144,8 @@ class World:
                 is_v4 = len(one.packed) == 4
                 if self.links[index].flags & IFF_LOOPBACK or (is_v4 and one.prefix == 32):
                     continue
+                if one.flags & _IFA_F_NOPREFIXROUTE:
+                    continue
                 dst = addr.network(one.packed, one.prefix)
                 metric, scope = (0, _SCOPE_LINK) if is_v4 else (256, 0)
                 found.append(Route(dst, one.prefix, None, index, _MAIN, metric, scope, 0))
@@ -140,8 +159,7 @@ class World:
                 for index, addresses in self.addresses.items()
                 if addresses
             },
-            "routes": [_plain(route) for route in self.routes],
-            "neighbours": sorted(self.neighbours),
+            **self.paths.snapshot(),
             "conf": copy.deepcopy(self.conf),
             "nft": self.nft.snapshot(),
         }
@@ -162,8 +180,7 @@ class World:
         """Take away a link with all that hangs on it, its peer included."""
         link = self.links.pop(index)
         del self.addresses[index]
-        self.routes = [route for route in self.routes if route.oif != index]
-        self.neighbours = {known for known in self.neighbours if known[0] != index}
+        self.paths.drop(index, gone=True)
         for by_link in self.conf.values():
             del by_link[link.name]
         for port in self.links.values():
@@ -235,6 +252,33 @@ class World:
             self.remove(ours.index)
             raise
 
+    def _vxlan_add(
+        self,
+        *,
+        name: str,
+        vni: int,
+        mac: bytes | None,
+        mtu: int,
+        port: int,
+        local: bytes,
+        link: int,
+        learning: bool,
+        gbp: bool,
+    ) -> None:
+        self.check_name(name)
+        if vni >= 1 << 24:
+            raise Refused(ERANGE)
+        if link and link not in self.links:
+            raise Refused(ENODEV)
+        _check_link(mac, mtu or 1500)
+        settings = Vxlan(vni, port, local, link, learning=learning, gbp=gbp)
+        if any(_same_tunnel(other.vxlan, settings) for other in self.links.values()):
+            raise Refused(EEXIST)
+        headers = 50 if len(local) == 4 else 70
+        lower = self.links[link].mtu - headers if link else 1500
+        made = self.create(name, mac or self.new_mac(), mtu or lower, "vxlan")
+        made.vxlan = settings
+
     def _link_set(self, link: str | int, **changes: Any) -> None:
         found = self.find(link)
         _check_link(changes.get("mac"), changes.get("mtu", found.mtu))
@@ -254,13 +298,14 @@ class World:
             self._set_up(found, up=changes["up"])
 
     def _set_up(self, link: FakeLink, *, up: bool) -> None:
+        was_up = link.up
         link.flags = link.flags & ~IFF_UP | (IFF_UP if up else 0)
         if up and link.flags & IFF_LOOPBACK and not self.addresses[link.index]:
             self.addresses[link.index] = [Address(b"\x7f\0\0\1", 8, _IFA_F_PERMANENT, 254)]
             if self.ipv6:
                 self.addresses[link.index].append(Address(bytes(15) + b"\1", 128, _IFA_F_PERMANENT, 254))
-        if not up:
-            self.routes = [route for route in self.routes if route.oif != link.index]
+        if was_up and not up:
+            self.paths.drop(link.index, gone=False)
 
     def _port_set(self, *, link: str | int, hairpin: bool, isolated: bool) -> None:
         port = self.find(link).port
@@ -284,7 +329,7 @@ class World:
             raise Refused(EOPNOTSUPP)
         return link
 
-    def _addr_add(self, *, index: int, packed: bytes, prefix: int, nodad: bool) -> None:
+    def _addr_add(self, *, index: int, packed: bytes, prefix: int, nodad: bool, noprefixroute: bool) -> None:
         link = self.find(index)
         if len(packed) == 16:
             if not self.ipv6:
@@ -296,6 +341,7 @@ class World:
             if one.packed == packed and (len(packed) == 16 or one.prefix == prefix):
                 raise Refused(EEXIST)
         flags = _IFA_F_PERMANENT | (_IFA_F_NODAD if nodad and len(packed) == 16 else 0)
+        flags |= _IFA_F_NOPREFIXROUTE if noprefixroute else 0
         self.addresses[index].append(Address(packed, prefix, flags))
 
     def _addr_del(self, index: int, packed: bytes, prefix: int) -> None:
@@ -305,54 +351,24 @@ class World:
             raise Refused(EADDRNOTAVAIL)
         addresses[:] = kept
 
-    def _route_add(
-        self,
-        *,
-        index: int,
-        dst: bytes,
-        prefix: int,
-        gateway: bytes | None,
-        metric: int,
-        table: int,
-        scope: int,
-        mtu: int,
-        advmss: int,
-    ) -> None:
-        del advmss  # no question shows it
-        if addr.network(dst, prefix) != dst:
-            raise Refused(EINVAL)
-        if not self.find(index).up:
-            raise Refused(ENETDOWN)
-        is_v4 = len(dst) == 4
-        if gateway is not None:
-            near = [one for one in self.connected() + self.routes if one.gateway is None and one.oif == index]
-            if not any(addr.inside(gateway, one.dst, one.prefix) for one in near):
-                raise Refused(ENETUNREACH if is_v4 else EHOSTUNREACH)
-        # IPv6 gives a metric to a route without one and has no scopes.
-        route = Route(
-            dst, prefix, gateway, index, table or _MAIN, metric or (0 if is_v4 else 1024), scope if is_v4 else 0, mtu
-        )
-        if any(_same_path(one, route) for one in self.routes + self.connected()):
-            raise Refused(EEXIST)
-        self.routes.append(route)
+    def do(self, op: Op) -> None:
+        """Carry out an operation. Refused when Linux would refuse it."""
+        verb = self._VERBS.get(op.verb)
+        if verb is not None:
+            verb(self, **op.args)
+        else:
+            getattr(self.paths, op.verb)(**op.args)
 
-    def _neigh_del(self, index: int, packed: bytes) -> None:
-        self.find(index)
-        if (index, packed) not in self.neighbours:
-            raise Refused(ENOENT)
-        self.neighbours.remove((index, packed))
-
-    VERBS: dict[str, Callable[..., None]] = {
+    _VERBS: dict[str, Callable[..., None]] = {
         "bridge_add": _bridge_add,
         "veth_add": _veth_add,
+        "vxlan_add": _vxlan_add,
         "link_set": _link_set,
         "port_set": _port_set,
         "vlan_add": _vlan_add,
         "vlan_del": _vlan_del,
         "addr_add": _addr_add,
         "addr_del": _addr_del,
-        "route_add": _route_add,
-        "neigh_del": _neigh_del,
     }
 
 
@@ -369,17 +385,18 @@ def _check_link(mac: bytes | None, mtu: int) -> None:
         raise Refused(EINVAL)
 
 
-def _same_path(one: Route, other: Route) -> bool:
-    return all(
-        getattr(one, field) == getattr(other, field)
-        for field in ("dst", "prefix", "gateway", "oif", "table", "metric", "scope")
-    )
+def _same_tunnel(one: Vxlan | None, other: Vxlan) -> bool:
+    """Whether packets of both would look the same: the kernel makes no second such device."""
+    if one is None or one.local is None or other.local is None:
+        return False
+    return (one.vni, one.port, one.gbp, len(one.local)) == (other.vni, other.port, other.gbp, len(other.local))
 
 
 def _plain(value: Any, *without: str) -> dict[str, Any]:
     """An object's fields as a dict."""
     fields: set[str] = {slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ())}
     plain = {field: getattr(value, field) for field in sorted(fields.difference(without))}
-    if isinstance(plain.get("port"), Port):
-        plain["port"] = _plain(plain["port"])
+    for field in ("port", "vxlan"):
+        if plain.get(field) is not None:
+            plain[field] = _plain(plain[field])
     return plain

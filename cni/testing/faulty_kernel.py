@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cni.kernel import Kernel, Namespace
     from cni.kernel.ops import Op
-    from cni.kernel.types import Address, Link, NftRule, Route
+    from cni.kernel.types import Address, FdbEntry, Link, Neighbour, Nexthop, NftRule, Route
 
 
 class FaultyKernel:
@@ -95,6 +95,11 @@ class FaultyNamespace:
                 self._inner.apply(*operations[at + 1 :])
         raise KernelError(failing[0].text, EIO, "as chosen")
 
+    def attempt(self, operations: Sequence[Op]) -> list[tuple[Op, KernelError]]:
+        chosen = [(op, KernelError(op.text, EIO, "as chosen")) for op in operations if self._kernel.fails(op.text)]
+        failing = {id(op) for op, _ in chosen}
+        return chosen + self._inner.attempt([op for op in operations if id(op) not in failing])
+
     def nft(self, *operations: Op) -> None:
         failing = [op for op in operations if self._kernel.fails(op.text)]
         if failing:
@@ -113,9 +118,21 @@ class FaultyNamespace:
         self._kernel.verb(f"addresses {index}")
         return self._inner.addresses(index)
 
-    def routes(self) -> list[Route]:
+    def routes(self, protocol: int = 0) -> list[Route]:
         self._kernel.verb("routes")
-        return self._inner.routes()
+        return self._inner.routes(protocol)
+
+    def nexthops(self, protocol: int = 0) -> list[Nexthop]:
+        self._kernel.verb("nexthops")
+        return self._inner.nexthops(protocol)
+
+    def neighbours(self, index: int) -> list[Neighbour]:
+        self._kernel.verb(f"neighbours {index}")
+        return self._inner.neighbours(index)
+
+    def fdb(self, index: int) -> list[FdbEntry]:
+        self._kernel.verb(f"fdb {index}")
+        return self._inner.fdb(index)
 
     def has_vlan_filtering(self) -> bool:
         self._kernel.verb("has_vlan_filtering")
@@ -133,9 +150,9 @@ class FaultyNamespace:
         self._kernel.verb(f"wait_addresses {index}")
         self._inner.wait_addresses(index, wanted, timeout)
 
-    def delete_link(self, index: int) -> None:
+    def delete_link(self, index: int, kind: str = "") -> None:
         self._kernel.verb(f"delete_link {index}")
-        self._inner.delete_link(index)
+        self._inner.delete_link(index, kind)
 
     def conf(self, family: int, link: str, key: str) -> str | None:
         self._kernel.verb(f"conf {link} {key}")
@@ -144,6 +161,14 @@ class FaultyNamespace:
     def set_conf(self, family: int, link: str, key: str, value: str) -> None:
         self._kernel.verb(f"set_conf {link} {key}")
         self._inner.set_conf(family, link, key, value)
+
+    def tx_checksum(self, name: str) -> bool | None:
+        self._kernel.verb(f"tx_checksum {name}")
+        return self._inner.tx_checksum(name)
+
+    def set_tx_checksum(self, name: str, on: bool) -> None:  # noqa: FBT001 - one of two plain settings
+        self._kernel.verb(f"set_tx_checksum {name}")
+        self._inner.set_tx_checksum(name, on)
 
     def nft_has(self, family: int, table: str, kind: str = "", name: str = "") -> bool:
         self._kernel.verb(f"nft_has {table} {kind} {name}")

@@ -12,7 +12,7 @@ from cni.kernel import ops
 from cni.kernel.linux import Namespace
 from cni.testing.fake_kernel import FakeKernel
 
-NO_VERBS = {"close", "usable"}
+NO_VERBS = {"close", "inside", "usable"}
 
 
 def steps() -> Steps:

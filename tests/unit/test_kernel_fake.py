@@ -35,6 +35,7 @@ POD = "/run/netns/pod"
 INET = ops.NFPROTO_INET
 GATEWAY, ADDRESS = b"\x0a\x01\x00\x01", b"\x0a\x01\x00\x02"
 DEFAULT = bytes(4)
+PEER, PEER_MAC = b"\x0a\xf4\2\0", b"\2\0\0\0\0\2"
 
 
 @pytest.fixture
@@ -221,6 +222,84 @@ def test_chosen_operation_fails_its_whole_transaction(kernel: FakeKernel) -> Non
 
     assert faulty.failed == "add nftables set t pods"
     assert kernel.snapshot() == before
+
+
+def add_peer(host: Namespace) -> int:
+    """A VXLAN device with a route to a peer through a nexthop object; the device's index."""
+    host.apply(ops.vxlan_add("cnikit.1", 1, mac=None, mtu=1450, port=8472, local=ADDRESS, link=0))
+    device = host.link("cnikit.1")
+    assert device is not None
+    host.apply(
+        ops.link_set(device.index, up=True),
+        ops.neigh_replace(device.index, PEER, PEER_MAC),
+        ops.fdb_replace(device.index, PEER_MAC, b"\xc0\0\2\2"),
+        ops.nexthop_replace(9, device.index, PEER, onlink=True, protocol=205),
+        ops.route_replace(PEER, 24, nexthop=9, protocol=205),
+    )
+    return device.index
+
+
+def test_peer_looks_as_on_linux(kernel: FakeKernel) -> None:
+    host = kernel.own()
+
+    device = add_peer(host)
+
+    link = host.link(device)
+    assert link is not None
+    assert link.vxlan is not None
+    assert (link.kind, link.vxlan.vni, link.vxlan.port, link.vxlan.local) == ("vxlan", 1, 8472, ADDRESS)
+    assert [(r.dst, r.oif, r.gateway, r.nexthop) for r in host.routes(205)] == [(PEER, device, PEER, 9)]
+    assert [(n.id, n.oif, n.gateway, n.onlink) for n in host.nexthops(205)] == [(9, device, PEER, True)]
+    assert (host.nexthops(4), host.routes(4)) == ([], [])
+    assert [(n.packed, n.mac) for n in host.neighbours(device)] == [(PEER, PEER_MAC)]
+    assert [(e.mac, e.dst) for e in host.fdb(device)] == [(PEER_MAC, b"\xc0\0\2\2")]
+
+
+def test_device_takes_what_leads_through_it(kernel: FakeKernel) -> None:
+    before = kernel.snapshot()
+    host = kernel.own()
+    device = add_peer(host)
+
+    host.apply(ops.link_set(device, up=False))
+    assert (host.routes(), host.nexthops(), host.neighbours(device)) == ([], [], [])
+    assert len(host.fdb(device)) == 1
+
+    host.delete_link(device)
+    assert kernel.snapshot() == before
+
+
+def test_checksums_are_a_setting_of_a_link(kernel: FakeKernel) -> None:
+    host = kernel.own()
+
+    host.set_tx_checksum("lo", False)
+
+    assert host.tx_checksum("lo") is False
+    assert host.tx_checksum("nope") is None
+    with pytest.raises(KernelError) as caught:
+        host.set_tx_checksum("nope", False)
+    assert caught.value.errno == ENODEV
+
+
+def test_attempt_tells_every_failure_and_the_chosen_one(kernel: FakeKernel) -> None:
+    batch = [ops.nexthop_del(1), ops.bridge_add("a", None), ops.bridge_add("b", None), ops.nexthop_del(2)]
+    host = kernel.failing(at=3).own()  # verb 1
+
+    failed = host.attempt(batch)
+
+    assert {(op.text, error.errno) for op, error in failed} == {
+        ("delete nexthop 1", ENOENT), ("create bridge a", EIO), ("delete nexthop 2", ENOENT),
+    }  # fmt: skip
+    assert [link.name for link in host.links()] == ["lo", "b"]
+
+
+def test_every_question_about_peers_is_a_verb_that_can_fail(kernel: FakeKernel) -> None:
+    faulty = FaultyKernel(kernel)
+    host = faulty.own()
+
+    assert (host.nexthops(), host.neighbours(1), host.fdb(1), host.tx_checksum("lo")) == ([], [], [], True)
+    host.set_tx_checksum("lo", True)
+
+    assert faulty.verbs == ["own", "nexthops", "neighbours 1", "fdb 1", "tx_checksum lo", "set_tx_checksum lo"]
 
 
 def count_verbs(work: Callable[[Kernel], object]) -> int:

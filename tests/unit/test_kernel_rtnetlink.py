@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from cni import addr
 from cni.errors import KernelError
-from cni.kernel import netlink, ops, rtnetlink
+from cni.kernel import netlink, ops, rtlinks, rtnetlink
 from cni.kernel.ops import Op
 
 NEWLINK, DELLINK, SETLINK, NEWADDR, DELADDR, NEWROUTE, DELNEIGH = 16, 17, 19, 20, 21, 24, 29
@@ -208,14 +208,14 @@ CASES: list[tuple[Op, int, int, bytes]] = [
     ("op", "kind", "flags", "body"), CASES, ids=[f"{case[0].verb}-{n}" for n, case in enumerate(CASES)]
 )
 def test_request_is_what_pyroute2_sends(op: Op, kind: int, flags: int, body: bytes) -> None:
-    ours = rtnetlink.encode(op)
+    (ours,) = rtnetlink.encode([op])
 
     assert ours[:2] == (kind, flags)
     assert ours[2].hex() == body.hex()
 
 
 def test_port_settings_are_understood_by_pyroute2() -> None:
-    _, _, body = rtnetlink.encode(ops.port_set("veth1", hairpin=True, isolated=True))
+    ((_, _, body),) = rtnetlink.encode([ops.port_set("veth1", hairpin=True, isolated=True)])
 
     message = ifinfmsg(netlink.message(NEWLINK, 0, 1, body))
     message.decode()
@@ -252,7 +252,7 @@ def test_link_answer_of_pyroute2_is_read() -> None:
         ],
     )
 
-    link = rtnetlink.parse_link(body)
+    link = rtlinks.parse_link(body)
 
     assert (link.index, link.name, link.kind, link.mac, link.mtu) == (9, "veth1", "veth", MAC, 1400)
     assert (link.peer, link.master, link.operstate, link.promisc, link.alias) == (3, 2, 6, 1, "owner")
@@ -282,15 +282,15 @@ def test_vlan_ranges_are_spelled_out() -> None:
     one = b"\x0c\x00\x01\x80" + b"\x08\x00\x01\x00\x06\x00\x05\x00"
     many = b"\x14\x00\x01\x80" + b"\x08\x00\x01\x00\x00\x00\x0a\x00" + b"\x06\x00\x02\x00\x0c\x00\x00\x00"
 
-    assert rtnetlink.parse_vlans(b"\x07\0\0\0\x03\0\0\0" + one + many) == [5, 10, 11, 12]
+    assert rtlinks.parse_vlans(b"\x07\0\0\0\x03\0\0\0" + one + many) == [5, 10, 11, 12]
 
 
 PARSERS = [
-    rtnetlink.parse_link,
-    rtnetlink.parse_gone_link,
+    rtlinks.parse_link,
+    rtlinks.parse_gone_link,
     rtnetlink.parse_address,
     rtnetlink.parse_routes,
-    rtnetlink.parse_vlans,
+    rtlinks.parse_vlans,
 ]
 
 
