@@ -17,19 +17,19 @@ sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.[ch]'
 cli_sources := $(shell find cni plugins ipam agent cli conf launcher -type f -not -name '*.pyc') requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dist bench install agent clean lock setup test-setup peers
+.PHONY: help demo test check format dist bench install agent clean lock setup test-setup peers kubernetes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-demo: dist ## two pods on one node: attach, ping, check, detach (needs root)
+demo: dist ## two pods on one node, from ADD to DEL, then three nodes joined by VXLAN (needs root)
 	@[ "$$(id -u)" -eq 0 ] || { echo "make demo makes network namespaces: call it as root" >&2; exit 1; }
 	dist/cnikit demo
 
 test: test-setup ## everything: unit, kernel and end-to-end tests (needs root)
 	tests/run $(PYTEST_ARGS)
 
-test-setup: setup dist peers
+test-setup: setup dist peers kubernetes
 	@[ "$$(id -u)" -eq 0 ] || { echo "make test makes network namespaces: call it as root" >&2; exit 1; }
 	@tests/setup/install-debian-packages test
 
@@ -69,6 +69,9 @@ setup:
 
 peers: setup
 	@tests/setup/install-go-peers .cache/peers
+
+kubernetes: setup peers
+	@tests/setup/install-kube-apiserver .cache/peers
 
 dist/bin/.made: $(sources) | setup
 	$(python) -m cli.bundle --output dist/bin

@@ -34,12 +34,14 @@ from agent.server import Server
 from agent.service import Service
 from agent.workers import Workers
 from cni import __version__
+from cni.errors import CniError
 from cni.kernel.resident import ResidentKernel
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
+    from agent.cluster import Cluster, Options
     from agent.report import Teller
     from agent.tracing import Tracing
 
@@ -86,10 +88,19 @@ class Signals:
 
 
 class Agent:
-    """One agent, from its listening socket to its end. `http` says where it tells about itself, empty for nowhere."""
+    """One agent, from its listening socket to its end. `http` says where it tells about itself, empty for nowhere;
+    `networks` are those that span nodes, and `node_name` who this one is in them.
+    """
 
     def __init__(
-        self, registry: Mapping[str, str], listener: Listener, log: Log, tracing: Tracing | None, http: str
+        self,
+        registry: Mapping[str, str],
+        listener: Listener,
+        log: Log,
+        tracing: Tracing | None,
+        http: str,
+        networks: Sequence[Options] = (),
+        node_name: str = "",
     ) -> None:
         self._listener = listener
         self._log = log
@@ -119,6 +130,7 @@ class Agent:
         self.server = Server(
             listener.socket, self.service.take, self._hand_over, time.monotonic, self._send_away, limits.arriving
         )
+        self.cluster = self._cluster(networks, node_name)
         self._http = self._tell_at(http)
 
     def end(self, how: str) -> None:
@@ -141,6 +153,8 @@ class Agent:
                 break
             self.server.run()
         ending(self.ending)
+        if self.cluster is not None:
+            self.cluster.close()
         stopping = self.ending == "stop"
         if stopping:
             self._listener.remove()
@@ -172,6 +186,15 @@ class Agent:
             self._log.error("no metrics: " + str(error))
             return None
 
+    def _cluster(self, networks: Sequence[Options], node_name: str) -> Cluster | None:
+        if not networks:
+            return None
+        from agent.cluster import Cluster
+
+        cluster = Cluster(networks, self.kernel.own(), node_name, self._log)
+        cluster.start()
+        return cluster
+
     def _close_http(self) -> None:
         if self._http is not None:
             self._http.close()
@@ -182,9 +205,10 @@ class Agent:
 
     def _replies(self) -> dict[str, Callable[[], Reply]]:
         health = Health(self.server, [self.workers, self.ipam_workers], time.monotonic, lambda: self.ending)
-        page = Page(
-            self.reporter.settle, self.counters.families, self._vitals().families, self.pools.families, process_families
-        )
+        collectors = [self.counters.families, self._vitals().families, self.pools.families, process_families]
+        if self.cluster is not None:
+            collectors.append(self.cluster.families)
+        page = Page(self.reporter.settle, *collectors)
         return {
             "/metrics": lambda: Reply(200, page(), CONTENT_TYPE),
             "/healthz": health.alive,
@@ -221,10 +245,13 @@ def run(
     replace: bool,
     http: str | None,
     otlp: str,
+    files: Sequence[str] = (),
+    node_name: str = "",
 ) -> None:
     """Run an agent in the foreground until its end. `argv` is what this process was started with.
 
-    `http` is where it tells about itself (None for a socket beside its own), `otlp` where spans go.
+    `http` is where it tells about itself (None for a socket beside its own), `otlp` where spans go, `files` are the
+    network lists of the networks that span nodes. CniError for one of these that cannot be used.
     """
     signals = Signals()
     use_one_arena()
@@ -236,6 +263,7 @@ def run(
     http = beside(path) if http is None else http
     if http:
         parse(http)
+    networks = networks_of(files)
     preload(registry)
     log = Log(2)
     sys.excepthook = lambda *what: log.error("unexpected", traceback="".join(traceback.format_exception(*what)))
@@ -244,14 +272,14 @@ def run(
     listener = Listener.inherited(environ, path) or Listener.make(path, time.monotonic, replace=replace)
     close_folder(path, log)
     notifier = Notifier(environ)
-    agent = Agent(registry, listener, log, traces, http)
+    agent = Agent(registry, listener, log, traces, http, networks, node_name)
     signals.tell(agent.end)
     gc.collect()
     gc.freeze()
     notifier.tell("READY=1")
     where = f"listening at {path}"
     log.info(where, version=__version__, pid=os.getpid())
-    agent.run(lambda: starts(argv, environ, log), notifier.tell_ending)
+    agent.run(lambda: starts(argv, environ, log) and are_usable(files, log), notifier.tell_ending)
     signals.hold()
     if agent.ending == "reload":
         log.info(agent.ending)
@@ -299,6 +327,30 @@ def starts(argv: list[str], environ: Mapping[str, str], log: Log) -> bool:
     return status == 0
 
 
+def networks_of(files: Sequence[str]) -> Sequence[Options]:
+    """The networks of these files. An agent without any keeps the memory that they cost."""
+    if not files:
+        return ()
+    from agent import cluster
+
+    for module in ("cni.kernel.ethtool", "cni.kernel.rtpeers", "plugins.range_masquerade", "plugins.vxlan_device"):
+        __import__(module)  # as in `preload`
+    return cluster.networks_of(files)
+
+
+def are_usable(files: Sequence[str], log: Log) -> bool:
+    """Whether the network lists, as they lie there now, can be used."""
+    try:
+        networks_of(files)
+    except CniError as error:
+        fault = error.msg
+    else:
+        return True
+    what = f"not reloaded: {fault}"
+    log.error(what)
+    return False
+
+
 def tracing(environ: Mapping[str, str], otlp: str, log: Log) -> Tracing | None:
     """What makes spans, when there is somebody to send them to."""
     named = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -319,7 +371,9 @@ def preload(registry: Mapping[str, str]) -> None:
     """Import now what would be imported when it is first needed: the files may be another version's by then."""
     for module in (
         *registry.values(), "cni.delegate", "cni.kernel.nfnetlink", "cni.kernel.nftables", "cni.result",
-        "ipam.ranges", "plugins.bridge_check", "plugins.iptables",
+        "ipam.ranges", "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan", "plugins.bridged",
+        "plugins.cluster_conf", "plugins.iptables", "plugins.macspoof", "plugins.range_masquerade",
+        "plugins.reconcile", "plugins.routed", "plugins.routed_check", "plugins.this_node", "plugins.vxlan_device",
     ):  # fmt: skip
         __import__(module)
     for part in ("metrics_core", "process_collector"):

@@ -8,6 +8,7 @@ import sys
 import click
 
 from cli.registry import PLUGINS, module_of, named_file
+from cni.errors import CniError
 
 
 @click.command()
@@ -28,7 +29,22 @@ from cli.registry import PLUGINS, module_of, named_file
     "--plugin", "extra", multiple=True, metavar="NAME=FILE",
     help="Serve this plugin too: one that was built into the plugins' executables with the same option.",
 )  # fmt: skip
-def agent(replace: bool, http: str | None, otlp: str, extra: tuple[str, ...]) -> None:  # noqa: FBT001 - click's way
+@click.option(
+    "--network", "files", multiple=True, metavar="FILE", type=click.Path(dir_okay=False, resolve_path=True),
+    help="Keep the way to the other nodes of the vxlan or host-gw network in this network list. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--node-name", metavar="NAME", default="",
+    help="Who this node is in these networks. Without it their nodeName, else whoever has an address of this host.",
+)  # fmt: skip
+def agent(
+    replace: bool,  # noqa: FBT001 - click's way
+    http: str | None,
+    otlp: str,
+    extra: tuple[str, ...],
+    files: tuple[str, ...],
+    node_name: str,
+) -> None:
     """Serve the plugins' calls on this node, in the foreground.
 
     It listens at /run/cnikit/agent.sock, or where CNIKIT_SOCKET says. SIGTERM stops it when the calls under way are
@@ -41,10 +57,12 @@ def agent(replace: bool, http: str | None, otlp: str, extra: tuple[str, ...]) ->
     # The command line that starts this program as it was started.
     argv = sys.argv if getattr(sys, "frozen", False) else sys.orig_argv
     try:
-        files = dict(named_file(item) for item in extra)
-        sys.path += [os.path.dirname(file) for file in files.values()]
-        registry = {**PLUGINS, **{name: module_of(file) for name, file in files.items()}}
-        run(registry, argv, os.environ, replace=replace, http=http, otlp=otlp)
+        plugins = dict(named_file(item) for item in extra)
+        sys.path += [os.path.dirname(file) for file in plugins.values()]
+        registry = {**PLUGINS, **{name: module_of(file) for name, file in plugins.items()}}
+        run(registry, argv, os.environ, replace=replace, http=http, otlp=otlp, files=files, node_name=node_name)
+    except CniError as error:
+        raise click.ClickException(": ".join(filter(None, (error.msg, error.details)))) from None
     except (ListenError, AddressError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     except ImportError as error:

@@ -55,7 +55,7 @@ UNREACHED = (
 # What is in no plugin: the runtime side of cni/, which calls plugins, and the kernel of a process that stays.
 NOT_ONE_SHOT = (
     "cni.runtime", "cni.netlist", "cni.cache", "cni.kernel.resident", "cni.kernel.deleter", "cni.kernel.monitor",
-    "cni.kernel.mountns",
+    "cni.kernel.mountns", "cni.kernel.watch",
 )  # fmt: skip
 # The one-shot program runs in UTF-8 mode; the others are what a codec lookup may ask for.
 ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8")
@@ -175,8 +175,9 @@ def own_modules(registry: dict[str, str]) -> list[str]:
 
 def assemble_command(pyinstaller: dict[str, Any]) -> None:
     """The body of the command's spec file: an ordinary onedir build."""
-    files = [file for room in ("cli", "agent") for file in sorted((ROOT / room).glob("*.py"))]
-    names = [f"{file.parent.name}.{file.stem}" for file in files if file.stem not in ("bundle", "install")]
+    files = [file for room in ("cli", "agent") for file in sorted((ROOT / room).rglob("*.py"))]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    names = [name for name in names if name not in ("cli.bundle", "cli.install")]
     analysis = pyinstaller["Analysis"](
         [str(ROOT / "launcher" / "command.py")],
         pathex=[str(ROOT)], hiddenimports=[*names, *own_modules(PLUGINS), *NOT_ONE_SHOT], datas=[(str(ROOT / "conf"), "conf")],

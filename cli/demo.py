@@ -1,4 +1,5 @@
-"""`cnikit demo`: two pods on one node, attached, tried out, checked, detached, with nothing left behind.
+"""`cnikit demo`: two pods on one node, attached, tried out, checked, detached, with nothing left behind; then pods on
+three nodes, and what is on the wire between these.
 
 It reads from top to bottom like what it prints. The node is this process, moved into namespaces of its own
 (`cli/sandbox.py`), so the machine's bridges, firewall and files are never touched. The plugins are the real
@@ -8,19 +9,30 @@ code that the plugins use.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pyroute2 import IPRoute
+from rich.console import Console
 
 from cli import nftscan, sandbox
+from cli.lab_capture import VXLAN_PORT, Capture, tunnelled
+from cli.lab_cluster import Lab
+from cli.lab_ping import table
+from cli.lab_plan import UPLINK as UPLINK_OF_NODES
+from cli.lab_plan import Plan
+from cli.lab_space import mount_points
 from cni import addr, netlist
 from cni.cache import Attachment
 from cni.errors import CniError
 from cni.runtime import Runtime
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 HOME = "/run/cnikit-demo"
 BRIDGE = "demo0"
@@ -94,6 +106,7 @@ class Demo:
         self._check()
         self._detach()
         self._nothing_left()
+        self._show_cluster()
 
     def _make_node(self) -> None:
         step("A node, two pods and a host outside: network namespaces that only this program sees")
@@ -180,8 +193,58 @@ class Demo:
         none_left("nftables rules and elements that name the pods' addresses", ["one"] * self._mentions())
         told(f"(the bridge {BRIDGE} stays: it is the network's, not a pod's)")
 
+    def _show_cluster(self) -> None:
+        step("Three nodes: a VXLAN lab, as `cnikit lab up --dual` makes one")
+        if not os.access(f"{self._bin_dir}/vxlan", os.X_OK):
+            told(f"left out: there is no plugin vxlan in {self._bin_dir}")
+            return
+        shown = sandbox.contained(lambda: show_lab(self._bin_dir))
+        told(
+            f"three nodes with agents and two pods each: up in {shown['up']:.1f} s, gone in {shown['down'] * 1000:.0f} ms"
+        )
+        step("Every pod pings every other one, over IPv4 and IPv6 (`cnikit lab ping`)")
+        told(shown["matrix"])
+        step(f"On the wire, while a pod of node1 pings one of node3: UDP {VXLAN_PORT}, and in it the pods' packets")
+        told("\n".join(shown["wire"]))
+        if len(shown["wire"]) != 4:
+            raise SurpriseError(f"expected 2 requests and 2 replies in UDP {VXLAN_PORT}, found {len(shown['wire'])}")
+        none_left("mounts and files of the lab", shown["left"])
+
     def _mentions(self) -> int:
         return nftscan.mentions([addr.pack(a) or b"" for both in self._addresses.values() for a in both])
+
+
+def show_lab(bin_dir: str) -> dict[str, Any]:
+    """Build a lab, look at it and take it down. It runs in a child, and answers what there is to show."""
+    started = time.monotonic()
+    with Lab.up(Plan("demo", families=(4, 16)), bin_dir) as lab:
+        up = time.monotonic() - started
+        targets, answers = lab.ping()
+        if any(answer.seconds is None for answer in answers):
+            raise SurpriseError("a pod does not reach another one")
+        here, there = lab.pods[0], lab.pods[-1]
+        sandbox.enter(lab.node(here.node).netns)
+        capture = Capture(UPLINK_OF_NODES)
+        sandbox.enter(here.netns)
+        for address in there.addresses:
+            sandbox.ping(address, 1, TIMEOUT)
+        found = [tunnelled(frame) for frame in capture.frames()]
+        started = time.monotonic()
+    return {
+        "up": up,
+        "down": time.monotonic() - started,
+        "matrix": shown(table(targets, answers)),
+        "wire": [one.text() for one in found if one and one.inner.target in (*here.addresses, *there.addresses)],
+        "left": [*names("/run/cnikit-lab"), *mount_points("/run/cnikit-lab")],
+    }
+
+
+def shown(found: Table) -> str:
+    """A table as text."""
+    console = Console(width=200, file=io.StringIO())
+    console.print(found)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text.rstrip()
 
 
 def connect(outside: str) -> None:

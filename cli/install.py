@@ -6,6 +6,9 @@
 A plugin may be called at any moment, also while this runs. So nothing that is in use is ever written to or
 missing: everything is copied beside its place, synced, tried (VERSION), and only then renamed into it, the
 bundle first. Files of other makers and other versions of ours stay.
+
+With the plugins br_netfilter is switched on: without it, what two pods say to each other over one bridge passes no rule
+of services and policy.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 BUNDLES = ".cnikit"
 COMMAND_BUNDLES = ".cnikit-command"
+BRIDGE_SETTINGS = Path("/proc/sys/net/bridge")
+LOAD_BR_NETFILTER = ("modprobe", "br_netfilter")
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 
@@ -50,6 +55,27 @@ def main() -> None:
     except (InstallError, OSError) as error:
         sys.exit(f"not installed: {error}")
     print(f"installed {', '.join(names)} (cnikit {__version__}) in {target}")
+    fault = filter_on_bridges() if "bridge" in names else ""
+    if fault:
+        print(f"warning: {fault}", file=sys.stderr)
+
+
+def filter_on_bridges(settings: Path = BRIDGE_SETTINGS, load: tuple[str, ...] = LOAD_BR_NETFILTER) -> str:
+    """Load br_netfilter and set it for both families; why that was not possible, empty when it was."""
+    need = "without it rules of services and policy do not see what pods on one bridge send each other"
+    if not settings.is_dir():
+        try:
+            subprocess.run(load, capture_output=True, timeout=60, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            pass  # what is missing then is told below
+    if not settings.is_dir():
+        return f"expected br_netfilter in this kernel, found no {settings}; {need}: try {' '.join(load)}"
+    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
+        try:
+            (settings / name).write_text("1")
+        except OSError as error:
+            return f"cannot set net.bridge.{name} to 1: {error.strerror}; {need}"
+    return ""
 
 
 def install(source: Path, target: Path, bundles: str, try_out: Callable[[Path], None]) -> list[str]:

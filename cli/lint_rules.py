@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from cli import lint_cluster
 from cni import addr, jsonio, netlist
 from cni.config import Reader, items
 from cni.errors import CniError
@@ -73,7 +74,9 @@ def plugin(value: dict[str, Any], path: str, report: Report, version: str) -> No
     """What the keys of one plugin mean together."""
     reader = Reader(value, path)
     families: set[int] = set()
-    if reader.object("ipam").raw("type") == "host-local":
+    if reader.raw("type") in lint_cluster.KINDS:  # whose ranges no file holds
+        lint_cluster.network(reader, report)
+    elif reader.object("ipam").raw("type") == "host-local":
         families = _host_local(reader, report, version)
     if reader.raw("type") == "bridge":
         _bridge(reader, report, families)

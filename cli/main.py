@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cli.agent import agent
+from cli.lab import lab
 from cli.top import top
 from cni import __version__, jsonio, netlist
 from cni.cache import Attachment
@@ -69,6 +70,7 @@ def cli() -> None:
 
 
 cli.add_command(agent)
+cli.add_command(lab)
 cli.add_command(top)
 
 NETWORK = click.argument("network")

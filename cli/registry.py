@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 
-PLUGINS = {"bridge": "plugins.bridge", "loopback": "plugins.loopback", "host-local": "ipam.host_local"}
+PLUGINS = {
+    "bridge": "plugins.bridge",
+    "loopback": "plugins.loopback",
+    "host-local": "ipam.host_local",
+    "vxlan": "plugins.vxlan",
+    "host-gw": "plugins.host_gw",
+}
 
 
 def named_file(item: str) -> tuple[str, str]:

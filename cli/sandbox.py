@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MS_BIND = 4096
 MS_REC = 16384
+MS_MOVE = 8192
 MS_PRIVATE = 1 << 18
+MS_SHARED = 1 << 20
+MNT_DETACH = 2
+PR_SET_PDEATHSIG = 1
 
 NETNS_FOLDER = "/run/netns"
 
@@ -40,9 +45,9 @@ class SandboxError(Exception):
 
 def isolate() -> None:
     """Leave the machine's network and mounts behind; /run is empty from here on."""
-    _libc("unshare", CLONE_NEWNET | CLONE_NEWNS)
-    _libc("mount", b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None)
-    _libc("mount", b"cnikit-demo", b"/run", b"tmpfs", ctypes.c_ulong(0), b"mode=755")
+    libc("unshare", CLONE_NEWNET | CLONE_NEWNS)
+    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    mount("cnikit-demo", "/run", "tmpfs", data="mode=755")
     os.mkdir(NETNS_FOLDER)
     enable_ipv6()
 
@@ -59,15 +64,16 @@ def enable_ipv6() -> None:
 def new_netns(name: str) -> str:
     """Make a named network namespace; returns its path."""
     path = os.path.join(NETNS_FOLDER, name)
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
-
-    def make() -> None:
-        _libc("unshare", CLONE_NEWNET)
-        enable_ipv6()
-        _libc("mount", b"/proc/self/ns/net", path.encode(), None, ctypes.c_ulong(MS_BIND), None)
-
-    in_child(make)
+    in_child(lambda: pin_netns(path))
     return path
+
+
+def pin_netns(path: str) -> None:
+    """Move this process into a new network namespace that stays at a path."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+    libc("unshare", CLONE_NEWNET)
+    enable_ipv6()
+    mount("/proc/self/ns/net", path, flags=MS_BIND)
 
 
 def within(netns: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -83,29 +89,63 @@ def within(netns: str, function: Callable[..., Any], *args: Any) -> Any:
 def enter(netns: str) -> None:
     """Move this process into a namespace."""
     fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-    _libc("setns", fd, CLONE_NEWNET)
+    libc("setns", fd, CLONE_NEWNET)
     os.close(fd)
 
 
 def in_child(function: Callable[[], Any]) -> Any:
     """Run a function in a child process; its answer must be JSON. Its failure becomes a SandboxError."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        _answer(writer, function)
-    os.close(writer)
-    try:
-        with os.fdopen(reader, "rb") as file:
-            answer = json.loads(file.read() or b'{"error": "the child died"}')
-    except BaseException:
-        os.kill(pid, signal.SIGKILL)
-        raise
-    finally:
-        os.waitpid(pid, 0)
-    if "error" in answer:
-        raise SandboxError(answer["error"])
-    return answer["value"]
+    return Child(function).result()
+
+
+class Child:
+    """A function that runs in a child process, beside this one; whoever made it asks once for its `result`."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._reader, writer = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._reader)
+            _answer(writer, function)
+        os.close(writer)
+
+    def result(self) -> Any:
+        """What the function answers, when it has. Its failure becomes a SandboxError."""
+        try:
+            with os.fdopen(self._reader, "rb") as file:
+                answer = json.loads(file.read() or b'{"error": "the child died"}')
+        except BaseException:
+            os.kill(self._pid, signal.SIGKILL)
+            raise
+        finally:
+            os.waitpid(self._pid, 0)
+        if "error" in answer:
+            raise SandboxError(answer["error"])
+        return answer["value"]
+
+
+def contained(function: Callable[[], Any]) -> Any:
+    """Like `in_child`, and whatever the function has started ends with the child: daemons too, also after kill -9."""
+    parent = os.getpid()
+
+    def first() -> Any:
+        """The first process of a PID namespace: when it ends, the kernel ends all others."""
+        _end_with_parent()
+        mount("proc", "/proc", "proc")
+        return function()
+
+    def outside() -> Any:
+        _end_with_parent()
+        if os.getppid() != parent:  # it had ended before
+            os._exit(1)
+        libc("unshare", CLONE_NEWPID | CLONE_NEWNS)
+        return in_child(first)
+
+    return in_child(outside)
+
+
+def _end_with_parent() -> None:
+    libc("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _answer(writer: int, function: Callable[[], Any]) -> NoReturn:
@@ -133,14 +173,15 @@ def ping(target: str, count: int, timeout: float) -> list[float]:
         for sequence in range(1, count + 1):
             head = struct.pack("!HH", os.getpid() & 0xFFFF, sequence)
             start = time.monotonic()
-            sock.sendto(_echo(request, head), (target, 0))
+            sock.sendto(echo(request, head), (target, 0))
             _await_reply(sock, target, bytes([reply, 0]), head, start + timeout)
             times.append((time.monotonic() - start) * 1000)
     return times
 
 
-def _echo(kind: int, head: bytes) -> bytes:
-    body = head + b"cnikit demo"
+def echo(kind: int, head: bytes, data: bytes = b"cnikit demo") -> bytes:
+    """An ICMP echo message; `head` is its identifier and sequence number."""
+    body = head + data
     packet = bytes([kind, 0, 0, 0]) + body + bytes(len(body) % 2)
     total = sum(struct.unpack(f"!{len(packet) // 2}H", packet))
     while total >> 16:
@@ -216,7 +257,19 @@ def _watch(netns: str, ask: int, ready: int) -> list[str]:
             return sorted(sources)
 
 
-def _libc(name: str, *args: Any) -> None:
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """Put something at a path; the parameters are those of the system call."""
+    texts = [text.encode() if text else None for text in (source, target, kind)]
+    libc("mount", *texts, ctypes.c_ulong(flags), data.encode() if data else None)
+
+
+def unmount(target: str) -> None:
+    """Take a mount away from a path, with all that is mounted below it; who has it open keeps it."""
+    libc("umount2", target.encode(), MNT_DETACH)
+
+
+def libc(name: str, *args: Any) -> None:
+    """Call a function of the C library that answers 0. OSError when it does not."""
     call = getattr(ctypes.CDLL(None, use_errno=True), name)
     if call(*args) != 0:
         number = ctypes.get_errno()

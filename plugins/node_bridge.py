@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from errno import EACCES, EEXIST, ENOENT, EOPNOTSUPP, EROFS
+from errno import EEXIST
 
 from cni import addr
-from cni.addr import AF_INET6
 from cni.errors import INTERNAL, INVALID_CONFIG, UNSUPPORTED_FIELD, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import IFF_PROMISC
-from plugins.veth import random_mac
+from plugins.settings import set_known
+from plugins.veth import add_link_local, random_mac
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cni.context import Context
     from cni.kernel import Namespace
     from cni.kernel.types import Link
 
     Subnet = tuple[bytes, int]
-
-RTPROT_RA = 9  # a route from a router advertisement
 
 
 def find(host: Namespace, name: str, *, vlan: str) -> Link | None:
@@ -64,7 +61,7 @@ def ensure(host: Namespace, found: Link | None, name: str, mtu: int, *, promisc:
             if error.errno != EEXIST:  # another pod's ADD was faster
                 raise
         link = _existing(host, name)
-        _add_link_local(host, link)
+        add_link_local(host, link)
     set_known(host, name, "accept_ra", "0")
     if not link.up or (promisc and not link.flags & IFF_PROMISC):
         host.apply(ops.link_set(name, up=True, promisc=True if promisc else None))
@@ -78,10 +75,12 @@ def after_joining(host: Namespace, bridge: Link, port: Link) -> Link:
     return _existing(host, bridge.name)
 
 
-def set_gateway(host: Namespace, link: Link, gateway: Subnet, ours: list[Subnet], *, force: bool) -> None:
+def set_gateway(
+    host: Namespace, link: Link, gateway: Subnet, ours: list[Subnet], kept: tuple[Subnet, ...] = (), *, force: bool
+) -> None:
     """Make sure the bridge has a gateway address.
 
-    `ours` are all gateway addresses of this network. Another IPv4 address, or an IPv6 one of an overlapping
+    `ours` are all gateway addresses of this network, and those in `kept` may stay beside them. Another IPv4 address, or an IPv6 one of an overlapping
     network, is refused, or removed with `force` (`forceAddress`).
     """
     packed, prefix = gateway
@@ -89,7 +88,8 @@ def set_gateway(host: Namespace, link: Link, gateway: Subnet, ours: list[Subnet]
     if gateway in there:
         return
     for other in there:
-        if other in ours or not _conflict(other, gateway):
+        stays = other in ours or any(addr.inside(other[0], *network) for network in kept)
+        if stays or not _conflict(other, gateway):
             continue
         if not force:
             raise CniError(
@@ -109,54 +109,6 @@ def set_gateway(host: Namespace, link: Link, gateway: Subnet, ours: list[Subnet]
             raise
 
 
-def enable_forwarding(ctx: Context, family: int) -> None:
-    """Switch forwarding on for a family; warn when that cuts an uplink off from router advertisements."""
-    host = ctx.host
-    if host.conf(family, "all", "forwarding") == "1":
-        return
-    host.set_conf(family, "all", "forwarding", "1")
-    if family == AF_INET6:
-        for name in _uplinks_from_advertisements(host):
-            ctx.log(
-                f"IPv6 forwarding is on now: {name} has its default route from router advertisements, which the kernel "
-                f"ignores from now on; set net.ipv6.conf.{name}.accept_ra=2 to keep it"
-            )
-
-
-def refuse_forwarding(host: Namespace, family: int) -> None:
-    """KernelError when forwarding is off and cannot be switched on. Changes nothing."""
-    if host.conf(family, "all", "forwarding") == "1":
-        return
-    # What is there is written again. Not IPv6's forwarding: that would set every link's, whatever it was.
-    key = "accept_ra" if family == AF_INET6 else "forwarding"
-    host.set_conf(family, "all", key, host.conf(family, "all", key) or "0")
-
-
-def set_known(host: Namespace, name: str, key: str, value: str) -> None:
-    """Write an IPv6 setting of a link, where it is there and may be written: a kernel without IPv6 has none,
-    and the /proc/sys of a container may be read-only."""
-    try:
-        host.set_conf(AF_INET6, name, key, value)
-    except KernelError as error:
-        if error.errno not in (ENOENT, EROFS):
-            raise
-
-
-def _add_link_local(host: Namespace, link: Link) -> None:
-    """Give a new bridge the link-local address of its MAC (RFC 4291, appendix A).
-
-    The kernel would add it with the first port and hold it tentative for 1 to 2 s, in which the node cannot
-    look for a pod to which it forwards.
-    """
-    mac = link.mac
-    packed = b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
-    try:
-        host.apply(ops.addr_add(link.index, packed, 64, nodad=True))
-    except KernelError as error:
-        if error.errno not in (EACCES, EEXIST, EOPNOTSUPP):  # IPv6 is off here, or it is there already
-            raise
-
-
 def _existing(host: Namespace, name: str) -> Link:
     link = host.link(name)
     if link is None or link.kind != "bridge":
@@ -171,13 +123,3 @@ def _conflict(other: Subnet, gateway: Subnet) -> bool:
     if len(gateway[0]) == 4:
         return True  # the reference allows one IPv4 address on a bridge
     return addr.inside(gateway[0], *other) or addr.inside(other[0], *gateway)
-
-
-def _uplinks_from_advertisements(host: Namespace) -> list[str]:
-    found = []
-    for route in host.routes():
-        if route.prefix == 0 and len(route.dst) == 16 and route.protocol == RTPROT_RA:
-            link = host.link(route.oif)
-            if link is not None and host.conf(AF_INET6, link.name, "accept_ra") == "1":
-                found.append(link.name)
-    return found

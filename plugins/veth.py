@@ -7,7 +7,7 @@ The host's end has a name and MAC derived from the attachment (`names.host_end`)
 from __future__ import annotations
 
 import posix
-from errno import ENOENT, EROFS
+from errno import EACCES, EEXIST, ENOENT, EOPNOTSUPP, EROFS
 
 from cni import addr, names
 from cni.addr import AF_INET, AF_INET6
@@ -32,6 +32,7 @@ ATTEMPTS = 4
 ADDRESS_TIMEOUT = 10.0
 
 LO = "lo"
+SCOPE_LINK = 253  # RT_SCOPE_LINK: no gateway is asked
 
 
 class Pair:
@@ -91,15 +92,27 @@ def pod_end(pair: Pair, host_link: Link) -> Link:
 
 
 def configure(
-    pod: Namespace, link: Link, ips: list[IPConfig], routes: list[Route], *, duplicate_detection: bool
+    pod: Namespace,
+    link: Link,
+    ips: list[IPConfig],
+    routes: list[Route],
+    *,
+    duplicate_detection: bool,
+    routed: bool = False,
 ) -> None:
-    """Give the pod's end its addresses and routes and set it up; with detection, wait for its verdict."""
+    """Give the pod's end its addresses and routes and set it up; with detection, wait for its verdict.
+
+    `routed`: nobody but the gateway is on the link, so the pod's subnet lies behind the gateway too.
+    """
     families = {addr.family(ip.packed) for ip in ips}
     _prepare(pod, link.name, families, duplicate_detection=duplicate_detection)
-    first: list[Op] = [ops.addr_add(link.index, ip.packed, ip.prefix, nodad=not duplicate_detection) for ip in ips]
+    first: list[Op] = [
+        ops.addr_add(link.index, ip.packed, ip.prefix, nodad=not duplicate_detection, noprefixroute=routed)
+        for ip in ips
+    ]
     # arp_notify this way and not through /proc/sys, which the kernel would first have to build for a new namespace.
     first.append(ops.link_set(link.index, up=True, arp_notify=True if AF_INET in families else None))
-    then = _routes(link.index, ips, routes)
+    then = (_gateway_routes(link.index, ips) if routed else []) + _routes(link.index, ips, routes)
     if duplicate_detection:
         pod.apply(*first)
         wait_usable(pod, link, [ip.packed for ip in ips])
@@ -124,13 +137,28 @@ def announce(pod: Namespace, link: Link) -> None:
     pod.apply(ops.link_set(link.index, mac=link.mac))
 
 
-def remove_host_end(host: Namespace, name: str, mac: bytes) -> bool:
-    """Delete the host's end if the link of that name is ours; whether it was there."""
+def add_link_local(host: Namespace, link: Link) -> None:
+    """Give a link of the node the link-local address of its MAC (RFC 4291, appendix A).
+
+    The kernel would add it when the link gets its carrier, and hold it tentative for 1 to 2 s in which the node cannot
+    look for a pod to which it forwards.
+    """
+    mac = link.mac
+    packed = b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    try:
+        host.apply(ops.addr_add(link.index, packed, 64, nodad=True))
+    except KernelError as error:
+        if error.errno not in (EACCES, EEXIST, EOPNOTSUPP):  # IPv6 is off here, or it is there already
+            raise
+
+
+def remove_host_end(host: Namespace, name: str, mac: bytes) -> Link | None:
+    """Delete the host's end if the link of that name is ours; the link as it was, None when it was not there."""
     link = host.link(name)
     if link is None or link.mac != mac:
-        return False
-    host.delete_link(link.index)
-    return True
+        return None
+    host.delete_link(link.index, link.kind)
+    return link
 
 
 def remove_unrecorded(ctx: Context) -> None:
@@ -158,7 +186,7 @@ def remove_pod_end(ctx: Context) -> None:
     if names.is_of_another(alias, ctx.request.container_id, ctx.request.ifname):
         ctx.log(f"leaving {link.name} in {ctx.request.netns} alone: it belongs to {alias}")
         return
-    ctx.pod.delete_link(link.index)
+    ctx.pod.delete_link(link.index, link.kind)
 
 
 def pod_addresses(ctx: Context) -> list[Subnet]:
@@ -177,7 +205,7 @@ def _free_host_end(ctx: Context) -> tuple[str, bytes]:
         found = ctx.host.link(name)
         if found is not None and found.mac == mac:
             ctx.log(f"removing {name}, left by an earlier ADD of {request.container_id} {request.ifname}")
-            ctx.host.delete_link(found.index)
+            ctx.host.delete_link(found.index, found.kind)
             found = None
         if found is None:
             return name, mac
@@ -205,6 +233,14 @@ def _set_if_possible(pod: Namespace, family: int, ifname: str, key: str, value: 
     except KernelError as error:
         if error.errno not in (ENOENT, EROFS):
             raise
+
+
+def _gateway_routes(index: int, ips: list[IPConfig]) -> list[Op]:
+    """To each gateway straight, and to the rest of its subnet through it; once where two addresses share them."""
+    links = {ip.gateway for ip in ips if ip.gateway}
+    subnets = {(addr.network(ip.packed, ip.prefix), ip.prefix): ip.gateway for ip in ips if ip.gateway}
+    straight = [ops.route_add(index, gateway, len(gateway) * 8, None, scope=SCOPE_LINK) for gateway in sorted(links)]
+    return straight + [ops.route_add(index, *subnet, gateway) for subnet, gateway in subnets.items()]
 
 
 def _routes(index: int, ips: list[IPConfig], routes: list[Route]) -> list[Op]:

@@ -6,15 +6,13 @@ piles up. After each block of pods it is Go's turn with a few.
 
 from __future__ import annotations
 
-import json
-import shutil
 import statistics
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.bench.rows import LOOP_BLOCKS
 from tests.bench.scenarios import Site
-from tests.bench.world import NETWORK, PODS, RESIDENTS, RUNTIME_ENV, CallFailedError
+from tests.bench.world import NETWORK, PODS, RESIDENTS, CallFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,25 +97,13 @@ def _block(trace: Trace, name: str, attachments: Attachments, pods: int, begin: 
 def _picture(node: Node) -> dict[str, list[str]]:
     """What pods leave behind when they leave something behind, as other programs see it."""
     pods = [f"pod{number}" for number in range(PODS + RESIDENTS)]
-    links = {"node": _json(node, "ip", "-j", "link")}
-    links |= {pod: _json(node, "ip", "-j", "-n", pod, "link") for pod in pods}
-    nft = _json(node, "nft", "-j", "list", "ruleset")["nftables"]
+    links = {"node": node.told("ip", "-j", "link")}
+    links |= {pod: node.told("ip", "-j", "-n", pod, "link") for pod in pods}
+    nft = node.told("nft", "-j", "list", "ruleset")["nftables"]
     elements = [str(entry["set"].get("elem")) for entry in nft if "set" in entry]
     return {
         "links": [f"{where}: {sorted(link['ifname'] for link in found)}" for where, found in links.items()],
         "nftables": [*elements, f"{len(nft)} objects"],
         "leases": sorted(path.name for path in (node.data_dir / NETWORK).iterdir()),
-        "records and locks": sorted(_said(node, "find", "/run/cnikit", "-type", "f").split()),
+        "records and locks": sorted(node.said("find", "/run/cnikit", "-type", "f").split()),
     }
-
-
-def _json(node: Node, *command: str) -> Any:
-    return json.loads(_said(node, *command))
-
-
-def _said(node: Node, name: str, *arguments: str) -> str:
-    program = shutil.which(name, path=RUNTIME_ENV["PATH"])
-    if program is None:
-        raise CallFailedError(f"expected the program {name}, found none")
-    said: str = node.call([program, *arguments], RUNTIME_ENV)["stdout"]
-    return said

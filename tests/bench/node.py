@@ -279,11 +279,11 @@ class Agent:
             await_idle(self._pid)
 
     def usage(self) -> dict[str, int]:
-        """KiB of resident memory, open files, threads."""
+        """KiB of resident memory now and at most, open files, threads."""
         with open(f"/proc/{self._pid}/status") as file:
             status = dict(line.split(":", 1) for line in file)
-        memory, threads = (int(status[name].split()[0]) for name in ("VmRSS", "Threads"))
-        return {"resident": memory, "files": len(os.listdir(f"/proc/{self._pid}/fd")), "threads": threads}
+        memory, peak, threads = (int(status[name].split()[0]) for name in ("VmRSS", "VmHWM", "Threads"))
+        return {"resident": memory, "peak": peak, "files": len(os.listdir(f"/proc/{self._pid}/fd")), "threads": threads}
 
 
 agent = Agent()

@@ -46,7 +46,7 @@ def draw(outcomes: Sequence[Outcome], caption: str, path: Path) -> None:
         place += 1
     _frame(axes, places, place)
     figure.text(
-        0.02, 1 - 0.32 / height, "cnikit: time of a whole call as a multiple of its peer's (shorter is better)",
+        0.02, 1 - 0.32 / height, "cnikit: its time as a multiple of its peer's (shorter is better)",
         fontsize=11, fontweight="bold", color=INK, va="center",
     )  # fmt: skip
     figure.legend(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 
 from cni import __version__
-from tests.bench import plot, plot_loop, plot_steps
-from tests.bench.rows import GROUPS, Outcome
+from tests.bench import cluster_report, plot, plot_claimers, plot_loop, plot_steps
+from tests.bench.rows import CLUSTER, GROUPS, Outcome
 from tests.bench.steps import Breakdown
 from tests.bench.world import CNI_VERSION, RESIDENTS, SUBNET
 
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from tests.bench.cluster_agent import Started
+    from tests.bench.cluster_report import Claims
     from tests.bench.loop import Trace
-    from tests.bench.rows import Scale, Stats
+    from tests.bench.rows import Group, Scale, Stats
     from tests.bench.scenarios import Subject
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
@@ -39,6 +41,8 @@ class Findings(NamedTuple):
     outcomes: list[Outcome]
     breakdowns: list[Breakdown]
     trace: Trace | None
+    starts: list[Started]
+    claims: Claims | None
 
 
 def facts(subject: Subject, scale: Scale) -> dict[str, Any]:
@@ -63,6 +67,8 @@ def facts(subject: Subject, scale: Scale) -> dict[str, Any]:
         "in process": "dispatch with the agent's kernel and locks, without launcher, socket and threads; the "
         "kernel's time is the sum of the times around the system calls that send the netlink messages of the very same "
         "calls and receive the answers",
+        "peers": cluster_report.PEERS,
+        "starts": cluster_report.STARTING,
         "scale": scale._asdict(),
         "unit": "ms",
     }
@@ -72,7 +78,11 @@ def show(console: Console, findings: Findings) -> None:
     for group in GROUPS:
         outcomes = [one for one in findings.outcomes if one.row in group.rows]
         if outcomes:
-            console.print(_table(f"{group.title}: whole processes, median (min - p90) in ms", outcomes))
+            console.print(_table(f"{group.title}: {group.timed}, median (min - p90) in ms", outcomes))
+    if findings.starts:
+        console.print(cluster_report.table(findings.starts))
+    if findings.claims is not None:
+        console.print("\n".join(cluster_report.claims_lines(findings.claims)), markup=False)
     for breakdown in findings.breakdowns:
         console.print(f"{breakdown.title} through the agent, ms: {breakdown}")
     if findings.trace is not None:
@@ -89,7 +99,10 @@ def write(findings: Findings, folder: Path, readme: Path) -> list[Path]:
     steps = {one.title: one.as_json() for one in findings.breakdowns}
     loop = {} if findings.trace is None else findings.trace.as_json()
     rows = [_as_json(one) for one in findings.outcomes]
-    data.write_text(json.dumps(findings.about | {"rows": rows, "steps": steps, "loop": loop}, indent=2) + "\n")
+    starts = [one.as_json() for one in findings.starts]
+    claims = {} if findings.claims is None else cluster_report.claims_json(findings.claims)
+    told = {"rows": rows, "agents that start": starts, "claimers": claims, "steps": steps, "loop": loop}
+    data.write_text(json.dumps(findings.about | told, indent=2) + "\n")
     caption = _caption(findings.about)
     written = [data, folder / "bench.png"]
     plot.draw(findings.outcomes, caption, written[-1])
@@ -99,13 +112,22 @@ def write(findings: Findings, folder: Path, readme: Path) -> list[Path]:
     if findings.trace is not None:
         written.append(folder / "bench-loop.png")
         plot_loop.draw(findings.trace, caption, written[-1])
-    text = readme.read_text() if readme.exists() else ""
+    if findings.claims is not None:
+        written.append(folder / "bench-claimers.png")
+        plot_claimers.draw(findings.claims, _machine(findings.about), written[-1])
+    pages = {readme: _markdown(findings), folder / "scale.md": _scale(findings)}
+    return written + [page for page, text in pages.items() if _fill_in(page, text)]
+
+
+def _fill_in(page: Path, new: str) -> bool:
+    """Write text between a page's marks, if it has them."""
+    text = page.read_text() if page.exists() else ""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
-    if begin and end:
-        readme.write_text(f"{before}{BEGIN}\n{_markdown(findings)}\n{END}{after}")
-        written.append(readme)
-    return written
+    if not (begin and end):
+        return False
+    page.write_text(f"{before}{BEGIN}\n{new}\n{END}{after}")
+    return True
 
 
 def _table(title: str, outcomes: Sequence[Outcome]) -> Table:
@@ -144,21 +166,36 @@ def _rounded(stats: Stats) -> dict[str, float]:
 
 
 def _markdown(findings: Findings) -> str:
-    lines = []
-    for group in GROUPS:
-        outcomes = [one for one in findings.outcomes if one.row in group.rows]
-        lines += [
-            f"| {group.title}, ms | cnikit | against | its | ratio | at most | |",
-            "|---|--:|---|--:|--:|--:|---|",
-            *(f"| {' | '.join(_cells(one))} |" for one in outcomes),
-            "",
-        ]
     about = findings.about
     return "\n".join([
-        *lines,
+        *(line for group in GROUPS for line in _group(findings, group)),
+        *cluster_report.markdown(findings.starts),
         f"Medians. {_caption(about)}",
         f"At once: {about['at once']}. In the agent's process: {about['in process']}.",
+        f"{about['peers']} {about['starts']}.",
     ])  # fmt: skip
+
+
+def _scale(findings: Findings) -> str:
+    """What docs/scale.md has of it."""
+    about = findings.about
+    claims = [] if findings.claims is None else cluster_report.claims_lines(findings.claims)
+    return "\n".join([
+        *_group(findings, CLUSTER),
+        *cluster_report.markdown(findings.starts),
+        *claims,
+        f"{_machine(about)} {about['peers']}",
+        f"{about['starts']}. {cluster_report.FLANNEL}",
+    ])  # fmt: skip
+
+
+def _group(findings: Findings, group: Group) -> list[str]:
+    return [
+        f"| {group.title}, ms | cnikit | against | its | ratio | at most | |",
+        "|---|--:|---|--:|--:|--:|---|",
+        *(f"| {' | '.join(_cells(one))} |" for one in findings.outcomes if one.row in group.rows),
+        "",
+    ]
 
 
 def _cells(one: Outcome) -> list[str]:
@@ -173,9 +210,13 @@ def _caption(about: dict[str, Any]) -> str:
     peer, python = about["peer"], about["python"]
     return (
         f"Against containernetworking/plugins {peer['plugins']} ({peer['go']}) and Python {python['version']}, "
-        f"in turn in one run; {about['cpus']} CPUs, Linux {about['kernel']}, {about['date'][:10]}. "
+        f"in turn in one run; {_machine(about)} "
         f"Each: {about['configuration']}."
     )
+
+
+def _machine(about: dict[str, Any]) -> str:
+    return f"{about['cpus']} CPUs, Linux {about['kernel']}, {about['date'][:10]}."
 
 
 def _spread(stats: Stats) -> str:

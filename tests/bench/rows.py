@@ -1,4 +1,4 @@
-"""What is compared with what: the rows of the two tables and their targets."""
+"""What is compared with what: the rows of the tables and their targets."""
 
 from __future__ import annotations
 
@@ -24,18 +24,26 @@ class Scale(NamedTuple):
     many: int = 60_000
     go_many_runs: int = 5  # a call of the Go plugin at 60,000 leases takes about a second
     loop_pods: int = 1000
+    few_peers: int = 100
+    peers: int = 1000
+    many_peers: int = 5000
+    peer_rounds: int = 10  # of programming them all
+    agent_rounds: int = 3  # of starting an agent in a cluster
+    claimers: int = 5000
 
     @classmethod
     def of(cls, runs: int) -> Scale:
         """The real thing, shortened when there are fewer runs than usual."""
         share = min(1.0, runs / RUNS)
         return cls(runs, rounds=max(2, round(8 * share)), masq_rounds=max(2, round(4 * share)),
-                   go_many_runs=min(5, runs), loop_pods=max(LOOP_BLOCKS, round(1000 * share)))  # fmt: skip
+                   go_many_runs=min(5, runs), loop_pods=max(LOOP_BLOCKS, round(1000 * share)),
+                   peer_rounds=max(2, round(10 * share)), agent_rounds=max(1, round(3 * share)))  # fmt: skip
 
     def of_scenario(self, name: str) -> tuple[int, int]:
         """Counted calls, and those before them."""
         special = {
             "at-once": (self.rounds, 1), "at-once-masq": (self.masq_rounds, 1), "go-leases": (self.go_many_runs, 1),
+            "peers": (self.peer_rounds, 1), "many-peers": (self.peer_rounds, 1),
         }  # fmt: skip
         return special.get(name, (self.runs, self.warm_up))
 
@@ -43,7 +51,8 @@ class Scale(NamedTuple):
 RUNS = 100
 LOOP_BLOCKS = 20
 # To see that everything works; its numbers mean nothing.
-QUICK = Scale(runs=2, warm_up=1, at_once=6, rounds=2, masq_rounds=2, many=600, go_many_runs=2, loop_pods=LOOP_BLOCKS)
+QUICK = Scale(runs=2, warm_up=1, at_once=6, rounds=2, masq_rounds=2, many=600, go_many_runs=2, loop_pods=LOOP_BLOCKS,
+              few_peers=10, peers=20, many_peers=40, peer_rounds=2, agent_rounds=1, claimers=20)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -59,10 +68,20 @@ class Row(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One table."""
+    """One table. `timed` says what its times are those of."""
 
     title: str
+    timed: str
     rows: tuple[Row, ...]
+
+
+class Start(NamedTuple):
+    """An agent that starts in a cluster: where it learns its peers, and how many MiB it may take then."""
+
+    key: str
+    source: str
+    peers: str  # the scale's name for their number
+    at_most: float | None = None
 
 
 class Stats(NamedTuple):
@@ -107,9 +126,10 @@ class Outcome(NamedTuple):
 
 PYTHON, GO, GO_DEFAULT, GO_NFT = "python3.11 -I -S -c pass", "Go", "Go (iptables, its default)", "Go (nftables)"
 EMPTY, NETLINK = "an empty static C program", "the kernel for the same netlink"
+IP = "ip -batch, bridge -batch"
 MANY = "ADD at {many:,} leases"
 
-ONE_SHOT = Group("one-shot executables", (
+ONE_SHOT = Group("one-shot executables", "whole processes", (
     Row("version", "VERSION", "start", ("ours", "START"), ("python", "START"), PYTHON, 1.8),
     Row("add", "ADD", "plain", ("ours", "ADD"), ("go", "ADD"), GO, 1.4),
     Row("add-masq", "ADD with ipMasq", "masquerade", ("ours", "ADD"), ("go", "ADD"), GO_DEFAULT, 0.6),
@@ -121,7 +141,7 @@ ONE_SHOT = Group("one-shot executables", (
     Row("go-leases", f"Go: {MANY}", "go-leases", ("go-many", "ADD"), ("go-few", "ADD"), "Go at {few} leases", None),
 ))  # fmt: skip
 
-AGENT = Group("through the launcher and the agent", (
+AGENT = Group("through the launcher and the agent", "whole processes", (
     Row("agent-version", "VERSION", "launcher", ("agent", "START"), ("empty", "START"), EMPTY, 1.3),
     Row("agent-add", "ADD", "plain", ("agent", "ADD"), ("go", "ADD"), GO, 0.25),
     Row("agent-add-masq", "ADD with ipMasq", "masquerade", ("agent", "ADD"), ("go", "ADD"), GO_DEFAULT, 0.12),
@@ -141,5 +161,22 @@ AGENT = Group("through the launcher and the agent", (
         "cnikit at {few} leases", 1.1),
 ))  # fmt: skip
 
-GROUPS = (AGENT, ONE_SHOT)
+CLUSTER = Group("a node's peers in a VXLAN", "in the agent's process", (
+    Row("peers", "{peers:,} peers from nothing", "peers", ("ours", "FILL"), ("ip", "FILL"), IP, 0.6),
+    Row("many-peers", "{many_peers:,} peers from nothing", "many-peers", ("ours", "FILL"), ("ip", "FILL"), IP, 0.3),
+    Row("peer-change", "one peer changes among {many_peers:,}", "peer-change", ("ours-many", "CHANGE"),
+        ("ours-few", "CHANGE"), "cnikit among {few_peers}", 1.3),
+))  # fmt: skip
+
+GROUPS = (AGENT, ONE_SHOT, CLUSTER)
 ROWS = tuple(row for group in GROUPS for row in group.rows)
+
+STARTS = (
+    Start("start-static-few", "static", "few_peers"),
+    Start("start-static", "static", "peers"),
+    Start("start-static-many", "static", "many_peers", 60),
+    Start("start-etcd-few", "etcd", "few_peers"),
+    Start("start-etcd", "etcd", "peers"),
+    Start("start-etcd-many", "etcd", "many_peers", 60),
+    Start("start-kubernetes-many", "kubernetes", "many_peers"),
+)

@@ -2,9 +2,9 @@
 
     CNIKIT_TEST_BIN=dist/bin CNIKIT_TEST_PEERS=.cache/peers python tests/bench/run.py
 
-It needs root, and `cnikit` beside the folder of executables. It writes bench.json, bench.png, bench-steps.png and
-bench-loop.png into --output, and the tables into README.md between the marks `<!-- bench -->` and `<!-- /bench -->`,
-if they are there. With --only it writes nothing. A missed target is told in the table and is no failure.
+It needs root, and `cnikit` beside the folder of executables. It writes bench.json, bench.png, bench-steps.png,
+bench-loop.png and bench-claimers.png into --output, and tables between the marks `<!-- bench -->` and `<!-- /bench -->`
+of README.md and of scale.md in --output, if they are there. With --only it writes nothing. A missed target is told in the table and is no failure.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tests.bench import loop, report
-from tests.bench.rows import QUICK, ROWS, RUNS, Outcome, Scale
+from tests.bench import claimers, cluster_agent, loop, report
+from tests.bench.rows import QUICK, ROWS, RUNS, STARTS, Outcome, Scale
 from tests.bench.scenarios import Subject, measure
 from tests.bench.steps import breakdowns
 from tests.bench.world import CallFailedError
@@ -27,9 +27,11 @@ from tests.bench.world import CallFailedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.bench.cluster_report import Claims
+
 ROOT = Path(__file__).resolve().parents[2]
 DEBIAN_PYTHON = "/usr/bin/python3.11"
-LOOP = "loop"
+LOOP, CLAIMERS = "loop", "claimers"
 REPORT_WIDTH = 130  # where no terminal tells one
 
 
@@ -58,16 +60,30 @@ def main() -> None:
 
 def _measure(subject: Subject, arguments: argparse.Namespace, tell: Callable[[str], None]) -> report.Findings:
     scale = QUICK if arguments.quick else Scale.of(arguments.runs)
-    rows = [row for row in ROWS if not arguments.only or row.key in arguments.only]
+
+    def is_wanted(key: str) -> bool:
+        return not arguments.only or key in arguments.only
+
+    rows = [row for row in ROWS if is_wanted(row.key)]
     times = measure(subject, scale, rows, tell)
-    trace = loop.run(subject, scale, tell) if not arguments.only or LOOP in arguments.only else None
+    starts = cluster_agent.measure(subject, scale, [start for start in STARTS if is_wanted(start.key)], tell)
+    trace = loop.run(subject, scale, tell) if is_wanted(LOOP) else None
+    claims = _claims(scale, tell) if is_wanted(CLAIMERS) else None
     outcomes = [Outcome.of(row, scale, times[row.scenario]) for row in rows]
-    return report.Findings(report.facts(subject, scale), outcomes, breakdowns(times), trace)
+    return report.Findings(report.facts(subject, scale), outcomes, breakdowns(times), trace, starts, claims)
+
+
+def _claims(scale: Scale, tell: Callable[[str], None]) -> Claims:
+    tell("measuring: claimers")
+    try:
+        return claimers.run(scale.claimers)
+    except AssertionError as error:
+        raise CallFailedError(str(error)) from None
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    keys = [*(row.key for row in ROWS), LOOP]
+    keys = [*(row.key for row in ROWS), *(start.key for start in STARTS), LOOP, CLAIMERS]
     parser.add_argument("--runs", type=_runs, default=RUNS, metavar="N", help=f"counted calls of each kind ({RUNS})")
     parser.add_argument("--quick", action="store_true", help="little of everything, to see that it works")
     only = f"this row, and write no file; repeatable; one of {', '.join(keys)}"

@@ -13,6 +13,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tests.bench import cluster
 from tests.bench.world import CNI_VERSION, IN_PROCESS, NETWORK, AtOnce, Attachments, Contestant, Leases, Node, Start
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class Site:
 
     def go(self, **options: Any) -> Attachments:
         return self._attachments(self.node(), self.subject.peers, **options)
+
+    def clustered(self) -> Node:
+        return self._nodes.enter_context(Node(cluster.PROGRAM))
 
     def in_process(self) -> Attachments:
         node = self._nodes.enter_context(Node(IN_PROCESS))
@@ -190,6 +194,28 @@ def _few_and_many(name: str, make: Callable[..., Attachments], scale: Scale) -> 
     return {f"{name}-many": lambda: make(leases=scale.many), f"{name}-few": lambda: make(leases=scale.few)}
 
 
+def _peers(site: Site) -> Contestants:
+    return _reconciled_and_batched(site, site.scale.peers)
+
+
+def _many_peers(site: Site) -> Contestants:
+    return _reconciled_and_batched(site, site.scale.many_peers)
+
+
+def _reconciled_and_batched(site: Site, count: int) -> Contestants:
+    return {
+        "ours": lambda: cluster.Reconciled(site.clustered(), count),
+        "ip": lambda: cluster.Batched(site.node(), count),
+    }
+
+
+def _peer_change(site: Site) -> Contestants:
+    return {
+        "ours-many": lambda: cluster.Changed(site.clustered(), site.scale.many_peers),
+        "ours-few": lambda: cluster.Changed(site.clustered(), site.scale.few_peers),
+    }
+
+
 # In the order in which they are measured. Last what makes hundreds of namespaces and many thousand files.
 SCENARIOS: dict[str, Callable[[Site], Contestants]] = {
     "start": _start,
@@ -197,10 +223,16 @@ SCENARIOS: dict[str, Callable[[Site], Contestants]] = {
     "plain": _plain,
     "masquerade": _masquerade,
     "in-process": _in_process,
+    "peers": _peers,
+    "many-peers": _many_peers,
+    "peer-change": _peer_change,
     "at-once": _at_once,
     "at-once-masq": _at_once_masquerade,
     "agent-leases": _agent_leases,
     "leases": _leases,
     "go-leases": _go_leases,
 }
-VERBS = {"start": ("START",), "launcher": ("START",)}
+VERBS = {
+    "start": ("START",), "launcher": ("START",),
+    "peers": ("FILL",), "many-peers": ("FILL",), "peer-change": ("CHANGE",),
+}  # fmt: skip

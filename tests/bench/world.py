@@ -99,6 +99,14 @@ class Node:
             succeeded(one, argv, env)
         return answer
 
+    def said(self, name: str, *arguments: str) -> str:
+        """What a program on PATH says here."""
+        return str(self.call([program(name), *arguments], RUNTIME_ENV)["stdout"])
+
+    def told(self, name: str, *arguments: str) -> Any:
+        """The same for one that speaks JSON; nothing counts as an empty list."""
+        return json.loads(self.said(name, *arguments) or "[]")
+
     def served(self, calls: int) -> list[dict[str, Any]]:
         """What the agent, if there is one, says of the calls since the last time: it has served them all, and well."""
         if not self.has_agent:
@@ -124,6 +132,14 @@ class Node:
         if not line:
             raise CallFailedError("the node's process has ended: what it said is above")
         return json.loads(line)
+
+
+def program(name: str) -> str:
+    """The path of a program that the benchmark needs."""
+    found = shutil.which(name, path=RUNTIME_ENV["PATH"])
+    if found is None:
+        raise CallFailedError(f"expected the program {name}, found none")
+    return found
 
 
 def succeeded(answer: dict[str, Any], argv: list[str], env: dict[str, str]) -> dict[str, Any]:

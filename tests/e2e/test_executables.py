@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("bridge", "host-local", "loopback")
+NAMES = ("bridge", "host-gw", "host-local", "loopback", "vxlan")
 VERSION = {"CNI_COMMAND": "VERSION"}
 MISSING = 999
 
@@ -152,7 +152,7 @@ def test_a_file_of_another_name_says_which_names_there_are(copy: Path) -> None:
     os.link(copy / "bridge", copy / "mine")
     error = refused(call(copy / "mine"))
     assert "'mine'" in error["msg"]
-    assert "bridge, host-local, loopback" in error["msg"]
+    assert ", ".join(NAMES) in error["msg"]
 
 
 def test_it_needs_no_environment(bin_dir: Path) -> None:

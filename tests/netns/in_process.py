@@ -14,14 +14,13 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
+from cli.registry import PLUGINS
 from cni import dispatch
 from cni.kernel.background import fork_background
 from cni.kernel.linux import Kernel
 from cni.main import Stdin
 from cni.testing.faulty_kernel import FaultyKernel
 from cni.world import World
-
-REGISTRY = {"bridge": "plugins.bridge", "loopback": "plugins.loopback", "host-local": "ipam.host_local"}
 
 
 def log(line: str) -> None:
@@ -40,11 +39,11 @@ def main() -> None:
     kernel = FaultyKernel(Kernel(time.monotonic, fork_background), int(at) if at.isdigit() else 0)
     os.environ["FAIL_AT"] = at
     world = World(
-        REGISTRY,
+        PLUGINS,
         kernel,
         time.monotonic,
         log,
-        own_plugin=lambda path: os.path.basename(path) if os.path.basename(path) in REGISTRY else None,
+        own_plugin=lambda path: os.path.basename(path) if os.path.basename(path) in PLUGINS else None,
         boot_id=lambda: "11111111-2222-3333-4444-555555555555",
     )
     try:

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.bench.rows import GROUPS, QUICK, ROWS
+from tests.bench.rows import CLUSTER, GROUPS, QUICK, ROWS, STARTS
 
 ROOT = Path(__file__).resolve().parents[2]
-README = "# cnikit\n<!-- bench -->\nold table\n<!-- /bench -->\nafter\n"
+PAGE = "# cnikit\n<!-- bench -->\nold table\n<!-- /bench -->\nafter\n"
 DATA_DIRS = Path("/var/tmp")
 
 
@@ -42,8 +42,9 @@ class Bench(subprocess.Popen[str]):
 
 
 def test_a_short_run_tells_every_row(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(README)
+    readme, scale = tmp_path / "README.md", tmp_path / "scale.md"
+    readme.write_text(PAGE)
+    scale.write_text(PAGE)
 
     status, out, err = Bench("--quick", "--output", str(tmp_path), "--readme", str(readme)).end()
 
@@ -59,14 +60,35 @@ def test_a_short_run_tells_every_row(tmp_path: Path) -> None:
         assert row["met"] == (None if row["at_most"] is None else row["ratio"] <= row["at_most"])
     assert report["kernel"] == os.uname().release.partition("-")[0]
     assert report["peer"]["plugins"] == "v1.9.1"
-    for picture in ("bench.png", "bench-steps.png", "bench-loop.png"):
+    for picture in ("bench.png", "bench-steps.png", "bench-loop.png", "bench-claimers.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG"), picture
-    text = readme.read_text()
+    assert filled_in(readme).count("\n| ") == len(GROUPS) + len(ROWS) + 1 + len(STARTS)
+    assert filled_in(scale).count("\n| ") > 1 + len(CLUSTER.rows) + 1 + len(STARTS) + 1
+    assert_inside(report)
+    assert_cluster(report)
+
+
+def filled_in(page: Path) -> str:
+    """A page whose tables are new, and which is as it was around them."""
+    text = page.read_text()
     assert text.startswith("# cnikit\n<!-- bench -->\n|")
     assert text.endswith("<!-- /bench -->\nafter\n")
     assert "old table" not in text
-    assert text.count("\n| ") == len(GROUPS) + len(ROWS)
-    assert_inside(report)
+    return text
+
+
+def assert_cluster(report: dict[str, Any]) -> None:
+    """Agents have started in clusters of the size asked for, and every claimer came to its subnet."""
+    starts = {one["row"]: one for one in report["agents that start"]}
+    assert list(starts) == [start.key for start in STARTS]
+    for start in STARTS:
+        found = starts[start.key]
+        assert found["peers"] == getattr(QUICK, start.peers)
+        assert found["runs"] == QUICK.agent_rounds
+        assert found["seconds"] > 0
+        assert found["peak"] >= found["resident"] > 0
+        assert found["met"] == (None if start.at_most is None else found["resident"] <= start.at_most)
+    assert report["claimers"]["nodes"] == QUICK.claimers
 
 
 def assert_inside(report: dict[str, Any]) -> None:

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cli import bundle
+from cli.registry import PLUGINS
 from cni import __version__, cache, netlist
 from cni.addr import AF_INET
 from cni.config import Reader
 from cni.errors import CniError
+from cni.kernel import ops
 from cni.kernel.ops import NFPROTO_BRIDGE, NFPROTO_INET
 from cni.request import Request
 from cni.runtime import Runtime
 from cni.version import SUPPORTED
 from ipam import host_local, store
-from plugins import bridge, iptables, loopback
+from plugins import bridge, host_gw, iptables, loopback, vxlan
 from tests.unit.calls import POD, Node
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ REGISTRY = (ROOT / "docs/registry.md").read_text()
 OPTIONS = (ROOT / "docs/options.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-PLUGINS = {"bridge": "plugins.bridge", "host-local": "ipam.host_local", "loopback": "plugins.loopback"}
 FAMILIES = {NFPROTO_INET: "inet", NFPROTO_BRIDGE: "bridge"}
 
 # Every option that changes something on the node.
@@ -142,6 +143,44 @@ class TestRegistry:
         assert "ndisc_notify" in keys
         assert [key for key in sorted(keys) if key not in REGISTRY] == []
 
+    def test_what_a_network_of_several_nodes_makes(self, tmp_path: Path) -> None:
+        node = Node(tmp_path, registry=PLUGINS)
+        with node.kernel.own() as host:
+            host.apply(ops.bridge_add("eth0", b"\x02\0\0\0\0\x01"), ops.link_set("eth0", up=True))
+            for index in [link.index for link in host.links() if link.name == "eth0"]:
+                host.apply(ops.addr_add(index, bytes([192, 0, 2, 1]), 24, nodad=True))
+        before = node.kernel.snapshot()
+        peers = [
+            {"name": name, "publicIP": f"192.0.2.{n}", "subnets": [f"10.244.{n}.0/24", f"fd00:244:0:{n}::/64"]}
+            for n, name in ((1, "a"), (2, "b"))
+        ]
+        networks = {"network": "10.244.0.0/16", "ipv6Network": "fd00:244::/48", "ipMasq": True, "peers": peers}
+        ipam = {"type": "host-local", "dataDir": str(tmp_path / "leases")}
+        conf = {"cniVersion": "1.1.0", "name": "net", "type": "vxlan", **networks, "ipam": ipam}
+        assert node.call("vxlan", "ADD", conf).status == 0
+
+        now = node.kernel.snapshot()["own"]
+        (device,) = [link for name, link in now["links"].items() if name == "cnikit.1"]
+        assert rows("`cnikit.` + VNI")
+        assert rows(f"alias `{device['alias'].replace('net', 'NETWORK')}`")
+        comments = [comment for _, comment in now["nft"][f"{NFPROTO_INET} cnikit"]["chains"]["masq-net"]["rules"]]
+        assert [comment.split()[:2] for comment in comments] == [
+            ["range", peers[0]["subnets"][0]],
+            ["range", peers[0]["subnets"][1]],
+        ]
+        assert any("comment `range SUBNET HASH`" in row for row in rows("`inet cnikit`"))
+        assert any("205" in row for row in rows("route protocol"))
+        for family, by_link in now["conf"].items():
+            for link, keys in by_link.items():
+                was = before["own"]["conf"][family].get(link, before["own"]["conf"][family]["default"])
+                changed = [key for key, value in keys.items() if value != was[key] and key != "forwarding"]
+                name = "<device>" if link == "cnikit.1" else "<end>"
+                for key in changed:
+                    assert any(f"net.ipv6.conf.{name}." in row and f"{key}`" in row for row in rows("node")), (
+                        link,
+                        key,
+                    )
+
     def test_files(self, node: Node, tmp_path: Path) -> None:
         roots = {str(node.run_dir): "/run/cnikit", str(tmp_path / "leases"): store.DEFAULT_DATA_DIR}
         for root, where in roots.items():
@@ -217,6 +256,42 @@ class TestOptions:
             module.Conf(Reader(conf), Request(environ))
         return found
 
+    @pytest.fixture
+    def read_of_networks(self, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+        """The same of vxlan and host-gw."""
+        found: set[str] = set()
+        original = Reader.raw
+
+        def raw(reader: Reader, key: str) -> Any:
+            found.add(re.sub(r"\[\d+\]", "[]", reader.at(key)))
+            return original(reader, key)
+
+        monkeypatch.setattr(Reader, "raw", raw)
+        peers = [{"name": "a", "publicIP": "192.0.2.1", "subnets": ["10.244.1.0/24"]}]
+        for module in (vxlan, host_gw):
+            config = Reader({"network": "10.244.0.0/16", "peers": peers})
+            module.Conf(config, Request({"CNI_COMMAND": "STATUS"})).link()
+        return {key for key in found if not key.startswith(("ipam.", "args", "runtimeConfig", "dns."))} - {
+            "name",
+            "type",
+        }
+
+    @pytest.mark.parametrize("plugin", ["vxlan", "host-gw"])
+    def test_options_of_networks(self, read_of_networks: set[str], plugin: str) -> None:
+        """vxlan's page is host-gw's and more; host-gw knows vxlan's keys only as far as they are read alike."""
+        sections = {text.partition("\n")[0]: text for text in re.split(r"^## ", OPTIONS, flags=re.MULTILINE)}
+        documented = set(cells(sections["host-gw"])) | set(cells(sections["vxlan"]))
+        read = read_of_networks & documented | {"membership"}
+        assert len(read) > 20
+        # `bridge` reads more options, which no network of several nodes has.
+        of_bridge = set(cells(sections["bridge"]))
+        assert [key for key in sorted(read_of_networks - documented) if key not in of_bridge | {"cniVersion"}] == []
+        assert documented - read == set()
+        of_vxlan = set(cells(sections["vxlan"]))
+        known = {key for key in schema_keys(plugin) if not key.startswith(("args", "membership."))}
+        known -= {"type", "name", "cniVersion", "capabilities", "ipam.type"}
+        assert known == (documented if plugin == "vxlan" else documented - of_vxlan)
+
     def test_each_is_documented(self, read: set[str]) -> None:
         documented = set(re.findall(r"`([^`]+)`", OPTIONS))
         missing = [key for key in sorted(read) if not {key, key.removeprefix("ipam.")} & documented]
@@ -240,7 +315,7 @@ class TestOptions:
         missing = [key for key in sorted(read) if key not in known and not key.startswith("runtimeConfig")]
         assert [key for key in missing if not key.startswith("dns.")] == []
 
-    @pytest.mark.parametrize("plugin", ["bridge", "host-local"])
+    @pytest.mark.parametrize("plugin", ["bridge", "host-local", "vxlan", "host-gw"])
     def test_types_and_defaults_are_the_schemas(self, plugin: str) -> None:
         properties = schema(plugin)["properties"]
         section = next(

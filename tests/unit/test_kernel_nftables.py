@@ -40,10 +40,11 @@ def test_comment_is_cut_where_nft_would_refuse_it() -> None:
     assert nftables.parse_rule(made_rule("x" * 500)).comment == "x" * 127
 
 
+@pytest.mark.parametrize("match", [nftables.daddr_in, nftables.saddr_in], ids=lambda match: match.__name__)
 @pytest.mark.parametrize("prefix", [1, 4, 8, 20, 24, 31, 32])
-def test_network_matches_compare_only_the_prefix(prefix: int) -> None:
+def test_network_matches_compare_only_the_prefix(prefix: int, match: Any) -> None:
     net = bytes([203, 113, 201, 85])
-    _, _, body = nftables.encode(ops.nft_rule_add(INET, "t", "c", [nftables.daddr_in(2, net, prefix)]), 0)
+    _, _, body = nftables.encode(ops.nft_rule_add(INET, "t", "c", [match(2, net, prefix)]), 0)
 
     masked = (int.from_bytes(net, "big") >> 32 - prefix << 32 - prefix).to_bytes(4, "big")
     assert b"\x08\x00\x01\x00" + masked in attrs(body, 4)[4]

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli import lint
+from cli import lint, lint_cluster
 from cli.main import cli
 from cni.config import Reader
 from cni.errors import CniError
 from cni.request import Request
 from ipam import host_local
-from plugins import bridge
+from plugins import bridge, pod_network
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lint"
 CASES = sorted(path for path in GOLDEN.iterdir() if path.suffix != ".expected" and path.is_file())
@@ -30,7 +30,7 @@ EXAMPLES = Path(__file__).parents[2] / "conf"
 def plugin_path(tmp_path: Path) -> list[str]:
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("bridge", "host-local", "loopback", "ptp", "portmap"):
+    for name in ("bridge", "host-gw", "host-local", "loopback", "portmap", "ptp", "vxlan"):
         (folder / name).touch()
     return [str(folder)]
 
@@ -100,8 +100,11 @@ def test_what_lint_accepts_our_plugins_accept(plugin_path: list[str]) -> None:
         value = json.loads(case.read_text())
         reader = Reader({**value["plugins"][0], "name": "net", "cniVersion": "1.1.0"})
         request = Request({"CNI_COMMAND": "STATUS"})
-        bridge.Conf(reader, request).refuse_contradictions()
-        host_local.Conf(reader, request)
+        if reader.raw("type") in lint_cluster.KINDS:
+            pod_network.Conf(reader, request)
+        else:
+            bridge.Conf(reader, request).refuse_contradictions()
+            host_local.Conf(reader, request)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,315 @@
+"""The agent's part in the cluster: one thread that makes the kernel hold what the networks' members ask for.
+
+    sources (threads) -> inbox -> reconciler: wanted entries \
+                                                              difference -> one batch -> kernel
+    kernel's notices  ->          mirror:     held entries   /
+
+It is level-triggered: whatever happened, what is compared is what is wanted now with what is there now, and only for
+the keys that something was said about. Everything is compared at the start, when notices were lost and every minute.
+What fails is tried again with growing pauses, and told once.
+
+The thread ends with the agent; what it made stays in the kernel, so that pods go on talking while the agent is
+stopped, replaced or started anew.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from agent.exposition import lean
+from agent.membership import Network, source
+from agent.mirror import Changed, Mirror
+from agent.reconciler import Firewall, Reconciler
+from cni.config import Reader, wrong
+from cni.errors import INVALID_CONFIG, CniError
+from cni.lock import Locks
+from cni.netlist import read
+from cni.record import Records
+from plugins.cluster_conf import ClusterConf
+from plugins.peers import Entries
+from plugins.reconcile import Difference, Scope, attempt, blocked_text, is_blocked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from prometheus_client.metrics_core import Metric
+
+    from agent.log import Log
+    from agent.membership import Source
+    from cni.errors import KernelError
+    from cni.kernel.linux import Namespace
+    from cni.kernel.ops import Op
+    from plugins.pod_network import Backend
+
+RUN_DIR = "/run/cnikit"
+KINDS = ("vxlan", "host-gw")
+
+# How often everything is looked at, and what is cheap to look at (subnet file, masquerade rules).
+_LOOK_SECONDS = 60.0
+_KEEP_UP_SECONDS = 0.5
+# After each round, so that a burst is put right in few batches, and who undoes our work does not keep us busy.
+_REST_MS = 10
+# When something fails.
+_FIRST_PAUSE, _LAST_PAUSE = 0.1, 5.0
+# With more operations than this their notices would cost more than a look at everything.
+_MANY = 2000
+_MOST_TOLD = 20
+
+
+class Options:
+    """A network that was asked for: its options, and who knows its members. CniError 7 for a wrong `membership`.
+
+    `lists_us`: whoever knows the members knows this node too; another one has to be told where it is.
+    """
+
+    def __init__(self, conf: ClusterConf, membership: Reader | None) -> None:
+        self.conf = conf
+        vni = conf.vni if conf.kind == "vxlan" else 0
+        self.source: Source = source(membership, Network(conf.name, conf.networks, conf.peers or (), conf.kind, vni))
+        self.lists_us = membership is None or membership.string("source") == "static"
+
+
+def networks_of(files: Sequence[str]) -> list[Options]:
+    """The networks of several nodes in these network lists. CniError that names the file and what is wrong in it."""
+    found: list[Options] = []
+    for file in files:
+        network = read(file)
+        before = len(found)
+        for plugin in network.plugins:
+            if plugin.type in KINDS:
+                reader = Reader({**plugin.value, "name": network.name})
+                try:
+                    found.append(_options(reader))
+                except CniError as error:
+                    raise CniError(error.code, f"{file}: {error.msg}", error.details) from None
+        if len(found) == before:
+            text = f"{file}: expected a plugin of type {' or '.join(KINDS)}, found none"
+            raise CniError(INVALID_CONFIG, text, "--network is for networks that span nodes")
+    _refuse_twins([options.conf for options in found])
+    return found
+
+
+def _options(reader: Reader) -> Options:
+    conf = ClusterConf(reader)
+    membership = reader.object("membership") if reader.raw("membership") is not None else None
+    if membership is None and conf.peers is None:
+        raise wrong("membership", "a source of members beside no `peers`", None)
+    if not conf.networks:
+        raise wrong("network", "the network's range, or ipv6Network", None)
+    return Options(conf, membership)
+
+
+def _refuse_twins(confs: Sequence[ClusterConf]) -> None:
+    names: set[str] = set()
+    vnis: set[int] = set()
+    for conf in confs:
+        if conf.name in names:
+            raise CniError(INVALID_CONFIG, f"network {conf.name}: expected it once, found it twice")
+        if conf.kind == "vxlan" and conf.vni in vnis:
+            raise CniError(INVALID_CONFIG, f"network {conf.name}: expected a VNI of its own, found {conf.vni} twice")
+        names.add(conf.name)
+        if conf.kind == "vxlan":
+            vnis.add(conf.vni)
+
+
+def backend_of(kind: str) -> Backend:
+    """What the plugin of a type says of its networks. Imported here: an agent without networks does without."""
+    from plugins import host_gw, vxlan
+
+    return vxlan.BACKEND if kind == "vxlan" else host_gw.BACKEND
+
+
+class Cluster:
+    """All networks of this node. `host` is the node's namespace, for this thread alone; it is closed at the end."""
+
+    def __init__(self, networks: Sequence[Options], host: Namespace, node_name: str, log: Log) -> None:
+        """`node_name` empty leaves each network to its `nodeName`, and then to the node's addresses."""
+        self._host = host
+        self._log = log
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopping = False
+        self._wanted = Entries()
+        self._mirror = Mirror(host, self._wanted)
+        self._again = Changed()
+        self._again_at = 0.0
+        self._pause = _FIRST_PAUSE
+        self._look_at = self._keep_up_at = 0.0
+        self._failing: set[str] = set()
+        self._told: set[str] = set()
+        self.changes = self.repairs = 0
+        locks = Locks(time.monotonic)
+        self._networks: list[tuple[Reconciler, Firewall]] = []
+        for network in networks:
+            conf = network.conf
+            conf.node_name = node_name or conf.node_name
+            reconciler = Reconciler(
+                conf, network.source, backend_of(conf.kind), os.uname().nodename, RUN_DIR, self.wake, log,
+                lists_us=network.lists_us,
+            )  # fmt: skip
+            records = Records(RUN_DIR, conf.name, locks.take, log.warning)
+            self._networks.append((reconciler, Firewall(conf.name, host, records)))
+        self._thread = threading.Thread(target=self._run, name="cluster", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread and the sources. What is in the kernel stays."""
+        self._stopping = True
+        self.wake()
+        self._thread.join()
+        for reconciler, _ in self._networks:
+            reconciler.close()
+        self._mirror.close()
+        self._host.close()
+
+    def wake(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._round()
+                self._wait()
+            except Exception as error:  # noqa: BLE001 - whatever it is, this thread must go on
+                what = error.msg if isinstance(error, CniError) else "".join(traceback.format_exception(error))
+                self._log.error(f"cluster: {what}")
+                self._mirror.close()
+                self._look_at = 0.0
+                self._rest(1000)
+
+    def _round(self) -> None:
+        mirror, wanted = self._mirror, self._wanted
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            mirror.moved = True
+            mirror.look(mirror.devices)
+        else:
+            mirror.read()
+        planned = Changed()
+        for reconciler, _ in self._networks:
+            mirror.moved = reconciler.hear(wanted, planned) or mirror.moved
+        if now >= self._again_at and (self._again or self._told):
+            self._try_again(now)
+        is_time = now >= self._keep_up_at
+        if mirror.moved or (is_time and not all(reconciler.is_sure for reconciler, _ in self._networks)):
+            self._stand(planned)
+        if mirror.moved or is_time:
+            self._keep_up_at = now + _KEEP_UP_SECONDS
+            for reconciler, firewall in self._networks:
+                reconciler.keep_up(firewall)
+        mirror.moved = False
+        by_plan = bool(planned)
+        mirror.changed.update(planned)
+        if mirror.changed:
+            self._put_right(by_plan=by_plan)
+
+    def _stand(self, planned: Changed) -> None:
+        """Have every network find its ground, and follow what they stand on."""
+        for reconciler, _ in self._networks:
+            reconciler.stand(self._host, self._wanted, planned)
+        everyone = [reconciler for reconciler, _ in self._networks]
+        devices = frozenset().union(*(one.devices for one in everyone))
+        links = frozenset().union(*(one.links for one in everyone))
+        addresses = frozenset().union(*(one.addresses for one in everyone))
+        self._mirror.stand_on(links, addresses)
+        if devices != self._mirror.devices:
+            self._mirror.look(devices)
+
+    def _put_right(self, *, by_plan: bool) -> None:
+        """Compare what has to be compared and do what is to be done, in one batch."""
+        mirror = self._mirror
+        changed, mirror.changed = mirror.changed, Changed()
+        settled = [reconciler for reconciler, _ in self._networks if reconciler.settled]
+        links = frozenset().union(*(one.devices for one in settled))
+        scope = Scope(links, [subnet for one in settled for subnet in one.conf.networks])
+        difference = Difference(self._wanted, mirror.held, scope)
+        changed.compare(difference)
+        operations = difference.operations()
+        if not operations:
+            return
+        if len(operations) > _MANY:
+            mirror.close()
+        failed = attempt(self._host, operations, mirror.held)
+        done = len(operations) - len(failed)
+        if by_plan:
+            self.changes += done
+        else:
+            self.repairs += done
+        self._take_failures(failed)
+        if len(operations) > _MANY:
+            mirror.look(mirror.devices)
+
+    def _take_failures(self, failed: list[tuple[Op, KernelError]]) -> None:
+        """Tell what failed, once, and remember it for another try."""
+        for op, error in failed:
+            text = blocked_text(op) if is_blocked(op, error) else error.msg
+            if text not in self._failing and text not in self._told and len(self._failing) < _MOST_TOLD:
+                self._log.warning(f"{text}; tried again")
+            self._failing.add(text)
+            self._again.add_key(op)
+
+    def _try_again(self, now: float) -> None:
+        """Have compared what failed before."""
+        self._pause = min(2 * self._pause, _LAST_PAUSE) if self._failing else _FIRST_PAUSE
+        self._again_at = now + self._pause
+        if self._again:
+            self._mirror.changed.update(self._again)
+            self._again = Changed()
+        self._told, self._failing = self._failing, set()
+
+    def _wait(self) -> None:
+        """Until there is something to do."""
+        due = min(self._look_at, self._keep_up_at, self._again_at if self._again else self._look_at)
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        watched = self._mirror.fileno()
+        if watched is not None:
+            poll.register(watched, select.POLLIN)
+        self._rest(_REST_MS)
+        if not self._mirror.changed:
+            poll.poll(max(0.0, due - time.monotonic()) * 1000)
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
+
+    def _rest(self, milliseconds: int) -> None:
+        if not self._stopping:
+            select.select((), (), (), milliseconds / 1000)
+
+    def families(self) -> Iterator[Metric]:
+        """`cnikit_cluster_*`."""
+        core = lean("metrics_core")
+        for name, text, value in (
+            ("cnikit_cluster_nodes", "Nodes of a network that are known, this one included.", "nodes"),
+            ("cnikit_cluster_trouble", "Things that are wrong with a network; the log says what.", "troubles"),
+        ):
+            family = core.GaugeMetricFamily(name, text, labels=("network",))
+            for reconciler, _ in self._networks:
+                family.add_metric((reconciler.conf.name,), getattr(reconciler, value))
+            yield family
+        entries = core.GaugeMetricFamily("cnikit_cluster_entries", "What the kernel is to hold.", labels=("kind",))
+        for kind in ("routes", "neighbours", "fdb"):
+            entries.add_metric((kind,), len(getattr(self._wanted, kind)))
+        yield entries
+        yield core.GaugeMetricFamily(
+            "cnikit_cluster_failing", "Entries that the kernel does not take.", value=len(self._failing)
+        )
+        for name, text, count in (
+            (
+                "cnikit_cluster_changes",
+                "Operations that followed a change of the members or of this node.",
+                self.changes,
+            ),
+            ("cnikit_cluster_repairs", "Operations that put right what others had changed.", self.repairs),
+            ("cnikit_cluster_resyncs", "Looks at everything that the kernel holds.", self._mirror.looks),
+            ("cnikit_cluster_losses", "Times that the kernel dropped notices.", self._mirror.losses),
+        ):
+            yield core.CounterMetricFamily(name, text, value=count)

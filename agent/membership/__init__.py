@@ -1,0 +1,97 @@
+"""Who is in the cluster: where the agent learns it, and what it makes of the configuration's `membership`.
+
+A source has threads of its own and tells a listener what it learns, from whichever of them learnt it. It never gives
+up: what cannot be reached is tried again with growing pauses, what is wrong is told, and what was told before stays in
+force meanwhile, because pods go on talking while etcd does not.
+
+    "membership": {"source": "static", "file": "/etc/cnikit/peers.json"}
+    "membership": {"source": "etcd", "endpoints": ["https://..."], ...}
+    "membership": {"source": "kubernetes", "kubeconfig": ""}
+
+Without it the configuration's own `peers` are the cluster. A source's module is imported when it is asked for: the
+clients of etcd and of Kubernetes cost memory that a node without them keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from cni.config import wrong
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cni.config import Reader
+    from plugins.peers import Node, Subnet
+
+# How long a source waits before it tries again: doubled from the first to the last.
+FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0
+
+# What reads a source's part of the configuration, by its name: `make(config, network) -> Source`.
+_SOURCES = {
+    "static": "agent.membership.static",
+    "etcd": "agent.membership.etcd",
+    "kubernetes": "agent.membership.kubernetes",
+}
+
+
+class Listener(Protocol):
+    """What a source tells to. Every method may be called from any thread of the source, and returns at once."""
+
+    def replace(self, nodes: list[Node]) -> None:
+        """Take this as the whole membership, the own node with its subnets included."""
+
+    def change(self, put: list[Node], gone: list[str]) -> None:
+        """Take these nodes as they are now, and those names as gone."""
+
+    def trouble(self, text: str) -> None:
+        """Hear what is wrong with the source, once for each text, and "" when it is over.
+
+        What is known stays in force.
+        """
+
+
+class Source(Protocol):
+    """A source of membership. `start` is called once, by a thread that does not wait; `close` ends its threads."""
+
+    def start(self, own: Node, listener: Listener) -> None:
+        """Begin. `own.subnets` may be empty: etcd claims them, Kubernetes knows them."""
+
+    def update(self, own: Node) -> None:
+        """Tell the others that this node's address or MAC has changed."""
+
+    def close(self) -> None:
+        """End, and say nothing more. What this node claimed stays its own: pods go on while the agent is replaced."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network whose members are looked for: its name, its ranges (`network`, `ipv6Network`) and its `peers`.
+
+    `backend` (`vxlan` or `host-gw`) and `vni` are what a source tells others about this node.
+    """
+
+    name: str
+    ranges: tuple[Subnet, ...]
+    peers: tuple[Node, ...] = ()
+    backend: str = ""
+    vni: int = 0
+
+
+def source(config: Reader | None, network: Network) -> Source:
+    """The source that a network's `membership` describes (None: there is none, its `peers` are it).
+
+    CniError 7 with the path of what is wrong in it. Nothing is connected to before `start`.
+    """
+    if config is None:
+        from agent.membership.static import Embedded
+
+        return Embedded(network.peers)
+    name = config.string("source") or ""
+    if name not in _SOURCES:
+        raise wrong(config.at("source"), "one of " + ", ".join(_SOURCES), name)
+    from importlib import import_module
+
+    make: Callable[[Reader, Network], Source] = import_module(_SOURCES[name]).make
+    return make(config, network)

@@ -1,0 +1,303 @@
+"""How a node comes to a pod subnet that no other node holds: a claim, in one transaction, under a lease.
+
+    PREFIX/config/subnetLen         24                     the length all IPv4 subnets have; ipv6SubnetLen beside it
+    PREFIX/subnets/10.244.1.0-24    node2                  who holds a subnet
+    PREFIX/nodes/node2              {"name": "node2", ...} the node, with its subnets (plugins/peers.py)
+
+A subnet's key is created only if it is absent, together with the node's key: of two that try, etcd lets one. All
+subnets of a family have one length, which every claim compares too, so two of them never overlap. Which subnets are
+tried follows from the node's name, so thousands of nodes that start at once seldom try the same one, and a node that
+lost everything mostly gets what it had. Only after some that were taken are all claims read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.membership import etcd_client as etcd
+from agent.membership.etcd_faults import EtcdError
+from cni import addr
+from cni.config import wrong
+from cni.errors import CniError
+from cni.jsonio import decode, encode
+from cni.names import digest
+from plugins.peers import Node, read_described, span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cni.config import Reader
+    from plugins.peers import Subnet
+
+# Subnets that may be found taken before all claims are read, and conflicts before it is left for another time.
+_BLIND_TRIES = 8
+_MOST_TRIES = 200
+# Keys of the configuration, by the size of the family's addresses.
+_KEYS = {
+    4: ("subnetLen", "subnetMin", "subnetMax", 24, 30),
+    16: ("ipv6SubnetLen", "ipv6SubnetMin", "ipv6SubnetMax", 64, 126),
+}
+
+
+class Pool:
+    """The subnets of one family that nodes may have: those of one length from `first` to `last`."""
+
+    __slots__ = ("_first", "_shift", "count", "length", "network", "size")
+
+    def __init__(self, network: Subnet, length: int, low: bytes, high: bytes) -> None:
+        self.network = network
+        self.size = len(network[0])
+        self.length = length
+        self._shift = self.size * 8 - length
+        self._first = int.from_bytes(low, "big") >> self._shift
+        self.count = (int.from_bytes(high, "big") >> self._shift) - self._first + 1
+
+    def at(self, index: int) -> Subnet:
+        return (self._first + index << self._shift).to_bytes(self.size, "big"), self.length
+
+    def __contains__(self, subnet: Subnet) -> bool:
+        packed, length = subnet
+        if len(packed) != self.size or length != self.length:
+            return False
+        return 0 <= (int.from_bytes(packed, "big") >> self._shift) - self._first < self.count
+
+    def __str__(self) -> str:
+        ends = " to ".join(addr.unpack_cidr(*self.at(index)) for index in (0, self.count - 1))
+        return f"{self.count} subnets, {ends}"
+
+
+def read_pools(config: Reader, ranges: Iterable[Subnet]) -> dict[int, Pool]:
+    """The pools of the networks, by the size of their addresses. The rules and defaults are flannel's: the first subnet
+    is left out, because its own address is the network's, and at least four must fit."""
+    pools = {}
+    for network, prefix in ranges:
+        size = len(network)
+        len_key, min_key, max_key, usual, longest = _KEYS[size]
+        length = config.integer(len_key, max(usual, prefix + 2))
+        if not prefix + 2 <= length <= longest:
+            expected = f"a length from {prefix + 2} (four subnets in {addr.unpack_cidr(network, prefix)}) to {longest}"
+            raise wrong(config.at(len_key), expected, length)
+        first, last = span(network, prefix)
+        step = 1 << size * 8 - length
+        low = config.address(min_key) or (first + step).to_bytes(size, "big")
+        high = config.address(max_key) or (last + 1 - step).to_bytes(size, "big")
+        for key, found in ((min_key, low), (max_key, high)):
+            if not addr.inside(found, network, prefix) or addr.network(found, length) != found:
+                expected = f"a subnet's own address (/{length}) in {addr.unpack_cidr(network, prefix)}"
+                raise wrong(config.at(key), expected, addr.unpack(found))
+        if low > high:
+            raise wrong(config.at(max_key), f"an address not before {addr.unpack(low)}", addr.unpack(high))
+        pools[size] = Pool((network, prefix), length, low, high)
+    return pools
+
+
+class Keys(NamedTuple):
+    """The names of the keys under a prefix."""
+
+    prefix: str
+
+    @property
+    def nodes(self) -> str:
+        """What the keys of nodes begin with."""
+        return f"{self.prefix}/nodes/"
+
+    @property
+    def subnets(self) -> str:
+        """What the keys of claims begin with."""
+        return f"{self.prefix}/subnets/"
+
+    def node(self, name: str) -> str:
+        return f"{self.nodes}{name}"
+
+    def subnet(self, subnet: Subnet) -> str:
+        return f"{self.subnets}{addr.unpack(subnet[0])}-{subnet[1]}"
+
+    def length(self, size: int) -> str:
+        return f"{self.prefix}/config/{_KEYS[size][0]}"
+
+
+class Claim(NamedTuple):
+    """What a node holds: its lease, and itself with its subnets."""
+
+    lease: int
+    node: Node
+
+
+class Claimer:
+    """Claims for one node. `claim` may be called again at any time: what is held is kept."""
+
+    def __init__(self, client: etcd.Client, keys: Keys, pools: dict[int, Pool], ttl: int) -> None:
+        self._client = client
+        self._keys = keys
+        self._pools = pools
+        self._ttl = ttl
+        self.conflicts = 0
+
+    def claim(self, own: Node) -> Claim:
+        """Hold a subnet of each family: what the node holds in etcd, else what `own` says it had, else a free one.
+
+        Raises EtcdError, also when none is free.
+        """
+        lengths = [self._keys.length(size) for size in self._pools]
+        found, *agreed = self._client.read([self._keys.node(own.name), *lengths])
+        for size, length in zip(self._pools, agreed, strict=True):
+            if length is None or length.value != self._length(size):
+                self._agree(size)
+        asked = list(dict.fromkeys([*_subnets(found), *own.subnets]))
+        holders = self._holders(asked)
+        attempt = _Attempt(own, self._pools, holders)
+        lease = self._lease(found)
+        for _ in range(_MOST_TRIES):
+            if self._try(attempt, lease):
+                return Claim(lease, attempt.node())
+            if attempt.conflicts > _BLIND_TRIES and not attempt.informed:
+                attempt.inform(self._all_holders())
+        raise EtcdError(f"no subnet claimed in {_MOST_TRIES} tries: others were faster")
+
+    def _try(self, attempt: _Attempt, lease: int) -> bool:
+        """One transaction. When it fails, the attempt knows why."""
+        name, keys = attempt.own.name.encode(), self._keys
+        compare = [etcd.holds(keys.length(size), self._length(size)) for size in self._pools]
+        wanted, released = attempt.subnets(), attempt.released()
+        for subnet in (*wanted, *released):
+            key = keys.subnet(subnet)
+            compare.append(etcd.holds(key, name) if attempt.holders.get(subnet) else etcd.absent(key))
+        node = encode(attempt.node().described())
+        success = [etcd.put(keys.subnet(subnet), name, lease) for subnet in wanted]
+        success += [etcd.delete(keys.subnet(subnet)) for subnet in released]
+        success.append(etcd.put(keys.node(attempt.own.name), node, lease))
+        looked_at = (*wanted, *released)
+        lengths = [etcd.get(keys.length(size)) for size in self._pools]
+        outcome = self._client.transact(compare, success, lengths + [etcd.get(keys.subnet(one)) for one in looked_at])
+        if outcome.succeeded:
+            return True
+        for size, length in zip(self._pools, outcome.found, strict=False):
+            if not length or length[0].value != self._length(size):
+                self._agree(size)
+        for subnet, holder in zip(looked_at, outcome.found[len(lengths) :], strict=True):
+            self.conflicts += attempt.learn(subnet, _holder(holder[0] if holder else None))
+        return False
+
+    def _holders(self, subnets: list[Subnet]) -> dict[Subnet, str]:
+        if not subnets:
+            return {}
+        found = self._client.read([self._keys.subnet(subnet) for subnet in subnets])
+        return {subnet: _holder(kv) for subnet, kv in zip(subnets, found, strict=True)}
+
+    def _all_holders(self) -> dict[Subnet, str]:
+        prefix = self._keys.subnets
+        found, _, _ = self._client.read_all(prefix)
+        holders = {}
+        for kv in found:
+            subnet = addr.pack_cidr("/".join(kv.key.removeprefix(prefix).rsplit("-", 1)))
+            if subnet is not None:
+                holders[subnet] = _holder(kv)
+        return holders
+
+    def _lease(self, found: etcd.KeyValue | None) -> int:
+        """The lease that the node has from before, if it is alive and as long as it is to be; else a new one."""
+        if found is not None and found.lease and self._client.keep_alive(found.lease) == self._ttl:
+            return found.lease
+        return self._client.grant(self._ttl)
+
+    def _length(self, size: int) -> bytes:
+        return str(self._pools[size].length).encode()
+
+    def _agree(self, size: int) -> None:
+        """See that every node's subnets have our length, or raise. It can be changed while there is no claim of another."""
+        key, claims = self._keys.length(size), self._keys.subnets
+        for _ in range(_MOST_TRIES):
+            found, revision, _ = self._client.read_all(claims, values=False)
+            others = [kv.key for kv in found if _is_other(kv.key.removeprefix(claims), size, self._pools[size].length)]
+            if others:
+                name = _KEYS[size][0]
+                raise EtcdError(
+                    f"{name}: expected subnets of the length {self._pools[size].length} under {self._keys.prefix}, "
+                    f"found {others[0].removeprefix(claims)}; give every node the same {name}, or end the nodes that "
+                    f"have another and delete their keys"
+                )
+            compare = [etcd.unchanged(claims, revision, etcd.after(claims)), etcd.unchanged(key, revision)]
+            if self._client.transact(compare, [etcd.put(key, self._length(size))]).succeeded:
+                return
+            (kv,) = self._client.read([key])
+            if kv is not None and kv.value == self._length(size):  # another one was faster
+                return
+        raise EtcdError(f"{key}: not agreed upon in {_MOST_TRIES} tries: others were faster")
+
+
+class _Attempt:
+    """What is tried for one node: a subnet of each family, chosen anew when it turns out to be another's.
+
+    `holders` has the name that holds a subnet, as far as is known; "" for nobody.
+    """
+
+    def __init__(self, own: Node, pools: dict[int, Pool], holders: dict[Subnet, str]) -> None:
+        self.own = own
+        self.holders = dict(holders)
+        self.conflicts = 0
+        self.informed = False
+        self._pools = pools
+        self._chosen: dict[int, Subnet] = {}
+        for size, pool in pools.items():
+            before = [subnet for subnet in holders if subnet in pool and holders[subnet] in ("", own.name)]
+            before.sort(key=lambda subnet: not holders[subnet])  # what it holds, then what it had
+            self._chosen[size] = before[0] if before else self._free(pool)
+
+    def subnets(self) -> tuple[Subnet, ...]:
+        return tuple(self._chosen.values())
+
+    def released(self) -> list[Subnet]:
+        """What the node holds and does not want, such as a subnet of a network that is no longer the cluster's."""
+        chosen = set(self._chosen.values())
+        return [subnet for subnet, holder in self.holders.items() if holder == self.own.name and subnet not in chosen]
+
+    def node(self) -> Node:
+        return Node(self.own.name, self.own.addresses, self.subnets(), self.own.macs)
+
+    def learn(self, subnet: Subnet, holder: str) -> bool:
+        """Take note of who holds a subnet; returns whether that is another one and we wanted it."""
+        self.holders[subnet] = holder
+        if not holder or holder == self.own.name or subnet not in self._chosen.values():
+            return False
+        self.conflicts += 1
+        self._chosen[len(subnet[0])] = self._free(self._pools[len(subnet[0])])
+        return True
+
+    def inform(self, holders: dict[Subnet, str]) -> None:
+        """Take note of who holds what, everywhere."""
+        self.informed = True
+        self.holders = holders
+        for subnet in self.subnets():
+            self.learn(subnet, holders.get(subnet, ""))
+
+    def _free(self, pool: Pool) -> Subnet:
+        """A subnet that nobody is known to hold, first tried where the node's name and the attempt say."""
+        if pool.count <= len(self.holders) and all(self.holders.get(pool.at(at)) for at in range(pool.count)):
+            raise EtcdError(
+                f"no subnet is free: all of {pool} are held by other nodes; widen the network, give subnets another "
+                f"length, or wait until the leases of nodes that are gone end"
+            )
+        start = int.from_bytes(digest(f"subnet/{self.own.name}/{pool.size}/{self.conflicts}")[:16], "big") % pool.count
+        for step in range(pool.count):
+            subnet = pool.at((start + step) % pool.count)
+            if not self.holders.get(subnet):
+                return subnet
+        raise AssertionError("unreachable")
+
+
+def _holder(kv: etcd.KeyValue | None) -> str:
+    """Who holds a subnet. A key that names nobody is a broken one, and is held by that."""
+    return "" if kv is None else kv.value.decode("utf-8", "replace") or "?"
+
+
+def _subnets(kv: etcd.KeyValue | None) -> tuple[Subnet, ...]:
+    """The subnets of a node's key; none when it is broken: it is about to be written anew."""
+    try:
+        return read_described("", decode(kv.value)).subnets if kv else ()
+    except CniError:
+        return ()
+
+
+def _is_other(text: str, size: int, length: int) -> bool:
+    subnet = addr.pack_cidr("/".join(text.rsplit("-", 1)))
+    return subnet is not None and len(subnet[0]) == size and subnet[1] != length

@@ -1,0 +1,233 @@
+"""What is known of the cluster's nodes, and telling it: only what has changed, and what is wrong with it in one text.
+
+A Node object changes every few minutes with no change for us (its heartbeat), so the nodes that were told are kept
+and compared; they are the listener's own objects.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from agent.membership.kubernetes_node import NodeError, peer, subnets
+from cni import addr
+from plugins.peers import Node
+
+if TYPE_CHECKING:
+    from agent.membership import Listener, Network
+    from agent.membership.kubernetes_node import NodeView
+    from agent.membership.kubernetes_own import Announcer
+    from plugins.peers import Subnet
+
+_MOST_PROBLEMS = 3
+
+
+class Troubles:
+    """What is wrong, by its subject, told as one text when that changes. Any thread may tell."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._guard = threading.Lock()
+        self._texts: dict[str, str] = {}
+        self._nodes: dict[str, str] = {}
+        self._told = ""
+        self._closed = False
+
+    def tell(self, subject: str, text: str) -> None:
+        """What is wrong with a subject; empty for nothing."""
+        with self._guard:
+            self._texts[subject] = text
+            self._compare()
+
+    def node(self, name: str, text: str) -> None:
+        """What is wrong with a node's object; empty for nothing."""
+        with self._guard:
+            if text:
+                self._nodes[name] = text
+            else:
+                self._nodes.pop(name, None)
+            self._compare()
+
+    def nodes(self, texts: dict[str, str]) -> None:
+        """All the nodes with something wrong."""
+        with self._guard:
+            self._nodes = texts
+            self._compare()
+
+    def close(self) -> None:
+        with self._guard:
+            self._closed = True
+
+    def _compare(self) -> None:
+        names = sorted(self._nodes)
+        follows = {"announce"} if self._texts.get("api") else set()  # from what is told already
+        texts = [text for subject, text in self._texts.items() if text and subject not in follows]
+        texts += [f"{name}: {self._nodes[name]}" for name in names[:_MOST_PROBLEMS]]
+        if len(names) > _MOST_PROBLEMS:
+            texts.append(f"and {len(names) - _MOST_PROBLEMS} more nodes like these")
+        text = "; ".join(texts)
+        if text != self._told and not self._closed:
+            self._told = text
+            self._listener.trouble(text)
+
+
+class Members:
+    """The nodes as they were told last, our own among them."""
+
+    def __init__(
+        self, own: Node, network: Network, listener: Listener, troubles: Troubles, announcer: Announcer
+    ) -> None:
+        self._own = own  # with the subnets that were told last, or that were in force before we began
+        self._first: tuple[Subnet, ...] = own.subnets  # those that pods may have addresses from
+        self._view: NodeView | None = None
+        self._network = network
+        self._listener = listener
+        self._troubles = troubles
+        self._announcer = announcer
+        self._nodes: dict[str, Node] = {}
+        self._guard = threading.RLock()  # a listener may answer with an update
+        self._closed = False
+
+    def read(self) -> Reading:
+        """A list that is to be taken one by one."""
+        return Reading(self._own.name, self._network, self._nodes)
+
+    def replace(self, reading: Reading) -> None:
+        """The whole list has been read."""
+        with self._guard:
+            self._nodes = reading.nodes
+            self._troubles.nodes(reading.problems)
+            own = self._see(reading.own, reading.names)
+            if not self._closed:
+                self._nodes[own.name] = own
+                self._listener.replace(list(self._nodes.values()))
+
+    def put(self, view: NodeView) -> None:
+        """A node has come or changed."""
+        name = view.metadata.name
+        if name == self._own.name:
+            with self._guard:
+                self._tell(self._see(view, []))
+            return
+        try:
+            node = peer(view, self._network)
+        except NodeError as problem:  # as it was known, it stays
+            self._troubles.node(name, str(problem))
+            return
+        if node is None:
+            self.gone(name)
+            return
+        self._troubles.node(name, "")
+        with self._guard:
+            self._tell(node)
+
+    def gone(self, name: str) -> None:
+        """A node is no more, or has no range for pods any more."""
+        self._troubles.node(name, "")
+        with self._guard:
+            if name == self._own.name:
+                self._tell(self._see(None, []))
+            elif self._nodes.pop(name, None) is not None and not self._closed:
+                self._listener.change([], [name])
+
+    def update(self, own: Node) -> None:
+        """Tell that this node answers at another address, or its device has another MAC."""
+        with self._guard:
+            self._own = Node(own.name, own.addresses, self._own.subnets, own.macs)
+            if own.name in self._nodes:  # else the list that is under way tells
+                self._tell(self._own)
+            self._announcer.know(self._own, self._view)
+
+    def close(self) -> None:
+        with self._guard:
+            self._closed = True
+
+    def _tell(self, node: Node) -> None:
+        if self._nodes.get(node.name) != node and not self._closed:
+            self._nodes[node.name] = node
+            self._listener.change([node], [])
+
+    def _see(self, view: NodeView | None, names: list[str]) -> Node:
+        """Our own node's object, None when there is none: ourselves with the subnets that it gives us."""
+        ranges: tuple[Subnet, ...] = ()
+        trouble = ""
+        name = self._own.name
+        if view is None:
+            trouble = f"{name}: expected a node of that name in the cluster, found none"
+            trouble += f" among {', '.join(names)}" if names else ""
+            trouble += "; the kubelet registers it; if it goes by another name, give that one with --node-name"
+        else:
+            try:
+                ranges = subnets(view, self._network)
+                trouble = "" if ranges else self._no_range(view)
+            except NodeError as problem:
+                trouble = f"{name}: {problem}"
+        self._troubles.tell("own", trouble or self._outside(ranges))
+        self._compare(ranges)
+        self._own, self._view = Node(name, self._own.addresses, ranges, self._own.macs), view
+        self._announcer.know(self._own, view)
+        return self._own
+
+    def _no_range(self, view: NodeView) -> str:
+        given = view.spec.podCIDRs or ([view.spec.podCIDR] if view.spec.podCIDR else [])
+        if given:
+            return f"{self._own.name}: expected a podCIDR of a family that the network has, found {', '.join(given)}"
+        return (
+            f"{self._own.name}: expected a podCIDR in its Node object, found none: no pod can be added. "
+            "kube-controller-manager gives one with --allocate-node-cidrs and --cluster-cidr"
+        )
+
+    def _outside(self, ranges: tuple[Subnet, ...]) -> str:
+        whole = self._network.ranges
+        for packed, prefix in ranges:
+            if not any(prefix >= bits and addr.inside(packed, network, bits) for network, bits in whole) and whole:
+                return (
+                    f"{self._own.name}: expected a podCIDR inside the network "
+                    f"{_text(whole)}, found {addr.unpack_cidr(packed, prefix)}: other nodes take it for no pod's; "
+                    "make the network the --cluster-cidr of kube-controller-manager"
+                )
+        return ""
+
+    def _compare(self, ranges: tuple[Subnet, ...]) -> None:
+        """Tell of a podCIDR that has become another one; it stands until the first is back, or the agent is new."""
+        self._first = self._first or ranges
+        trouble = ""
+        if ranges and set(ranges) != set(self._first):
+            trouble = (
+                f"{self._own.name}: its podCIDR was {_text(self._first)} and is now {_text(ranges)}: new pods get "
+                "addresses of the new one, but those that run keep the old ones, to which the other nodes have no "
+                "route any more; drain the node, or restart its pods"
+            )
+        self._troubles.tell("podCIDR", trouble)
+
+
+class Reading:
+    """A list of nodes while its pages come. What is wrong with a node that was known leaves it as it was."""
+
+    def __init__(self, own: str, network: Network, known: dict[str, Node]) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.problems: dict[str, str] = {}
+        self.own: NodeView | None = None
+        self.names: list[str] = []  # of the first ones, to show
+        self._own_name = own
+        self._network = network
+        self._known = known
+
+    def take(self, view: NodeView) -> None:
+        name = view.metadata.name
+        if len(self.names) < _MOST_PROBLEMS:
+            self.names.append(name)
+        if name == self._own_name:
+            self.own = view
+            return
+        try:
+            node = peer(view, self._network)
+        except NodeError as problem:
+            self.problems[name] = str(problem)
+            node = self._known.get(name)
+        if node is not None:
+            self.nodes[name] = node
+
+
+def _text(ranges: tuple[Subnet, ...]) -> str:
+    return " and ".join(addr.unpack_cidr(*subnet) for subnet in ranges) or "none"

@@ -1,0 +1,140 @@
+"""Telling the cluster about this node: its annotations, the NetworkUnavailable condition, and the taint that goes with it.
+
+A thread of its own compares what our Node object says with what it is to say, whenever either has changed, and
+patches the difference. Two that want the same annotation differently would write in turns for ever (two networks of
+one node, flannel's agent beside ours): each time it is needed again, it is done later.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from agent.membership import FIRST_PAUSE, LAST_PAUSE
+from agent.membership.kubernetes_api import ApiError
+from agent.membership.kubernetes_node import status_patch, taint_patch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.membership import Network
+    from agent.membership.kubernetes_api import Api
+    from agent.membership.kubernetes_members import Troubles
+    from agent.membership.kubernetes_node import NodeView
+    from plugins.peers import Node
+
+# Between patches that undo somebody else's: at most so long. After so long without one the next is done at once.
+_LONGEST_REST = 60.0
+_CLOSE_SECONDS = 1.0
+# The taint is the node controller's to remove once the condition says that the network is there. We do it at once
+# where we may; a refusal for rights is no trouble, and one for another change leads to another try.
+_MAY_NOT = 403
+_CHANGED = (404, 409, 422)
+
+
+class Announcer:
+    """Keeps our own Node object saying what it is to say. `clock` is the time of day."""
+
+    def __init__(
+        self,
+        own: Node,
+        network: Network,
+        connect: Callable[[], Api],
+        troubles: Troubles,
+        clock: Callable[[], float],
+    ) -> None:
+        self._own = own
+        self._view: NodeView | None = None
+        self._network = network
+        self._connect = connect
+        self._troubles = troubles
+        self._clock = clock
+        self._news = threading.Condition()
+        self._due = False
+        self._closed = threading.Event()
+        self._may_untaint = True
+        self._patched = -_LONGEST_REST
+        self._rest = FIRST_PAUSE
+        self._thread = threading.Thread(target=self._run, name="kubernetes-own", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def know(self, own: Node, view: NodeView | None) -> None:
+        """What this node is, and what its object says (None: there is none)."""
+        with self._news:
+            self._own, self._view, self._due = own, view, True
+            self._news.notify()
+
+    def close(self) -> None:
+        self._closed.set()
+        with self._news:
+            self._news.notify()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while self._wait():
+            try:
+                self._announce()
+                self._troubles.tell("announce", "")
+                pause = FIRST_PAUSE
+                continue
+            except ApiError as failure:
+                # That there is no connection is told by who watches.
+                text, least, told = str(failure), failure.retry_after, failure.status != 0
+            except Exception as error:  # noqa: BLE001 - this thread must not end
+                text, least, told = f"{type(error).__name__}: {error}", 0.0, True
+            if told:
+                self._troubles.tell("announce", f"cannot tell the cluster about this node: {text}")
+            self._closed.wait(max(pause, least))
+            pause = min(2 * pause, LAST_PAUSE)
+            with self._news:
+                self._due = True
+
+    def _wait(self) -> bool:
+        """Wait until there is something to compare; False when this is closed."""
+        with self._news:
+            self._news.wait_for(lambda: self._due or self._closed.is_set())
+            self._due = False
+        return not self._closed.is_set()
+
+    def _announce(self) -> None:
+        with self._news:
+            own, view = self._own, self._view
+        if view is None:
+            return
+        patch = status_patch(own, view, self._network, self._clock())
+        taint = taint_patch(view) if own.subnets and self._may_untaint else []
+        if not patch and not taint:
+            return
+        self._pace()
+        if self._closed.is_set():
+            return
+        api = self._connect()
+        try:
+            if patch:
+                api.patch_status(own.name, patch)
+            if taint:
+                self._untaint(api, own.name, taint)
+        finally:
+            api.close()
+
+    def _untaint(self, api: Api, name: str, patch: list[dict[str, object]]) -> None:
+        try:
+            api.patch_spec(name, patch)
+        except ApiError as failure:
+            if failure.status == _MAY_NOT:
+                self._may_untaint = False
+            elif failure.status not in _CHANGED:
+                raise
+
+    def _pace(self) -> None:
+        since = time.monotonic() - self._patched
+        if since >= _LONGEST_REST:
+            self._rest = FIRST_PAUSE
+        else:
+            self._closed.wait(max(0.0, self._rest - since))
+            self._rest = min(2 * self._rest, _LONGEST_REST)
+        self._patched = time.monotonic()

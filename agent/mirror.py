@@ -1,0 +1,182 @@
+"""What the kernel holds of the clusters' networks, kept in step with its notices.
+
+The notices say what changed; `Mirror` keeps the state that they add up to (`plugins/reconcile.Held`) and which keys
+have to be compared with what is wanted. It looks at everything at the start, when notices were lost, once a minute,
+and when the kernel has taken away what it does not announce: routes go silently with a link that goes down and with a
+nexthop object.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cni.errors import KernelError
+from cni.kernel.watch import (
+    AddressEvent,
+    FdbEvent,
+    LinkEvent,
+    LostError,
+    NeighbourEvent,
+    NexthopEvent,
+    RouteEvent,
+    Watch,
+)
+from plugins.reconcile import PROTOCOL, Held, look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cni.kernel.linux import Namespace
+    from cni.kernel.ops import Op
+    from cni.kernel.watch import Event
+    from plugins.peers import Entries, Subnet
+    from plugins.reconcile import Difference, Key
+
+# Of what a burst of changes announces so much is taken before anything is put right.
+_MOST_READS = 64
+
+
+class Changed:
+    """What has to be compared: keys of the entries, or everything."""
+
+    def __init__(self) -> None:
+        self.everything = False
+        self.routes: set[Subnet] = set()
+        self.neighbours: set[Key] = set()
+        self.fdb: set[Key] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self.everything or self.routes or self.neighbours or self.fdb)
+
+    def add(self, entries: Entries) -> None:
+        self.routes.update(entries.routes)
+        self.neighbours.update(entries.neighbours)
+        self.fdb.update(entries.fdb)
+
+    def update(self, other: Changed) -> None:
+        self.everything = self.everything or other.everything
+        self.routes |= other.routes
+        self.neighbours |= other.neighbours
+        self.fdb |= other.fdb
+
+    def add_key(self, op: Op) -> None:
+        """What an operation was about."""
+        args = op.args
+        match op.verb:
+            case "route_replace" | "route_del":
+                self.routes.add((args["dst"], args["prefix"]))
+            case "neigh_replace" | "neigh_del":
+                self.neighbours.add((args["index"], args["packed"]))
+            case "fdb_replace" | "fdb_del":
+                self.fdb.add((args["index"], args["mac"]))
+
+    def compare(self, difference: Difference) -> None:
+        if self.everything:
+            difference.everything()
+            return
+        for key in self.fdb:
+            difference.fdb(key)
+        for key in self.neighbours:
+            difference.neighbour(key)
+        for subnet in self.routes:
+            difference.route(subnet)
+
+
+class Mirror:
+    """For one thread. `wanted` are the entries that are to be held. `stand_on` says what the networks stand on, whose
+    changes `moved` tells: the indexes of their devices and underlays, and the node's own addresses there.
+    """
+
+    def __init__(self, host: Namespace, wanted: Entries) -> None:
+        self._host = host
+        self._wanted = wanted
+        self._watch: Watch | None = None
+        self._links: frozenset[int] = frozenset()
+        self._addresses: frozenset[bytes] = frozenset()
+        self.devices: frozenset[int] = frozenset()
+        self.held = Held()
+        self.changed = Changed()
+        self.moved = True
+        self.looks = 0
+        self.losses = 0
+
+    def close(self) -> None:
+        """Stop following, until the next look."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def fileno(self) -> int | None:
+        """Readable when the kernel has something to say; None before the first look and after `close`."""
+        return self._watch.fileno() if self._watch is not None else None
+
+    def stand_on(self, links: Iterable[int], addresses: Iterable[bytes]) -> None:
+        self._links = frozenset(links)
+        self._addresses = frozenset(addresses)
+
+    def look(self, devices: frozenset[int]) -> None:
+        """Look at everything, these devices included, and follow it from there."""
+        self.devices = devices
+        if self._watch is None:
+            self._watch = Watch(self._host)
+            self.moved = True
+        self.held = look(self._host, devices)
+        self.changed.everything = True
+        self.looks += 1
+
+    def read(self) -> None:
+        """Take what the kernel has announced."""
+        if self._watch is None:
+            return
+        stale = False
+        try:
+            for _ in range(_MOST_READS):
+                events = self._watch.read()
+                if not events:
+                    break
+                stale = self._take(events) or stale
+        except LostError:
+            self.losses += 1
+            self.moved = stale = True
+        except KernelError:
+            self.close()
+            raise
+        if stale:
+            self.look(self.devices)
+
+    def _take(self, events: list[Event]) -> bool:
+        """Whether more has changed than they say."""
+        stale = False
+        altered: set[int] = set()
+        for event in events:
+            match event:
+                case RouteEvent(value=route):
+                    subnet = self.held.route(route, gone=event.gone)
+                    if subnet is not None and (route.protocol == PROTOCOL or subnet in self._wanted.routes):
+                        self.changed.routes.add(subnet)
+                case NeighbourEvent(value=neighbour) if neighbour.index in self.devices:
+                    self.changed.neighbours.add(self.held.neighbour(neighbour, gone=event.gone))
+                case FdbEvent(value=entry) if entry.index in self.devices:
+                    self.changed.fdb.add(self.held.fdb_entry(entry, gone=event.gone))
+                case NexthopEvent(value=nexthop):
+                    before = self.held.hops.get(nexthop.id)
+                    self.held.nexthop(nexthop, gone=event.gone)
+                    if self.held.hops.get(nexthop.id) != before and nexthop.id in self.held.uses:
+                        altered.add(nexthop.id)
+                case LinkEvent(value=link) if link.index in self._links:
+                    self.moved = True
+                    stale = stale or event.gone or not link.up
+                case AddressEvent(index=index, value=address):
+                    if index in self._links or address.packed in self._addresses or not self._links:
+                        self.moved = True
+        if altered:
+            self._lead_elsewhere(altered)
+        return stale
+
+    def _lead_elsewhere(self, nexthops: set[int]) -> None:
+        """Have the routes through these compared. Those of one that is gone went with it."""
+        for subnet, number in list(self.held.routes.items()):
+            if number in nexthops:
+                self.changed.routes.add(subnet)
+                if number not in self.held.hops:
+                    self.held.set_route(subnet, None)

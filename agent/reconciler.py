@@ -1,0 +1,348 @@
+"""One network of the cluster, as this node sees it: who is in it, where this node stands, and what follows from both.
+
+Three things can change, and each is looked at where it costs least:
+
+- a member: its old entries leave the wanted ones and its new ones come in. The entries are a pure function
+  (`vxlan.entries`, `host_gw.entries`), so nothing is kept for each peer but the node itself;
+- the ground, which is this node's own link, addresses and devices: everything is planned anew;
+- the kernel, which is not looked at here: `cluster.py` compares it with what is wanted.
+
+While something is missing (no member list yet, the underlay without its address, a device that cannot be made) what
+was planned last stays in force.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent import subnet_file
+from agent.roster import Roster
+from cni import addr
+from cni.errors import NOT_AVAILABLE, CniError
+from cni.names import OWNER
+from plugins import this_node
+from plugins.cluster_conf import outside, subnet_file_of
+from plugins.peers import Entries, Node, vtep_mac
+from plugins.pod_network import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from agent.log import Log
+    from agent.membership import Source
+    from agent.mirror import Changed
+    from cni.kernel.linux import Namespace
+    from cni.record import Records
+    from plugins.cluster_conf import ClusterConf
+    from plugins.peers import Local
+    from plugins.pod_network import Backend
+    from plugins.this_node import Places
+
+
+class Inbox:
+    """What a source tells, from its threads to ours."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._mutex = threading.Lock()
+        self._news: deque[tuple[list[Node], list[str] | None]] = deque()
+        self.trouble_text = ""
+
+    def replace(self, nodes: list[Node]) -> None:
+        with self._mutex:
+            self._news.clear()  # it says it all
+            self._news.append((nodes, None))
+        self._wake()
+
+    def change(self, put: list[Node], gone: list[str]) -> None:
+        with self._mutex:
+            self._news.append((put, gone))
+        self._wake()
+
+    def trouble(self, text: str) -> None:
+        self.trouble_text = text
+        self._wake()
+
+    def next(self) -> tuple[list[Node], list[str] | None] | None:
+        """Nodes that are there and names that are gone (None: all others); None when there is no more news."""
+        with self._mutex:
+            return self._news.popleft() if self._news else None
+
+
+class Ground(NamedTuple):
+    """What the entries follow from, beside the peer."""
+
+    own: Node
+    local: Local
+
+    def same(self, other: Ground | None) -> bool:
+        if other is None or self.own != other.own or self.local.devices != other.local.devices:
+            return False
+        mine, others = (
+            {size: (one.index, one.name, one.networks) for size, one in ground.local.underlays.items()}
+            for ground in (self, other)
+        )
+        return mine == others
+
+
+class Firewall(NamedTuple):
+    """What `range_masquerade` needs of a call's context."""
+
+    network: str
+    host: Namespace
+    records: Records
+
+
+class Reconciler:
+    """One network. All of it belongs to the cluster's thread, but for the inbox."""
+
+    def __init__(
+        self,
+        conf: ClusterConf,
+        source: Source,
+        backend: Backend,
+        host_name: str,
+        run_dir: str,
+        wake: Callable[[], None],
+        log: Log,
+        *,
+        lists_us: bool,
+    ) -> None:
+        """`conf.node_name` empty leaves it to the addresses, and then to `host_name`. `lists_us`: the source says where
+        this node is; another one has to be told.
+        """
+        self.conf = conf
+        self._backend = backend
+        self._host_name = host_name
+        self._subnet_file = subnet_file_of(conf, run_dir)
+        self._log = log
+        self._source = source
+        self._lists_us = lists_us
+        self._offered: Node | None = None
+        self._inbox = Inbox(wake)
+        self._roster = Roster(lambda node: outside(node, conf.networks) if conf.networks else "")
+        self._ground: Ground | None = None
+        self._site: Site | None = None
+        self._here: frozenset[bytes] = frozenset()
+        self._faults: dict[str, str] = {}
+        self._told: dict[str, str] = {}
+        self.settled = False
+        self.is_sure = False
+
+    def close(self) -> None:
+        self._source.close()
+
+    @property
+    def nodes(self) -> int:
+        return len(self._roster)
+
+    @property
+    def devices(self) -> frozenset[int]:
+        return frozenset(self._ground.local.devices.values()) if self._ground else frozenset()
+
+    @property
+    def links(self) -> frozenset[int]:
+        """What it stands on."""
+        underlays = self._ground.local.underlays.values() if self._ground else ()
+        return self.devices | {underlay.index for underlay in underlays}
+
+    @property
+    def addresses(self) -> frozenset[bytes]:
+        own = self._ground.own if self._ground else self._offered
+        return frozenset(own.addresses.values()) if own else frozenset()
+
+    @property
+    def troubles(self) -> int:
+        """How many things are wrong now."""
+        return sum(map(bool, self._told.values())) + len(self._faults) + len(self._roster.faults)
+
+    # The members
+
+    def hear(self, wanted: Entries, changed: Changed) -> bool:
+        """Take the source's news; whether this node itself is concerned."""
+        self._tell("membership", self._inbox.trouble_text)
+        concerned = False
+        heard = False
+        while (news := self._inbox.next()) is not None:
+            put, gone = news
+            left, came = self._roster.replace(put) if gone is None else self._roster.change(put, gone)
+            heard = True
+            concerned = concerned or not self.settled or self._concerns(left) or self._concerns(came)
+            self.settled = self.settled or gone is None
+            if self._ground is not None:
+                self._leave(left, self._ground, wanted, changed)
+                self._join(came, self._ground, wanted, changed)
+        if heard:
+            self._tell("members", "; ".join(list(self._roster.faults.values())[:3]))
+        return concerned
+
+    def _concerns(self, nodes: Iterable[Node]) -> bool:
+        own = self._ground.own.name if self._ground else self.conf.node_name
+        return any(node.name == own or not self._here.isdisjoint(node.addresses.values()) for node in nodes)
+
+    def _leave(self, nodes: Iterable[Node], ground: Ground, wanted: Entries, changed: Changed) -> None:
+        for node in nodes:
+            self._faults.pop(node.name, None)
+            if node.name == ground.own.name:
+                continue
+            old = self._backend.entries(ground.own, node, ground.local)
+            changed.add(old)
+            for subnet in old.routes:
+                wanted.routes.pop(subnet, None)
+            for key in old.neighbours:
+                wanted.neighbours.pop(key, None)
+            for key in old.fdb:
+                wanted.fdb.pop(key, None)
+
+    def _join(self, nodes: Iterable[Node], ground: Ground, wanted: Entries, changed: Changed) -> None:
+        for node in nodes:
+            if node.name == ground.own.name:
+                continue
+            if not self._here.isdisjoint(node.addresses.values()):
+                self._fault(node, f"peer {node.name}: expected an address of another host, found one that this one has")
+                continue
+            new = self._backend.entries(ground.own, node, ground.local)
+            if new.faults:
+                self._fault(node, "; ".join(new.faults))
+            changed.add(new)
+            wanted.routes.update(new.routes)
+            wanted.neighbours.update(new.neighbours)
+            wanted.fdb.update(new.fdb)
+
+    def _fault(self, node: Node, text: str) -> None:
+        self._faults[node.name] = text
+        self._log.warning(text, network=self.conf.name)
+
+    # The ground
+
+    def stand(self, host: Namespace, wanted: Entries, changed: Changed) -> None:
+        """Find this node and its links, make sure of its devices, and plan anew when that is not as before."""
+        there = this_node.places(host)
+        self._here = frozenset(address.packed for _, address in there)
+        self._offer(host, there)
+        self.is_sure = False
+        if not self.settled:
+            return
+        try:
+            own = self._own()
+            if own is None:
+                name = self.conf.node_name or self._host_name
+                raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found it missing")
+            if self._ground is None:
+                own = self._as_far_as_here(own)
+            self._site = self._site_of(own, there)
+            ground = Ground(own, self._backend.prepare(host, self._site, self._warn))
+        except CniError as error:
+            self._tell("node", f"{error.msg}; what is in force stays")
+            return
+        self.is_sure = True
+        self._tell("node", "")
+        if ground.same(self._ground):
+            return
+        nodes = list(self._roster)
+        if self._ground is not None:
+            self._tell_of_moved_pods(self._ground.own, ground.own)
+            self._leave(nodes, self._ground, wanted, changed)
+        self._ground = ground
+        self._join(nodes, ground, wanted, changed)
+        self._remove_former_devices(host, ground)
+
+    def _as_far_as_here(self, own: Node) -> Node:
+        """The own node with the addresses that it has by now: one family need not wait for the other at the start."""
+        here = {size: packed for size, packed in own.addresses.items() if packed in self._here}
+        return Node(own.name, here, own.subnets, own.macs) if here else own
+
+    def _tell_of_moved_pods(self, before: Node, now: Node) -> None:
+        lost = [addr.unpack_cidr(*subnet) for subnet in before.subnets if subnet not in now.subnets]
+        if lost:
+            found = ", ".join(addr.unpack_cidr(*subnet) for subnet in now.subnets) or "none"
+            what = f"this node's subnet was {', '.join(lost)} and is {found}"
+            self._warn(
+                f"{what}: other nodes do not reach the pods that have addresses of the old one; recreate these pods"
+            )
+
+    def _remove_former_devices(self, host: Namespace, ground: Ground) -> None:
+        """Those with this network's label that an earlier VNI, backend or underlay has left."""
+        label = f"{OWNER}{self.conf.name}"
+        for link in host.links():
+            if link.vxlan is not None and link.alias == label and link.index not in ground.local.devices.values():
+                self._warn(f"{link.name} is not needed any more and is removed")
+                host.delete_link(link.index, link.kind)
+
+    def _own(self) -> Node | None:
+        """The node that this is, as the members know it: by its name, else by an address, else by the host's name."""
+        if self.conf.node_name:
+            return self._roster.get(self.conf.node_name)
+        holders = filter(None, map(self._roster.holder, sorted(self._here)))
+        return next(holders, None) or self._roster.get(self._host_name)
+
+    def _site_of(self, own: Node, there: Places) -> Site:
+        conf = self.conf
+        underlays = this_node.underlays(conf, own, there)
+        mtu = this_node.pods_mtu(own, self._backend.overhead, underlays, conf.mtu, "mtu")
+        return Site(conf, own, underlays, conf.networks or own.subnets, mtu, conf.mtu)
+
+    def _offer(self, host: Namespace, there: Places) -> None:
+        """Have the source tell the others where this node is: at the start, and when its address has gone."""
+        if self._offered is not None and self._here.issuperset(self._offered.addresses.values()):
+            return
+        name = self.conf.node_name or self._host_name
+        try:
+            addresses = this_node.of_links(host, self.conf, self.conf.networks, there).addresses
+            self._tell("underlay", "")
+        except CniError as error:
+            if not self._lists_us:
+                self._tell("underlay", error.msg)
+                return
+            addresses = {}
+        vni = self.conf.vni
+        macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if self.conf.kind == "vxlan" else {}
+        own = Node(name, addresses, (), macs)
+        if self._offered is None:
+            self._source.start(own, self._inbox)
+        elif own != self._offered:
+            self._source.update(own)
+        self._offered = own
+
+    # What else is this node's own
+
+    def keep_up(self, firewall: Firewall) -> None:
+        """Make sure of the subnet file and of the masquerade rules."""
+        if not self.settled:
+            return
+        own, site = self._own(), self._site
+        try:
+            if own is None or not own.subnets:
+                self._write("")
+            elif site is not None and site.own.subnets == own.subnets:
+                self._write(subnet_file.text_of(site))
+                from plugins import range_masquerade
+
+                masqueraded = own.subnets if self.conf.ip_masq else ()
+                range_masquerade.ensure(firewall, masqueraded, (*site.networks, *self.conf.exceptions))
+            self._tell("upkeep", "")
+        except OSError as error:
+            self._tell("upkeep", f"{self._subnet_file}: {error.strerror}")
+        except CniError as error:
+            self._tell("upkeep", error.msg)
+
+    def _write(self, text: str) -> None:
+        if subnet_file.settle(self._subnet_file, text):
+            what = "written anew" if text else "removed: this node has no subnet"
+            self._log.info(f"{self._subnet_file}: {what}", network=self.conf.name)
+
+    def _warn(self, text: str) -> None:
+        self._log.warning(text, network=self.conf.name)
+
+    def _tell(self, what: str, text: str) -> None:
+        """Say what is wrong once, and once that it is over."""
+        before = self._told.get(what, "")
+        if text == before:
+            return
+        self._told[what] = text
+        if text:
+            self._log.warning(f"{what}: {text}", network=self.conf.name)
+        else:
+            self._log.info(f"{what}: all is well again", network=self.conf.name)

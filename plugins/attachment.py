@@ -1,0 +1,234 @@
+"""A pod's attachment by a veth pair, whatever its host's end is joined to: its lease, its record, its result, and how it
+is found again and taken away. Shared by every plugin that makes one.
+
+The host's end is a bridge's port (`bridged.py`) or has a route to the pod (`routed.py`). Either way the record tells
+what was made, so DEL and GC are the same for both, and work after the configuration has changed.
+"""
+
+from __future__ import annotations
+
+from errno import ENODEV, ENOENT
+
+from cni import addr
+from cni.errors import INTERNAL, CniError, KernelError
+from cni.kernel import ops
+from cni.names import attachment_key, owner, owner_of_all
+from cni.record import describe
+from cni.result import Interface, Result, Route
+from cni.undo import Teardown
+from plugins import masquerade, veth
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cni.context import Context
+    from cni.delegate import Delegate
+    from cni.kernel.types import Link
+    from plugins.bridge_conf import Conf
+
+    Subnet = tuple[bytes, int]
+
+# What DEL and GC need of a record's section, with its type.
+_NEEDED = {"links": list, "addresses": list, "bridge": str, "vlan": int, "masquerade": str, "macspoofchk": bool}
+
+
+def lease(ctx: Context, conf: Conf, ipam: Delegate | None) -> Result:
+    """The IPAM plugin's result with gateways and the default route filled in; an empty one on layer 2."""
+    if ipam is None:
+        return Result()
+    found = ipam.add()
+    ctx.undo.push("release the lease", ipam.delete)
+    if not found.ips:
+        raise CniError(INTERNAL, "IPAM plugin returned missing IP config: expected at least one address, found none")
+    if not conf.is_gateway:
+        return found
+    for ip in found.ips:
+        if ip.gateway is None:
+            ip.gateway = addr.following(addr.network(ip.packed, ip.prefix))
+        nowhere = bytes(len(ip.packed))
+        has_default = any(r.dst == nowhere and r.prefix == 0 and r.gateway is not None for r in found.routes)
+        if conf.is_default_gateway and not has_default:
+            found.routes.append(Route(nowhere, 0, ip.gateway))
+    return found
+
+
+def record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:
+    """Write down what will be made, before it is made."""
+    request = ctx.request
+    section: dict[str, Any] = {
+        "netns": {"path": request.netns, "dev": ctx.sandbox.dev, "ino": ctx.sandbox.ino},
+        "bridge": conf.bridge,
+        "vlan": conf.vlan,
+        "links": [{"name": pair.host_name, "mac": addr.unpack_mac(pair.host_mac)}],
+        "mac": addr.unpack_mac(pair.mac),
+        "addresses": [addr.unpack_cidr(*subnet) for subnet in subnets(lease)],
+        "masquerade": conf.backend if conf.ip_masq and lease.ips else "",
+        "macspoofchk": conf.mac_spoof_check,
+    }
+    common = describe(ctx.network, request.container_id, request.ifname, request.args.values)
+    ctx.records.write(common, ctx.plugin_type, section)
+    ctx.undo.push(
+        "remove the record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type)
+    )
+
+
+def result(
+    ctx: Context, conf: Conf, on_host: list[Link], pod_link: Link, lease: Result, others: tuple[Link, ...] = ()
+) -> Result:
+    """prevResult, if there is one, and after it the links on the host, the pod's end, and other links on the host."""
+    result = ctx.prev_result or Result()
+    pod_index = len(result.interfaces) + len(on_host)
+    before, after = (
+        [Interface(link.name, addr.unpack_mac(link.mac), link.mtu) for link in links] for links in (on_host, others)
+    )
+    inside = Interface(pod_link.name, addr.unpack_mac(pod_link.mac), pod_link.mtu, ctx.request.netns)
+    result.interfaces += [*before, inside, *after]
+    for ip in lease.ips:
+        ip.interface = pod_index
+    result.ips += lease.ips
+    result.routes += lease.routes
+    result.dns = conf.dns or lease.dns or result.dns
+    return result
+
+
+def subnets(lease: Result) -> list[Subnet]:
+    return [(ip.packed, ip.prefix) for ip in lease.ips]
+
+
+def default_mac(lease: Result) -> bytes | None:
+    return veth.mac_of_address(lease.ips[0].packed) if lease.ips else None
+
+
+def delete(ctx: Context, conf: Conf) -> None:
+    request = ctx.request
+    record = ctx.records.read(request.container_id, request.ifname)
+    section = _section(ctx, record) if record else None
+    teardown = Teardown()
+    if section is not None:
+        _remove(ctx, section, request.container_id, request.ifname, teardown)
+    else:
+        _remove_unrecorded(ctx, conf, teardown)
+    if conf.layer3:
+        teardown.step("lease", lambda: _ipam_delete(ctx))
+    if not teardown.errors:
+        _remove_record(ctx, request.container_id, request.ifname, teardown)
+    teardown.finish()
+
+
+def gc(ctx: Context, conf: Conf) -> None:
+    """Remove what belongs to this network's attachments that are no longer valid, and nothing else."""
+    teardown = Teardown()
+    for record in ctx.records.all():
+        container_id, ifname = record["containerID"], record["ifname"]
+        section = _section(ctx, record)
+        if section is None or (container_id, ifname) in ctx.valid:
+            continue
+        before = len(teardown.errors)
+        _remove(ctx, section, container_id, ifname, teardown)
+        if len(teardown.errors) == before:
+            _remove_record(ctx, container_id, ifname, teardown)
+    _remove_stale(ctx, teardown)
+    if conf.layer3:
+        teardown.step("leases", lambda: _ipam_forward(ctx))
+    teardown.finish()
+
+
+def _ipam_delete(ctx: Context) -> None:
+    ctx.ipam.delete()
+
+
+def _ipam_forward(ctx: Context) -> None:
+    ctx.ipam.forward()
+
+
+def _section(ctx: Context, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Our section of an attachment's record; None when there is none, or one that lacks what `_remove` needs."""
+    section: dict[str, Any] = record["plugins"].get(ctx.plugin_type, {})
+    if not all(isinstance(section.get(key), kind) for key, kind in _NEEDED.items()):
+        return None
+    texts = list(section["addresses"])
+    for link in section["links"]:
+        texts += [link.get("name"), link.get("mac")] if isinstance(link, dict) else [None]
+    return section if all(isinstance(text, str) for text in texts) else None
+
+
+def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: str, teardown: Teardown) -> None:
+    """Remove what a record tells: link, neighbours, masquerade, MAC check."""
+    gone: list[Link] = []
+    teardown.step("link", lambda: _remove_links(ctx, section, gone))
+    subnets = [subnet for subnet in map(addr.pack_cidr, section["addresses"]) if subnet]
+    key = attachment_key(container_id, ifname)
+    bridge = 0 if section["vlan"] else next((link.master for link in gone), 0)
+    teardown.step("neighbours", lambda: _forget(ctx, section["bridge"], section["vlan"], subnets, key, bridge))
+    if section["masquerade"]:
+        teardown.step(
+            "masquerade", lambda: masquerade.remove(ctx, section["masquerade"], subnets, container_id, ifname)
+        )
+    if section["macspoofchk"]:
+        teardown.step("macspoofchk", lambda: _stop_mac_check(ctx, container_id, ifname))
+
+
+def _remove_record(ctx: Context, container_id: str, ifname: str, teardown: Teardown) -> None:
+    teardown.step("record", lambda: ctx.records.remove(container_id, ifname, ctx.plugin_type))
+
+
+def _remove_links(ctx: Context, section: dict[str, Any], gone: list[Link]) -> None:
+    """Remove the recorded host's ends, which are put into `gone`; the pod's goes with it. If one was gone already,
+    look in the pod."""
+    macs = {link["name"]: addr.pack_mac(link["mac"]) or b"" for link in section["links"]}
+    gone += [link for link in (veth.remove_host_end(ctx.host, name, mac) for name, mac in macs.items()) if link]
+    if len(gone) < len(macs):
+        veth.remove_pod_end(ctx)
+
+
+def _remove_unrecorded(ctx: Context, conf: Conf, teardown: Teardown) -> None:
+    """The same with no record: from prevResult, the pod and the configuration; also what the Go plugin made."""
+    request = ctx.request
+    key = attachment_key(request.container_id, request.ifname)
+    subnets = [(ip.packed, ip.prefix) for ip in ctx.prev_result.ips] if ctx.prev_result else veth.pod_addresses(ctx)
+    subnets += [s for s in (addr.pack_cidr(cidr) for cidr, _ in ctx.records.held(key.__eq__)) if s and s not in subnets]
+    teardown.step("link", lambda: veth.remove_unrecorded(ctx))
+    teardown.step("neighbours", lambda: _forget(ctx, conf.bridge, conf.vlan, subnets, key))
+    if conf.ip_masq:
+        teardown.step("masquerade", lambda: masquerade.remove_held(ctx, subnets, key))
+        teardown.step("masquerade", lambda: masquerade.remove_reference(ctx, request.container_id, request.ifname))
+    if conf.mac_spoof_check:
+        teardown.step("macspoofchk", lambda: _stop_mac_check(ctx, request.container_id, request.ifname))
+
+
+def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
+    from plugins import macspoof
+
+    macspoof.remove(ctx.host, container_id, ifname)
+
+
+def _remove_stale(ctx: Context, teardown: Teardown) -> None:
+    """GC of what has no record: links by their label, masqueraded addresses by their holder."""
+    keys = {attachment_key(*attachment) for attachment in ctx.valid}
+    labels = {owner(ctx.network, *attachment) for attachment in ctx.valid}
+    for link in ctx.host.links():
+        if link.alias.startswith(owner_of_all(ctx.network)) and link.alias not in labels:
+            teardown.step("link", lambda index=link.index: ctx.host.delete_link(index))  # type: ignore[misc]
+    for cidr, key in ctx.records.held(lambda holder: holder not in keys):
+        subnet = addr.pack_cidr(cidr)
+        if subnet:
+            teardown.step("masquerade", lambda s=subnet, k=key: masquerade.remove_held(ctx, [s], k))  # type: ignore[misc]
+
+
+def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], key: str, index: int = 0) -> None:
+    """Remove the node's neighbour entries for a pod's addresses, unless another pod holds them by now.
+
+    `index` is the bridge's where the pod's link has told it.
+    """
+    if not index and bridge:
+        link = ctx.host.link(f"{bridge}.{vlan}" if vlan else bridge)
+        index = link.index if link else 0
+    for packed, prefix in subnets if index else []:
+        if ctx.records.holder(addr.unpack_cidr(packed, prefix)) not in ("", key):
+            continue
+        try:
+            ctx.host.apply(ops.neigh_del(index, packed))
+        except KernelError as error:
+            if error.errno not in (ENOENT, ENODEV):
+                raise

@@ -1,0 +1,261 @@
+"""The nodes of a cluster as values: who they are, where they answer, which pods they hold, and what one of them
+needs in the kernel to reach another.
+
+Membership comes from the configuration's `peers`, a file, etcd or Kubernetes; all of them speak of a node in one
+form, the object that `read_node` reads and `Node.described` gives back:
+
+    {"name": "node2", "publicIP": "192.0.2.2", "publicIPv6": "2001:db8::2", "subnets": ["10.244.2.0/24"],
+     "vtepMAC": "...", "vtepMACv6": "..."}
+
+A backend (`host_gw.py`, `vxlan.py`) is a pure function from this node and another one to `Entries`;
+`reconcile.py` makes the kernel hold the entries of all of them and nothing else of ours.
+"""
+
+from __future__ import annotations
+
+from cni import addr
+from cni.config import Reader, mapping, wrong
+from cni.errors import INVALID_CONFIG, CniError
+from cni.names import OWNER, digest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    Subnet = tuple[bytes, int]  # a network's address and its prefix length
+    # What a route goes through: link index, gateway (None: the link itself), and whether the gateway counts as on the
+    # link without an address of ours that says so.
+    Hop = tuple[int, bytes | None, bool]
+
+# Sizes of an address, by which the families are told apart.
+SIZES = (4, 16)
+# What the addresses and MACs of a family are called in a node object.
+ADDRESS_KEYS = {4: "publicIP", 16: "publicIPv6"}
+MAC_KEYS = {4: "vtepMAC", 16: "vtepMACv6"}
+
+
+class Node:
+    """One node. Immutable by custom; equal when everything is.
+
+    `addresses` are its addresses on the underlay, at most one of each family, and `macs` the MACs of its VXLAN
+    devices, in both cases by the address's size (4 or 16). A MAC that is missing is the derived one (`vtep_mac`).
+    `subnets` are the ranges of its pods, of either family.
+    """
+
+    __slots__ = ("addresses", "macs", "name", "subnets")
+
+    def __init__(
+        self, name: str, addresses: dict[int, bytes], subnets: tuple[Subnet, ...], macs: dict[int, bytes] | None = None
+    ) -> None:
+        self.name = name
+        self.addresses = addresses
+        self.subnets = subnets
+        self.macs = macs or {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and (self.name, self.addresses, self.subnets, self.macs) == (
+            other.name, other.addresses, other.subnets, other.macs,
+        )  # fmt: skip
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.subnets))
+
+    def __repr__(self) -> str:
+        return f"<node {self.name}>"
+
+    def subnet(self, size: int) -> Subnet | None:
+        """The first range of a family."""
+        for subnet in self.subnets:
+            if len(subnet[0]) == size:
+                return subnet
+        return None
+
+    def vtep_mac(self, size: int, vni: int) -> bytes:
+        """The MAC of its VXLAN device over the underlay of a family."""
+        return self.macs.get(size) or vtep_mac(vni, self.addresses[size])
+
+    def described(self) -> dict[str, Any]:
+        """The form that `read_node` reads."""
+        found: dict[str, Any] = {"name": self.name}
+        for size in SIZES:
+            if size in self.addresses:
+                found[ADDRESS_KEYS[size]] = addr.unpack(self.addresses[size])
+            if size in self.macs:
+                found[MAC_KEYS[size]] = addr.unpack_mac(self.macs[size])
+        found["subnets"] = [addr.unpack_cidr(*subnet) for subnet in self.subnets]
+        return found
+
+
+class Entries:
+    """What one node has in its kernel for another one.
+
+    `routes` are the hops to networks, `neighbours` the MAC of each gateway, `fdb` the underlay address behind each
+    MAC, keyed by the link that they belong to. `faults` tell people which of the peer's subnets cannot be reached,
+    and why.
+    """
+
+    __slots__ = ("faults", "fdb", "neighbours", "routes")
+
+    def __init__(self) -> None:
+        self.routes: dict[Subnet, Hop] = {}
+        self.neighbours: dict[tuple[int, bytes], bytes] = {}
+        self.fdb: dict[tuple[int, bytes], bytes] = {}
+        self.faults: list[str] = []
+
+
+class Underlay:
+    """The link that carries a family's traffic between the nodes.
+
+    `networks` are those of its own addresses of that family: whoever has an address in one of them is on the link.
+    """
+
+    __slots__ = ("index", "mtu", "name", "networks")
+
+    def __init__(self, index: int, name: str, mtu: int, networks: tuple[Subnet, ...]) -> None:
+        self.index = index
+        self.name = name
+        self.mtu = mtu
+        self.networks = networks
+
+    def __repr__(self) -> str:
+        return f"<underlay {self.name}>"
+
+    def reaches(self, packed: bytes) -> bool:
+        """Whether an address is on the link, so that no other node has to forward to it."""
+        return any(len(network) == len(packed) and addr.inside(packed, network, n) for network, n in self.networks)
+
+
+class Local:
+    """What a backend knows of the node that it runs on: by address family (4 or 16) the underlay links and, for vxlan,
+    the devices' link indexes; the VNI, and whether peers on the link are reached without the device
+    (`directRouting`)."""
+
+    __slots__ = ("devices", "direct", "underlays", "vni")
+
+    def __init__(
+        self,
+        underlays: dict[int, Underlay],
+        devices: dict[int, int] | None = None,
+        *,
+        vni: int = 0,
+        direct: bool = False,
+    ) -> None:
+        self.underlays = underlays
+        self.devices = devices or {}
+        self.vni = vni
+        self.direct = direct
+
+
+def direct_hop(peer: Node, size: int, local: Local) -> Hop | None:
+    """The hop to a peer's subnet of a family over the underlay itself; None when the peer is not on its link."""
+    underlay, address = local.underlays.get(size), peer.addresses.get(size)
+    if underlay is None or address is None or not underlay.reaches(address):
+        return None
+    return underlay.index, address, False
+
+
+def device_name(size: int, vni: int) -> str:
+    """A VXLAN device: `cnikit.1` over an IPv4 underlay, `cnik6.1` over an IPv6 one."""
+    return f"cnikit.{vni}" if size == 4 else f"cnik6.{vni}"
+
+
+def label(network: str) -> str:
+    """The alias of a network's own devices."""
+    return f"{OWNER}{network}"
+
+
+def vtep_mac(vni: int, address: bytes) -> bytes:
+    """The MAC of the VXLAN device of whoever has an underlay address: derived, so that nobody has to ask for it."""
+    found = digest(f"vtep/{vni}/{addr.unpack(address)}")
+    return bytes([found[0] & 0xFC | 0x02]) + found[1:6]
+
+
+def read_nodes(config: Reader, key: str) -> tuple[Node, ...]:
+    """The nodes of an array, which must agree with one another (`refuse_contradictions`)."""
+    nodes = tuple(read_node(item) for item in config.objects(key))
+    refuse_contradictions(nodes)
+    return nodes
+
+
+def read_node(config: Reader) -> Node:
+    """One node. CniError 7 with the path of what is wrong."""
+    name = config.string("name")
+    if not name:
+        raise wrong(config.at("name"), "a node's name", name)
+    addresses, macs = {}, {}
+    for size in SIZES:
+        address_key, mac_key = ADDRESS_KEYS[size], MAC_KEYS[size]
+        packed = config.address(address_key)
+        if packed is not None and len(packed) != size:
+            raise wrong(config.at(address_key), f"an IPv{4 if size == 4 else 6} address", addr.unpack(packed))
+        if packed is not None:
+            addresses[size] = packed
+        mac = config.mac(mac_key)
+        if mac is not None and addr.is_multicast_mac(mac):
+            raise wrong(config.at(mac_key), "a unicast MAC address", addr.unpack_mac(mac))
+        if mac is not None:
+            macs[size] = mac
+    if not addresses:
+        raise CniError(INVALID_CONFIG, f"{config.at('publicIP')}: expected publicIP or publicIPv6, found neither")
+    return Node(name, addresses, _subnets(config), macs)
+
+
+def read_described(path: str, value: Any) -> Node:
+    """A node from decoded JSON; `path` says in errors where it was found."""
+    return read_node(Reader(mapping(path, value), path))
+
+
+def _subnets(config: Reader) -> tuple[Subnet, ...]:
+    found = []
+    for index, text in enumerate(config.strings("subnets")):
+        subnet = addr.pack_cidr(text)
+        if subnet is None:
+            raise wrong(f"{config.at('subnets')}[{index}]", "a subnet such as 10.244.1.0/24", text)
+        if addr.network(*subnet) != subnet[0]:
+            right = addr.unpack_cidr(addr.network(*subnet), subnet[1])
+            raise wrong(f"{config.at('subnets')}[{index}]", f"the network's own address, {right}", text)
+        found.append(subnet)
+    return tuple(found)
+
+
+def refuse_contradictions(nodes: Iterable[Node]) -> None:
+    """CniError 7 when two nodes have one name, one underlay address or subnets that overlap."""
+    names: dict[str, Node] = {}
+    holders: dict[bytes, Node] = {}
+    spans: list[tuple[int, int, int, Node]] = []
+    for node in nodes:
+        if names.setdefault(node.name, node) is not node:
+            raise CniError(INVALID_CONFIG, f"node {node.name}: expected a name that no other node has, found two of it")
+        for address in node.addresses.values():
+            if holders.setdefault(address, node) is not node:
+                raise CniError(
+                    INVALID_CONFIG,
+                    f"node {node.name}: expected an address of its own, found {addr.unpack(address)}, "
+                    f"which is {holders[address].name}'s",
+                )
+        spans += [(len(packed), *span(packed, prefix), node) for packed, prefix in node.subnets]
+    spans.sort(key=lambda one: one[:3])
+    for one, two in zip(spans, spans[1:], strict=False):  # noqa: RUF007 - itertools is one import more
+        if one[0] == two[0] and two[1] <= one[2]:
+            raise CniError(
+                INVALID_CONFIG,
+                f"subnets of {one[3].name} and {two[3].name} overlap: expected ranges that are nobody else's, found "
+                f"{_span_text(one)} and {_span_text(two)}",
+            )
+
+
+def span(packed: bytes, prefix: int) -> tuple[int, int]:
+    """A network's first and last address, as numbers."""
+    first = int.from_bytes(packed, "big")
+    return first, first + (1 << len(packed) * 8 - prefix) - 1
+
+
+def within(subnet: Subnet, networks: Iterable[Subnet]) -> bool:
+    """Whether a subnet lies as a whole in one of these networks."""
+    return any(subnet[1] >= network[1] and addr.inside(subnet[0], *network) for network in networks)
+
+
+def _span_text(found: tuple[int, int, int, Node]) -> str:
+    size, first, last, _ = found
+    return addr.unpack_cidr(first.to_bytes(size, "big"), size * 8 - (last - first).bit_length())

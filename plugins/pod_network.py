@@ -1,0 +1,328 @@
+"""A network of pods that spans nodes: the verbs that `vxlan` and `host-gw` share.
+
+ADD makes the node ready for the network (`site_of`, the backend's device, with static `peers` also what leads to
+them), and attaches the pod as `bridge` or as ptp would, with ranges for IPAM from the node's own subnets. Whoever keeps
+the way to the other nodes beside that, our agent or flanneld, need not run for it.
+"""
+
+from __future__ import annotations
+
+from cni import addr
+from cni.config import Reader, wrong
+from cni.errors import INTERNAL, INVALID_CONFIG, NOT_AVAILABLE, CniError
+from plugins.bridge_conf import Conf as LinkConf
+from plugins.peers import Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cni.context import Context
+    from cni.kernel import Namespace
+    from cni.request import Request
+    from cni.result import Result
+    from cni.world import Log
+    from plugins.cluster_conf import ClusterConf
+    from plugins.peers import Entries, Local, Subnet, Underlay
+    from plugins.this_node import Places, SubnetFile
+
+ARGS = ("IP", "MAC")
+NETNS = True
+PATHS = (("subnetFile", ""),)
+
+ROUTED = "routed"
+BRIDGED = "bridged"
+
+# What a bridged or routed attachment takes over from the configuration; the rest of it is the network's.
+_LINK_KEYS = ("name", "cniVersion", "bridge", "hairpinMode", "dns", "args", "runtimeConfig")
+
+
+class Backend:
+    """What differs between the plugins. `overhead` is what a packet grows by, by the underlay's address size.
+
+    `entries` is what this node has in its kernel for a peer, `prepare` makes sure of what all peers share and gives
+    what `entries` needs, `refuse` raises when `prepare` could not succeed and changes nothing, `check` raises for the
+    first difference between what it makes and what is there. `devices` are the names of the links that it makes.
+    """
+
+    __slots__ = ("check", "devices", "entries", "overhead", "prepare", "refuse")
+
+    def __init__(
+        self,
+        overhead: dict[int, int],
+        entries: Callable[[Node, Node, Local], Entries],
+        prepare: Callable[[Namespace, Site, Log], Local],
+        refuse: Callable[[Namespace, Site], None],
+        check: Callable[[Namespace, Site], None],
+        devices: Callable[[ClusterConf], list[str]],
+    ) -> None:
+        self.overhead = overhead
+        self.entries = entries
+        self.prepare = prepare
+        self.refuse = refuse
+        self.check = check
+        self.devices = devices
+
+
+class Site:
+    """The node in a network: who it is, its underlay links by address size, the network's ranges, the MTU of pods
+    (`mtu`) and the one that was given for it (`mtu_given`, 0 when it is computed)."""
+
+    __slots__ = ("conf", "mtu", "mtu_given", "networks", "own", "underlays")
+
+    def __init__(
+        self,
+        conf: ClusterConf,
+        own: Node,
+        underlays: dict[int, Underlay],
+        networks: tuple[Subnet, ...],
+        mtu: int,
+        mtu_given: int,
+    ) -> None:
+        self.conf = conf
+        self.own = own
+        self.underlays = underlays
+        self.networks = networks
+        self.mtu = mtu
+        self.mtu_given = mtu_given
+
+
+class Conf:
+    """The options of one pod's attachment, and the network's (`ClusterConf`), which DEL and GC do without: what was
+    attached can be detached whatever has become of the network."""
+
+    __slots__ = ("attachment", "cluster", "config", "request")
+
+    def __init__(self, config: Reader, request: Request) -> None:
+        self.config = config
+        self.request = request
+        self.attachment = config.string("attachment", ROUTED)
+        self.cluster: ClusterConf | None = None
+        if request.command in ("ADD", "CHECK", "STATUS"):
+            self.cluster = _cluster(config, self.attachment)
+
+    def link(self, mtu: int = 0) -> LinkConf:
+        """The attachment as bridge would be configured for it; a routed one has no bridge."""
+        value: dict[str, Any] = {key: found for key in _LINK_KEYS if (found := self.config.raw(key)) is not None}
+        value |= {"isDefaultGateway": True, "mtu": mtu, "ipam": {"type": _ipam_type(self.config)}}
+        if self.attachment != BRIDGED:
+            value["bridge"] = ""
+        return LinkConf(Reader(value), self.request)
+
+    def with_ranges(self, subnets: tuple[Subnet, ...]) -> Reader:
+        """The configuration as IPAM is given it: the node's subnets are its ranges."""
+        rest = {key: found for key, found in self.config.value.items() if key.casefold() != "ipam"}
+        ranges = [[{"subnet": addr.unpack_cidr(*subnet)}] for subnet in subnets]
+        ipam = {**self.config.object("ipam").value, "type": _ipam_type(self.config), "ranges": ranges}
+        return Reader({**rest, "ipam": ipam})
+
+
+def add(ctx: Context, conf: Conf, backend: Backend) -> Result:
+    site = _site(ctx, conf, backend)
+    link = conf.link(site.mtu)
+    if conf.attachment == BRIDGED:
+        link.refuse_contradictions()
+    ctx.config = conf.with_ranges(site.own.subnets)
+    _ = ctx.ipam  # a missing executable is found out before the first effect
+    _connect(ctx, site, backend)
+    _masquerade(ctx, site)
+    if conf.attachment == BRIDGED:
+        from plugins import bridged
+
+        return bridged.add(ctx, link, site.networks)
+    from plugins import routed
+
+    return routed.add(ctx, link)
+
+
+def delete(ctx: Context, conf: Conf) -> None:
+    from plugins import attachment
+
+    ctx.config = conf.with_ranges(_ranges_of(ctx))
+    attachment.delete(ctx, conf.link())
+
+
+def gc(ctx: Context, conf: Conf) -> None:
+    """Remove what belongs to this network's attachments that are no longer valid; what all share stays."""
+    from plugins import attachment
+
+    attachment.gc(ctx, conf.link())
+
+
+def check(ctx: Context, conf: Conf, backend: Backend) -> None:
+    from plugins.attachment_check import promised
+
+    site = _site(ctx, conf, backend)
+    _refuse_moved(site, promised(ctx))
+    ctx.config = conf.with_ranges(site.own.subnets)
+    ctx.ipam.forward()
+    backend.check(ctx.host, site)
+    if conf.attachment == BRIDGED:
+        from plugins import bridge_check
+
+        bridge_check.check(ctx, conf.link(site.mtu))
+    else:
+        from plugins import routed_check
+
+        routed_check.check(ctx)
+    if site.conf.ip_masq:
+        from plugins import range_masquerade
+
+        range_masquerade.check(ctx, site.own.subnets, _not_masqueraded(site))
+
+
+def status(ctx: Context, conf: Conf, backend: Backend) -> None:
+    """CniError 50 when no ADD can succeed."""
+    from cni.paths import folder_fault
+    from plugins import masquerade, node_bridge
+    from plugins.settings import refuse_forwarding
+
+    try:
+        fault = folder_fault(ctx.world.run_dir)
+        if fault:
+            raise CniError(NOT_AVAILABLE, fault, "every attachment has a record and a lock there")
+        site = _site(ctx, conf, backend)
+        backend.refuse(ctx.host, site)
+        ctx.config = conf.with_ranges(site.own.subnets)
+        ctx.ipam.forward()
+        link = conf.link(site.mtu)
+        if conf.attachment == BRIDGED:
+            link.refuse_contradictions()
+            node_bridge.find(ctx.host, link.bridge, vlan="")
+        if site.conf.ip_masq:
+            masquerade.status(ctx, masquerade.NFTABLES)
+        refuse_forwarding(ctx.host)
+    except CniError as error:
+        code = error.code if NOT_AVAILABLE < error.code < INTERNAL else NOT_AVAILABLE
+        what = f"{ctx.plugin_type} {ctx.network} cannot serve ADD: {error.msg}"
+        raise CniError(code, what, error.details) from None
+
+
+def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: str) -> Site:
+    """Who this node is in a network, from its `peers`, else from the subnet file. CniError 7, 11 or 50 with the reason
+    when it cannot take part."""
+    from plugins import this_node
+
+    file = this_node.read_subnet_file(subnet_file) if conf.peers is None else None
+    devices = backend.devices(conf)
+    if file is not None and (conf.mtu or file.mtu) and not devices:
+        # The file says all that a pod needs, and whoever wrote it looks after the routes.
+        return _site_at(conf, backend, Node(conf.node_name, {}, file.subnets), {}, file)
+    known = this_node.known_places(host, conf, devices)
+    if known:
+        try:
+            return _found(host, conf, backend, file, known, known=True)
+        except CniError:
+            pass  # something has moved, and looking at every link will tell where
+    return _found(host, conf, backend, file, this_node.places(host), known=False)
+
+
+def _found(
+    host: Namespace, conf: ClusterConf, backend: Backend, file: SubnetFile | None, there: Places, *, known: bool
+) -> Site:
+    """The same by the addresses `there`, which are `known` to be the underlay's or are all that the node has."""
+    from plugins import this_node
+
+    if file is not None:
+        own = this_node.of_links(host, conf, file.subnets, there, known=known)
+    else:
+        own = this_node.among(conf, conf.peers or (), there)
+        if not own.subnets:
+            raise this_node.no_subnet(f"node {own.name} among the peers without `subnets`")
+    return _site_at(conf, backend, own, this_node.underlays(conf, own, there), file)
+
+
+def _site_at(
+    conf: ClusterConf, backend: Backend, own: Node, underlays: dict[int, Underlay], file: SubnetFile | None
+) -> Site:
+    from plugins import this_node
+    from plugins.cluster_conf import refuse_outside
+
+    networks, given, source = conf.networks, conf.mtu, "mtu"
+    if file is not None:
+        networks = networks or file.networks
+        if not networks:
+            text = "expected network or ipv6Network, or FLANNEL_NETWORK in the subnet file, found none"
+            raise CniError(INVALID_CONFIG, f"network: {text}", 'add the cluster\'s range, for example "10.244.0.0/16"')
+        refuse_outside((own,), networks)
+        if not given:
+            given, source = file.mtu, "FLANNEL_MTU of the subnet file"
+    mtu = this_node.pods_mtu(own, backend.overhead, underlays, given, source) if underlays else given
+    return Site(conf, own, underlays, networks, mtu, given)
+
+
+def _site(ctx: Context, conf: Conf, backend: Backend) -> Site:
+    from plugins.cluster_conf import subnet_file_of
+
+    assert conf.cluster is not None
+    return site_of(ctx.host, conf.cluster, backend, ctx.world.resolve(subnet_file_of(conf.cluster, ctx.world.run_dir)))
+
+
+def _connect(ctx: Context, site: Site, backend: Backend) -> None:
+    """Make sure of the node's own part, and with static peers of what leads to each of them."""
+    if site.conf.peers is None:
+        backend.prepare(ctx.host, site, ctx.log)
+        return
+    from plugins import reconcile
+
+    with ctx.records.lock():  # two ADDs would both make what both found missing, and take the other's for a stranger's
+        local = backend.prepare(ctx.host, site, ctx.log)
+        others = [backend.entries(site.own, peer, local) for peer in site.conf.peers if peer != site.own]
+        reconcile.sync(ctx.host, others, local.devices.values(), site.networks, ctx.log)
+    for entries in others:
+        for fault in entries.faults:
+            ctx.log(fault)
+
+
+def _masquerade(ctx: Context, site: Site) -> None:
+    from plugins import range_masquerade
+
+    subnets = site.own.subnets if site.conf.ip_masq else ()
+    range_masquerade.ensure(ctx, subnets, _not_masqueraded(site))
+
+
+def _not_masqueraded(site: Site) -> tuple[Subnet, ...]:
+    return (*(site.networks or site.own.subnets), *site.conf.exceptions)
+
+
+def _refuse_moved(site: Site, result: Result) -> None:
+    """CniError 999 when the pod's address is from another subnet than the node has now."""
+    for ip in result.ips:
+        same = [subnet for subnet in site.own.subnets if len(subnet[0]) == len(ip.packed)]
+        if not any(addr.inside(ip.packed, *subnet) for subnet in same):
+            subnets = ", ".join(addr.unpack_cidr(*subnet) for subnet in same) or "none of this family"
+            text = f"{addr.unpack(ip.packed)}: expected an address of this node's subnets ({subnets}), found one of another"
+            raise CniError(INTERNAL, text, "the node's subnet has changed: recreate the pod, no other node reaches it")
+
+
+def _ranges_of(ctx: Context) -> tuple[Subnet, ...]:
+    """The subnets that an attachment's addresses are from, by its record or its result."""
+    record = ctx.records.read(ctx.request.container_id, ctx.request.ifname)
+    section = record["plugins"].get(ctx.plugin_type, {}) if record else {}
+    texts = section.get("addresses", [])
+    found = [addr.pack_cidr(text) for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
+    if not found and ctx.prev_result:
+        found = [(ip.packed, ip.prefix) for ip in ctx.prev_result.ips]
+    return tuple(dict.fromkeys((addr.network(*one), one[1]) for one in found if one))
+
+
+def _cluster(config: Reader, attachment: str) -> ClusterConf:
+    """The network's options. CniError 7 for what cannot be together with them."""
+    from plugins.cluster_conf import ClusterConf
+
+    if attachment not in (ROUTED, BRIDGED):
+        raise wrong("attachment", '"routed" or "bridged"', attachment)
+    backend = config.string("ipMasqBackend", "nftables")
+    if backend != "nftables":
+        raise wrong("ipMasqBackend", '"nftables", the only one that masquerades ranges', backend)
+    ipam = config.object("ipam")
+    for key in ("ranges", "subnet"):
+        if ipam.raw(key) is not None:
+            text = f"{ipam.at(key)}: expected none, because the ranges are the node's own subnets"
+            raise CniError(INVALID_CONFIG, text, "remove it: the subnets come from `peers` or the subnet file")
+    return ClusterConf(config)
+
+
+def _ipam_type(config: Reader) -> str:
+    return config.object("ipam").string("type") or "host-local"

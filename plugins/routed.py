@@ -1,0 +1,63 @@
+"""A pod with a link of its own and a route to it, as the Go plugin ptp has it.
+
+Nothing is shared between pods but the node's routing table: the host's end of each pair has the gateway's address, and
+a route for the pod's address leads to it; in the pod everything goes through the gateway. So traffic between two pods
+of one node is forwarded, and passes the hooks at which policy and services sit.
+"""
+
+from __future__ import annotations
+
+from cni.addr import AF_INET6, family
+from cni.errors import INTERNAL, CniError
+from cni.kernel import ops
+from plugins import attachment, veth
+from plugins.settings import enable_forwarding, set_known
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni.context import Context
+    from cni.kernel import Namespace
+    from cni.kernel.ops import Op
+    from cni.kernel.types import Link
+    from cni.result import IPConfig, Result
+    from plugins.bridge_conf import Conf
+
+# Seconds an ADD waits until the host's end can send; it takes less than 0.1 ms.
+LINK_TIMEOUT = 1.0
+
+
+def add(ctx: Context, conf: Conf) -> Result:
+    """The whole of ADD, once the configuration is known to be sound."""
+    veth.refuse_taken_name(ctx)
+    lease = attachment.lease(ctx, conf, ctx.ipam)
+    pair = veth.Pair(ctx, conf.mac or attachment.default_mac(lease), conf.mtu)
+    attachment.record(ctx, conf, pair, lease)
+    for configured in sorted({family(ip.packed) for ip in lease.ips}):
+        enable_forwarding(ctx, configured)
+    veth.create(ctx, pair, 0)
+    host_link = ctx.host.link(pair.host_name)
+    if host_link is None:
+        raise CniError(INTERNAL, f"expected {pair.host_name} after making it, found it gone", "try again")
+    pod_link = veth.pod_end(pair, host_link)
+    _configure_host(ctx.host, host_link, lease.ips)
+    veth.configure(
+        ctx.sandbox, pod_link, lease.ips, lease.routes, duplicate_detection=conf.duplicate_detection, routed=True
+    )
+    ctx.host.wait_port(host_link.index, LINK_TIMEOUT)
+    veth.wait_usable(ctx.sandbox, pod_link, [ip.packed for ip in lease.ips])
+    veth.wait_usable(ctx.host, host_link, [ip.gateway for ip in lease.ips if ip.gateway])
+    return attachment.result(ctx, conf, [host_link], pod_link, lease)
+
+
+def _configure_host(host: Namespace, link: Link, ips: list[IPConfig]) -> None:
+    """Give the host's end the gateways' addresses, and lead the pod's addresses to it."""
+    if any(len(ip.packed) == 16 for ip in ips):
+        if host.conf(AF_INET6, link.name, "disable_ipv6") == "1":
+            host.set_conf(AF_INET6, link.name, "disable_ipv6", "0")
+        set_known(host, link.name, "accept_dad", "0")
+        veth.add_link_local(host, link)
+    gateways = {ip.gateway: None for ip in ips if ip.gateway}  # in order, each once
+    changes: list[Op] = [ops.addr_add(link.index, one, len(one) * 8, nodad=True) for one in gateways]
+    # In place of a route that a link of an earlier holder of the address left.
+    changes += [ops.route_replace(ip.packed, len(ip.packed) * 8, index=link.index, scope=veth.SCOPE_LINK) for ip in ips]
+    host.apply(*changes)

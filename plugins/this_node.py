@@ -1,0 +1,211 @@
+"""Who this node is in the cluster, and which of its links carry the traffic between nodes.
+
+With `peers` it is the one that `nodeName` names, else the one with an address of this host. Without, its subnets come
+from the subnet file (flannel's `subnet.env`, written by our agent or by flanneld) and its addresses from the links.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from cni import addr
+from cni.errors import INVALID_CONFIG, NOT_AVAILABLE, TRY_AGAIN, CniError
+from cni.names import OWNER
+from plugins.peers import ADDRESS_KEYS, SIZES, Node, Underlay, label
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cni.kernel import Namespace
+    from cni.kernel.types import Address, Link
+    from plugins.cluster_conf import ClusterConf
+    from plugins.peers import Subnet
+
+    # Addresses of the node, each with its link.
+    Places = list[tuple[Link, Address]]
+
+IFA_F_TEMPORARY = 0x01
+RT_TABLE_MAIN = 254
+SCOPE_GLOBAL = 0
+_LONGEST_FILE = 1 << 16
+
+
+class SubnetFile:
+    """What a subnet file says: the network's ranges, this node's subnets, the MTU (0: nothing said)."""
+
+    __slots__ = ("mtu", "networks", "subnets")
+
+    def __init__(self, text: str, path: str) -> None:
+        values = dict(line.strip().split("=", 1) for line in text.splitlines() if "=" in line)
+        self.networks = _networks(values, ("FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"), path)
+        self.subnets = _networks(values, ("FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"), path)
+        mtu = values.get("FLANNEL_MTU") or "0"
+        if not mtu.isascii() or not mtu.isdigit():
+            raise CniError(INVALID_CONFIG, f"{path}: FLANNEL_MTU: expected a number, found {mtu!r}")
+        self.mtu = int(mtu)
+
+
+def read_subnet_file(path: str) -> SubnetFile:
+    """CniError 11 when there is none yet or it gives this node no subnet, 7 when it cannot be understood."""
+    try:
+        fd = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
+        try:
+            text = posix.read(fd, _LONGEST_FILE).decode("utf-8", "replace")
+        finally:
+            posix.close(fd)
+    except OSError as error:
+        raise no_subnet(f"{path}: {error.strerror}") from None
+    found = SubnetFile(text, path)
+    if not found.subnets:
+        raise no_subnet(f"{path} with neither FLANNEL_SUBNET nor FLANNEL_IPV6_SUBNET")
+    return found
+
+
+def no_subnet(found: str) -> CniError:
+    return CniError(
+        TRY_AGAIN,
+        f"this node has no subnet for pods: expected `peers` in the configuration or a subnet file, found {found}",
+        "the agent (cnikit agent --network FILE) or flanneld writes the subnet file once the node has its lease",
+    )
+
+
+def places(host: Namespace) -> Places:
+    """The node's addresses with their links. The links of pods and the devices of networks are left out."""
+    found: Places = []
+    for link in host.links():
+        if not link.alias.startswith(OWNER):
+            found += [(link, one) for one in host.addresses(link.index) if one.scope == SCOPE_GLOBAL]
+    return found
+
+
+def known_places(host: Namespace, conf: ClusterConf, devices: list[str]) -> Places:
+    """The addresses of the links under the network's own `devices`: where this node's are as long as nothing has moved.
+
+    On a node with many pods this is far less to ask for than `places`.
+    """
+    found = [link for link in map(host.link, devices) if link is not None and link.alias == label(conf.name)]
+    indexes = {link.vxlan.link for link in found if link.vxlan is not None}
+    links = [link for link in map(host.link, sorted(indexes)) if link is not None]
+    return [(link, one) for link in links for one in host.addresses(link.index) if one.scope == SCOPE_GLOBAL]
+
+
+def among(conf: ClusterConf, nodes: Iterable[Node], there: Places) -> Node:
+    """Which of these nodes this one is. CniError 50 when that cannot be told, 7 when two could be it."""
+    addresses = {one.packed for _, one in there}
+    ours = [node for node in nodes if not addresses.isdisjoint(node.addresses.values())]
+    if conf.node_name:
+        named = [node for node in nodes if node.name == conf.node_name]
+        if not named:
+            text = f"nodeName: expected the name of a peer, found {conf.node_name!r}, which none has"
+            raise CniError(NOT_AVAILABLE, text, "add this node to the peers, or correct nodeName")
+        own, *_ = named
+    elif not ours:
+        here = ", ".join(sorted(map(addr.unpack, addresses))) or "none"
+        text = f"peers: expected one with an address of this host ({here}), found none"
+        raise CniError(NOT_AVAILABLE, text, "add this node to the peers")
+    else:
+        own = ours[0]
+    for other in ours:
+        if other != own:
+            taken = ", ".join(addr.unpack(one) for one in other.addresses.values() if one in addresses)
+            text = f"peer {other.name}: expected an address of another host, found {taken}, which this one ({own.name}) has"
+            raise CniError(INVALID_CONFIG, text, f"correct the addresses of {other.name}, or nodeName")
+    return own
+
+
+def of_links(
+    host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], there: Places, *, known: bool = False
+) -> Node:
+    """The node by its links: its address of each family in which it has pods, else of whichever there is.
+
+    The link is `iface`, else the default route's, or with `known` any of those `there`. CniError 50 when it has no
+    address.
+    """
+    found: dict[int, bytes] = {}
+    wanted = {len(packed) for packed, _ in subnets}
+    for size in sorted(SIZES, key=lambda size: size not in wanted):
+        if size not in wanted and found:
+            break
+        name = conf.iface or ("" if known else _default_link(host, size))
+        on_link = [one for link, one in there if link.name == name or (known and not name)]
+        usable = [one for one in on_link if len(one.packed) == size]
+        lasting = [one for one in usable if not one.flags & IFA_F_TEMPORARY] or usable
+        if lasting:
+            found[size] = lasting[0].packed
+    if not found:
+        where = f"iface {conf.iface}" if conf.iface else "the link of the default route"
+        text = f"no underlay: expected an address on {where}, found none"
+        raise CniError(
+            NOT_AVAILABLE, text, "set `iface` to the link that leads to the other nodes, and give it an address"
+        )
+    return Node(conf.node_name, found, subnets)
+
+
+def underlays(conf: ClusterConf, own: Node, there: Places) -> dict[int, Underlay]:
+    """The link of each of the node's own addresses, by the address's size. CniError 50 when it is on none."""
+    found: dict[int, Underlay] = {}
+    for size, packed in own.addresses.items():
+        holder = next((link for link, one in there if one.packed == packed), None)
+        if holder is None:
+            here = ", ".join(sorted(addr.unpack(one.packed) for _, one in there)) or "none"
+            text = f"node {own.name}: {ADDRESS_KEYS[size]}: expected an address of this host ({here}), found {addr.unpack(packed)}"
+            raise CniError(NOT_AVAILABLE, text, "correct the address, or nodeName")
+        link = next((link for link, _ in there if link.name == conf.iface), None) if conf.iface else holder
+        if link is None:
+            text = f"iface: expected a link with an address, found {conf.iface!r} without one"
+            raise CniError(NOT_AVAILABLE, text, "leave `iface` out, or name the link that leads to the other nodes")
+        networks = {
+            (addr.network(one.packed, one.prefix), one.prefix)
+            for other, one in there
+            if other.index == link.index and len(one.packed) == size
+        }
+        found[size] = Underlay(link.index, link.name, link.mtu, tuple(sorted(networks)))
+    return found
+
+
+def pods_mtu(own: Node, overhead: dict[int, int], underlays: dict[int, Underlay], given: int, source: str) -> int:
+    """The MTU of pods: `given` (0: none is) by `source`, else what every underlay can carry, less the backend's
+    `overhead`. CniError 7 when an underlay cannot carry it, or IPv6 not work with it."""
+    tightest = min(underlays, key=lambda size: underlays[size].mtu - overhead[size])
+    underlay = underlays[tightest]
+    most = underlay.mtu - overhead[tightest]
+    mtu = given or most
+    if mtu > most:
+        text = f"{source}: expected at most {most}, because {underlay.name} has MTU {underlay.mtu}, found {mtu}"
+        raise CniError(INVALID_CONFIG, text, "leave it out to have it computed, or raise the underlay's")
+    has_ipv6 = own.subnet(16) is not None
+    least = 1280 if has_ipv6 else 68  # RFC 8200; below it the kernel takes IPv6 off a link
+    if mtu < least:
+        text = f"{source if given else 'the MTU of pods'}: expected at least {least}, found {mtu}"
+        raise CniError(
+            INVALID_CONFIG, text, f"raise the MTU of {underlay.name} to {least + overhead[tightest]} or more"
+        )
+    return mtu
+
+
+def _default_link(host: Namespace, size: int) -> str:
+    """The name of the link that a family's default route leads to; empty when there is none."""
+    routes = [
+        route
+        for route in host.routes()
+        if route.prefix == 0 and len(route.dst) == size and route.table == RT_TABLE_MAIN and route.oif
+    ]
+    if not routes:
+        return ""
+    link = host.link(min(routes, key=lambda route: route.metric).oif)
+    return link.name if link else ""
+
+
+def _networks(values: dict[str, str], keys: tuple[str, ...], path: str) -> tuple[Subnet, ...]:
+    """The networks under these keys. flannel writes a subnet as its gateway's address (10.244.1.1/24)."""
+    found = []
+    for key in keys:
+        for text in filter(None, values.get(key, "").split(",")):
+            subnet = addr.pack_cidr(text)
+            if subnet is None:
+                raise CniError(
+                    INVALID_CONFIG, f"{path}: {key}: expected a network such as 10.244.1.1/24, found {text!r}"
+                )
+            found.append((addr.network(*subnet), subnet[1]))
+    return tuple(found)

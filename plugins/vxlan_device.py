@@ -1,0 +1,221 @@
+"""The node's VXLAN devices: made once, checked at every use, and put right as long as they are ours.
+
+A device is ours by its label, `cnikit NETWORK`. Ours is made anew when it cannot be changed into what is wanted; what
+somebody else has made under its name stays, and is told. Its MAC is set when it is made, because the other nodes
+derive it (`peers.vtep_mac`) and udev would give it another. Its address is the node's subnet's own one, which the
+node's traffic to pods elsewhere leaves from.
+"""
+
+from __future__ import annotations
+
+import posix
+from errno import EADDRNOTAVAIL, EEXIST, EOPNOTSUPP, ERANGE
+
+from cni import addr
+from cni.addr import AF_INET6
+from cni.errors import INTERNAL, NOT_AVAILABLE, CniError, KernelError
+from cni.kernel import ops
+from cni.names import OWNER
+from cni.paths import base_name
+from plugins.peers import device_name, label
+from plugins.settings import set_known
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni.kernel import Namespace
+    from cni.kernel.types import Link
+    from cni.world import Log
+    from plugins.cluster_conf import ClusterConf
+    from plugins.peers import Node, Subnet, Underlay
+
+# Drivers that promise to finish checksums inside VXLAN packets on any UDP port, and do so on the IANA's only: what they
+# send is dropped by the receiver. Linux itself finishes them where a driver makes no such promise.
+BREAKING_DRIVERS = ("vmxnet3",)
+
+_SCOPE_GLOBAL = 0
+_TOO_LARGE_VNI = 1 << 24
+
+
+class Wanted:
+    """What a device has to be."""
+
+    __slots__ = (
+        "addresses",
+        "alias",
+        "gbp",
+        "ipv6",
+        "learning",
+        "local",
+        "mac",
+        "mtu",
+        "name",
+        "port",
+        "underlay",
+        "vni",
+    )
+
+    def __init__(self, conf: ClusterConf, own: Node, size: int, underlay: Underlay, mtu: int) -> None:
+        self.name = device_name(size, conf.vni)
+        self.vni, self.port, self.learning, self.gbp = conf.vni, conf.port, conf.learning, conf.gbp
+        self.local = own.addresses[size]
+        self.underlay = underlay
+        self.mac = own.vtep_mac(size, conf.vni)
+        self.mtu = mtu
+        self.alias = label(conf.name)
+        # A family's address is on the device that carries the family by preference.
+        carried = [s for s in own.subnets if len(s[0]) == size or len(s[0]) not in own.addresses]
+        self.addresses: list[Subnet] = [(packed, len(packed) * 8) for packed, _ in carried]
+        self.ipv6 = any(len(packed) == 16 for packed, _ in (*own.subnets, *conf.networks))
+
+
+def ensure(host: Namespace, wanted: Wanted, log: Log) -> int:
+    """Make sure of a device; its link index. CniError 50 when that cannot be, with what was found."""
+    link = _usable(host, wanted)
+    if link is not None and (found := _differences(link, wanted)):
+        log(f"making {wanted.name} anew: expected {found[0][0]}, found {found[0][1]}")
+        host.delete_link(link.index, link.kind)
+        link = None
+    if link is None:
+        link = _make(host, wanted)
+    _settle(host, link, wanted)
+    return link.index
+
+
+def refuse(host: Namespace, wanted: Wanted) -> None:
+    """CniError 50 when `ensure` could not succeed. Changes nothing."""
+    if _usable(host, wanted) is not None:
+        return
+    _refuse_taken_number(host, wanted)
+    try:
+        # No VNI is as large. A kernel that knows VXLAN says so, before it makes anything.
+        host.apply(_addition(wanted, _TOO_LARGE_VNI))
+    except KernelError as error:
+        if error.errno != ERANGE:
+            raise _unmade(error) from None
+
+
+def check(host: Namespace, wanted: Wanted) -> None:
+    """CniError 999 that names the first difference between a device and what it has to be."""
+    link = host.link(wanted.name)
+    if link is None:
+        raise CniError(
+            INTERNAL, f"{wanted.name}: expected the network's VXLAN device, found none", "ADD of any pod makes it"
+        )
+    there = [(one.packed, one.prefix) for one in host.addresses(link.index)]
+    found = _differences(link, wanted)
+    found += [("it up", "it down")] * (not link.up) + _small_differences(link, wanted)
+    found += [(f"address {addr.unpack_cidr(*one)}", "none") for one in wanted.addresses if one not in there]
+    if found:
+        expected, instead = found[0]
+        raise CniError(INTERNAL, f"{wanted.name}: expected {expected}, found {instead}", "ADD of any pod puts it right")
+
+
+def _usable(host: Namespace, wanted: Wanted) -> Link | None:
+    """The link of the device's name; None when there is none. CniError 50 when it is none of ours and not what we want."""
+    link = host.link(wanted.name)
+    if link is None:
+        return None
+    found = _differences(link, wanted)
+    if link.alias != wanted.alias and (found or link.alias.startswith(OWNER)):
+        expected, instead = found[0] if found else (f"label {wanted.alias!r}", repr(link.alias))
+        text = f"{wanted.name} is there and not this network's: expected {expected}, found {instead}"
+        raise CniError(NOT_AVAILABLE, text, f"ip link del {wanted.name}, or choose another `vni`")
+    return link
+
+
+def _differences(link: Link, wanted: Wanted) -> list[tuple[str, str]]:
+    """What cannot be changed and is not as it has to be, as pairs of expected and found."""
+    there = link.vxlan
+    if there is None:
+        return [("a VXLAN device", f"a {link.kind or 'physical or loopback'} interface")]
+    local = addr.unpack(there.local) if there.local else "none"
+    pairs = [
+        (f"VNI {wanted.vni}", f"VNI {there.vni}"),
+        (f"UDP port {wanted.port}", f"UDP port {there.port}"),
+        (f"local address {addr.unpack(wanted.local)}", f"local address {local}"),
+        (f"underlay link {wanted.underlay.index}", f"underlay link {there.link}"),
+        (f"learning {wanted.learning}", f"learning {there.learning}"),
+        (f"gbp {wanted.gbp}", f"gbp {there.gbp}"),
+    ]
+    return [(expected, found) for expected, found in pairs if expected != found]
+
+
+def _small_differences(link: Link, wanted: Wanted) -> list[tuple[str, str]]:
+    """What can be changed, in the same form."""
+    pairs = [
+        (f"MAC {addr.unpack_mac(wanted.mac)}", f"MAC {addr.unpack_mac(link.mac)}"),
+        (f"MTU {wanted.mtu}", f"MTU {link.mtu}"),
+    ]
+    return [(expected, found) for expected, found in pairs if expected != found]
+
+
+def _addition(wanted: Wanted, vni: int) -> ops.Op:
+    return ops.vxlan_add(
+        wanted.name, vni, mac=wanted.mac, mtu=wanted.mtu, port=wanted.port, local=wanted.local,
+        link=wanted.underlay.index, learning=wanted.learning, gbp=wanted.gbp,
+    )  # fmt: skip
+
+
+def _make(host: Namespace, wanted: Wanted) -> Link:
+    try:
+        host.apply(_addition(wanted, wanted.vni))
+    except KernelError as error:
+        if error.errno != EEXIST:
+            raise _unmade(error) from None
+        _refuse_taken_number(host, wanted)
+    else:
+        _stop_breaking_offload(host, wanted)
+    link = _usable(host, wanted)  # or another pod's ADD was faster
+    if link is None:
+        raise CniError(NOT_AVAILABLE, f"{wanted.name}: expected the device just made, found none", "try again")
+    return link
+
+
+def _unmade(error: KernelError) -> CniError:
+    help_ = "load the module: modprobe vxlan" if error.errno == EOPNOTSUPP else "see the kernel's log"
+    return CniError(NOT_AVAILABLE, f"the VXLAN device cannot be made: {error.msg}", help_)
+
+
+def _refuse_taken_number(host: Namespace, wanted: Wanted) -> None:
+    """CniError 50 when another device has the VNI on this port: the kernel gives it to one for each family."""
+    for link in host.links():
+        there = link.vxlan
+        if there is None or link.name == wanted.name or (there.vni, there.port) != (wanted.vni, wanted.port):
+            continue
+        if there.local is None or len(there.local) == len(wanted.local):
+            text = f"VNI {wanted.vni} on UDP port {wanted.port}: expected it free for {wanted.name}, found {link.name} with it"
+            raise CniError(NOT_AVAILABLE, text, f"choose another `vni` or `port`, or remove {link.name}")
+
+
+def _settle(host: Namespace, link: Link, wanted: Wanted) -> None:
+    """Give a device what can be changed: MAC, MTU, label, addresses; and set it up."""
+    there = [(one.packed, one.prefix) for one in host.addresses(link.index) if one.scope == _SCOPE_GLOBAL]
+    missing = [one for one in wanted.addresses if one not in there]
+    if wanted.ipv6 and (not link.up or missing):
+        if host.conf(AF_INET6, wanted.name, "disable_ipv6") == "1":
+            host.set_conf(AF_INET6, wanted.name, "disable_ipv6", "0")
+        set_known(host, wanted.name, "accept_ra", "0")
+    changes = [ops.addr_del(link.index, *one) for one in there if one not in wanted.addresses]
+    changes += [ops.addr_add(link.index, *one, nodad=True) for one in missing]
+    mac = wanted.mac if link.mac != wanted.mac else None
+    mtu = wanted.mtu if link.mtu != wanted.mtu else None
+    if not link.up or mac or mtu or link.alias != wanted.alias:
+        changes.append(ops.link_set(link.index, up=True, mac=mac, mtu=mtu, alias=wanted.alias))
+    try:
+        host.apply(*changes)
+    except KernelError as error:
+        if error.errno not in (EEXIST, EADDRNOTAVAIL):  # another ADD did the same at this moment
+            raise _unmade(error) from None
+
+
+def _stop_breaking_offload(host: Namespace, wanted: Wanted) -> None:
+    if _driver(wanted.underlay.name) in BREAKING_DRIVERS and host.tx_checksum(wanted.name):
+        host.set_tx_checksum(wanted.name, False)
+
+
+def _driver(name: str) -> str:
+    """The driver of a physical link; empty for others."""
+    try:
+        return base_name(posix.readlink(f"/sys/class/net/{name}/device/driver"))
+    except OSError:
+        return ""

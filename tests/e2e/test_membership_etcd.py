@@ -1,0 +1,443 @@
+"""Membership on a real etcd: claims that nobody else gets, and what happens to them when etcd, its data, the network
+or the certificates are not as they should be."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent.membership.etcd_client import PAGE
+from cni import addr
+from tests.e2e.etcd_world import IPV6_NETWORK, NETWORK, PREFIX, Ear, Etcd, Member, put_node
+from tests.e2e.world import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from plugins.peers import Node
+
+pytest_plugins = ["tests.e2e.etcd_fixtures"]
+
+
+# Claims
+
+
+def test_a_node_claims_a_subnet_and_tells_where_it_is(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+
+    (subnet,) = one.subnets
+    keys = etcd.content()
+    assert json.loads(keys[f"{PREFIX}/nodes/node1"]) == {"name": "node1", "publicIP": "192.0.2.1", "subnets": [subnet]}
+    assert keys[f"{PREFIX}/subnets/{subnet.replace('/', '-')}"] == "node1"
+    network = ipaddress.ip_network(subnet)
+    assert network.prefixlen == 24
+    assert network.subnet_of(ipaddress.ip_network("10.244.0.0/16"))  # type: ignore[arg-type]
+    assert subnet != "10.244.0.0/24"  # flannel leaves it out as well
+
+
+def test_nodes_see_one_another(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    two = member(2).start().ready()
+
+    one.ear.wait(lambda ear: "node2" in ear.nodes, "node1 hears of node2")
+    assert one.ear.nodes == two.ear.nodes
+
+
+def test_both_families_are_claimed_at_once(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1, networks=(NETWORK, IPV6_NETWORK)).start().ready()
+
+    four, six = one.subnets
+    assert ipaddress.ip_network(four).version == 4
+    assert ipaddress.ip_network(six).subnet_of(ipaddress.ip_network("fd00:244::/48"))  # type: ignore[arg-type]
+    assert f"{PREFIX}/subnets/{six.replace('/', '-')}" in etcd.content()
+
+
+def test_fifty_at_once_for_sixty_subnets_all_get_their_own(etcd: Etcd, member: Callable[..., Member]) -> None:
+    members = [member(number, subnetMin="10.244.1.0", subnetMax="10.244.60.0") for number in range(1, 51)]
+
+    for one in members:
+        one.start()
+    for one in members:
+        one.ready()
+
+    held = {one.subnets[0] for one in members}
+    assert len(held) == 50
+    assert {key.rsplit("/", 1)[1] for key in etcd.content(f"{PREFIX}/subnets/")} == {
+        one.replace("/", "-") for one in held
+    }
+
+
+def test_processes_at_once_for_as_many_subnets_as_they_are(etcd: Etcd, tmp_path: Path) -> None:
+    code = (
+        "import sys; from tests.e2e.etcd_world import Member\n"
+        "one = Member(int(sys.argv[2]), [sys.argv[1]], subnetMin='10.244.1.0', subnetMax='10.244.8.0')\n"
+        "sys.stdin.read(1); one.start().ready(); print(*one.subnets); one.source.close()"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, etcd.url, str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(8)
+    ]
+
+    outputs = []
+    for one in started:
+        assert one.stdin is not None
+        one.stdin.write("x")
+        one.stdin.flush()
+    for one in started:
+        outputs.append(one.communicate(timeout=60)[0].strip())
+
+    assert sorted(outputs) == [f"10.244.{number}.0/24" for number in range(1, 9)]
+
+
+def test_when_no_subnet_is_free_that_is_told_and_one_that_gets_free_is_taken(
+    etcd: Etcd, member: Callable[..., Member]
+) -> None:
+    ends = {"subnetMin": "10.244.7.0", "subnetMax": "10.244.7.0"}
+    one = member(1, **ends).start().ready()
+
+    two = member(2, **ends).start()
+
+    two.ear.wait(lambda ear: "no subnet is free" in ear.trouble_now, "trouble")
+    assert two.ear.nodes == {}
+    one.source.close()  # its lease ends
+    assert two.ready().subnets == ["10.244.7.0/24"]
+
+
+def test_nodes_with_another_subnet_length_are_refused_while_there_are_claims(
+    etcd: Etcd, member: Callable[..., Member]
+) -> None:
+    one = member(1).start().ready()
+
+    two = member(2, subnetLen=25).start()
+
+    two.ear.wait(lambda ear: "subnetLen: expected" in ear.trouble_now, "trouble")
+    assert two.ear.nodes == {}
+    one.source.close()
+    (subnet,) = two.ready().subnets
+    assert subnet.endswith("/25")
+
+
+# Leases and restarts
+
+
+def test_a_node_that_is_gone_is_withdrawn_when_its_lease_ends(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    two = member(2).start().ready()
+    one.ear.wait(lambda ear: "node2" in ear.nodes, "node1 hears of node2")
+
+    two.source.close()
+
+    one.ear.wait(lambda ear: "node2" not in ear.nodes, "node2 is withdrawn")
+    assert len(etcd.content(f"{PREFIX}/subnets/")) == 1
+
+
+def test_a_lease_is_kept_for_as_long_as_the_source_lives(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    (lease,) = etcd.leases()
+    watcher = member(2).start().ready()
+
+    for _ in range(3):
+        _wait_until_renewed(etcd, lease)
+
+    assert "node1" in watcher.ear.nodes
+    assert one.ear.trouble_now == ""
+
+
+def test_a_lease_is_kept_while_somebody_is_slow_to_hear_of_changes(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1)
+    busy, go_on = threading.Event(), threading.Event()
+
+    class Slow(Ear):
+        def change(self, put: list[Node], gone: list[str]) -> None:
+            busy.set()
+            go_on.wait()
+            super().change(put, gone)
+
+    one.ear = Slow()
+    one.start().ready()
+    try:
+        put_node(etcd, "node2", "192.0.2.2", "10.244.200.0/24")
+        assert busy.wait(20)
+        (lease,) = etcd.leases()
+        _wait_until_renewed(etcd, lease)
+        _wait_until_renewed(etcd, lease)  # that is longer than it lives by itself
+    finally:
+        go_on.set()
+
+    assert f"{PREFIX}/nodes/node1" in etcd.content()
+
+
+def _wait_until_renewed(etcd: Etcd, lease: str) -> None:
+    remaining: list[int] = []
+
+    def risen() -> bool:
+        remaining.append(_seconds_left(etcd, lease))
+        return len(remaining) > 1 and remaining[-1] > remaining[-2]
+
+    wait_until(risen, "the lease is renewed")
+
+
+def _seconds_left(etcd: Etcd, lease: str) -> int:
+    return int(json.loads(etcd.told("lease", "timetolive", lease, "-w", "json"))["ttl"])
+
+
+def test_a_node_that_restarts_has_its_subnet_and_its_lease_again(etcd: Etcd, member: Callable[..., Member]) -> None:
+    before = member(1, ttl=600).start().ready()
+    before.source.close()
+    lease = etcd.leases()
+
+    after = member(1, ttl=600).start().ready()
+
+    assert after.subnets == before.subnets
+    assert etcd.leases() == lease
+
+
+def test_a_node_that_comes_back_with_another_address_is_replaced(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    two = member(2).start().ready()
+    two.source.close()
+
+    member(2).start("192.0.2.222").ready()
+
+    one.ear.wait(lambda ear: ear.nodes["node2"].addresses == {4: addr.pack("192.0.2.222")}, "the new address")
+    assert one.ear.nodes["node2"].subnets == two.ear.nodes["node2"].subnets
+
+
+def test_an_address_that_changes_while_it_runs_is_told(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    two = member(2).start().ready()
+
+    two.source.update(two.at("192.0.2.99"))
+
+    one.ear.wait(lambda ear: ear.nodes.get("node2", two.at("::")).addresses == {4: addr.pack("192.0.2.99")}, "it")
+    two.ear.wait(lambda ear: ear.nodes["node2"].addresses == {4: addr.pack("192.0.2.99")}, "node2 hears it as well")
+    assert one.ear.nodes["node2"].subnets == two.ear.nodes["node2"].subnets
+    assert {*one.ear.troubles, *two.ear.troubles} <= {""}
+
+
+def test_the_subnet_a_node_had_is_taken_while_it_is_free(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1, had="10.244.77.0/24").start().ready()
+
+    assert one.subnets == ["10.244.77.0/24"]
+
+
+def test_when_somebody_has_it_that_is_told(etcd: Etcd, member: Callable[..., Member]) -> None:
+    member(1, had="10.244.77.0/24").start().ready()
+
+    two = member(2, had="10.244.77.0/24").start().ready()
+
+    assert two.subnets != ["10.244.77.0/24"]
+    assert "10.244.77.0/24, which this node had" in two.ear.troubles[0]
+
+
+def test_a_subnet_outside_the_network_is_given_back(etcd: Etcd, member: Callable[..., Member]) -> None:
+    member(1, had="10.244.77.0/24").start().ready().source.close()
+
+    one = member(1, subnetMax="10.244.9.0").start().ready()
+
+    assert int(one.subnets[0].split(".")[2]) <= 9
+    assert f"{PREFIX}/subnets/10.244.77.0-24" not in etcd.content()
+
+
+def test_claims_deleted_by_hand_are_made_again(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    before = etcd.content()
+
+    etcd.ctl("del", "--prefix", f"{PREFIX}/subnets/")
+    wait_until(lambda: etcd.content() == before, "the claim is there again")
+    etcd.ctl("del", "--prefix", PREFIX)
+    wait_until(lambda: etcd.content() == before, "all is there again")
+    etcd.ctl("put", f"{PREFIX}/nodes/node1", "no node")
+    wait_until(lambda: etcd.content() == before, "the node is there again")
+
+    assert one.ready().subnets == [key.rsplit("/", 1)[1].replace("-", "/") for key in before if "/subnets/" in key]
+
+
+def test_a_lease_that_was_revoked_is_taken_anew(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    before = one.subnets
+    (lease,) = etcd.leases()
+
+    etcd.ctl("lease", "revoke", lease)
+
+    wait_until(lambda: etcd.leases() not in ([], [lease]), "another lease")
+    wait_until(lambda: f"{PREFIX}/nodes/node1" in etcd.content(), "the node's key")
+    assert one.ready().subnets == before
+
+
+def test_a_name_that_two_nodes_have_is_told(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+
+    member(9, name="node1").start()
+
+    one.ear.wait(lambda ear: "another node, with 192.0.2.9, also calls itself node1" in ear.trouble_now, "trouble")
+
+
+# What etcd does
+
+
+def test_etcd_that_is_not_there_at_first_is_waited_for(etcd: Etcd, member: Callable[..., Member]) -> None:
+    etcd.kill()
+    one = member(1).start()
+    one.ear.wait(lambda ear: "cannot be reached: Connection refused" in ear.trouble_now, "trouble")
+
+    etcd.start()
+
+    assert one.ready().ear.troubles[-1] == ""
+
+
+def test_what_is_known_stays_while_etcd_is_away_and_changes_are_seen_after(
+    etcd: Etcd, member: Callable[..., Member]
+) -> None:
+    one = member(1, ttl=600).start().ready()
+    put_node(etcd, "node2", "192.0.2.2", "10.244.200.0/24")
+    one.ear.wait(lambda ear: "node2" in ear.nodes, "node2")
+    before = dict(one.ear.nodes)
+
+    etcd.kill()
+    one.ear.wait(lambda ear: "what is known stays in force" in ear.trouble_now, "trouble")
+    assert one.ear.nodes == before
+    etcd.start()
+    put_node(etcd, "node3", "192.0.2.3", "10.244.201.0/24")
+
+    one.ear.wait(lambda ear: "node3" in ear.nodes and not ear.trouble_now, "node3")
+    assert one.ear.replaced == 1  # the watch went on where it was
+
+
+def test_a_lease_that_ended_while_etcd_was_away_is_claimed_again(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    before = one.subnets
+    etcd.forget()
+
+    etcd.start()
+
+    wait_until(lambda: f"{PREFIX}/nodes/node1" in etcd.content(), "claimed again")
+    assert one.ready().subnets == before
+
+
+def test_when_another_node_has_taken_it_meanwhile_that_is_told(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    (before,) = one.subnets
+    etcd.forget()
+    gate = etcd.elsewhere()
+    gate.ctl("put", f"{PREFIX}/subnets/{before.replace('/', '-')}", "node2")
+    gate.kill()
+    etcd.start()
+
+    one.ear.wait(lambda ear: any("cannot be claimed in etcd any more" in text for text in ear.troubles), "it is told")
+
+    assert one.ready().subnets != [before]
+
+
+def test_compacted_revisions_are_read_anew(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1, ttl=600).start().ready()
+    put_node(etcd, "node2", "192.0.2.2", "10.244.200.0/24")
+    one.ear.wait(lambda ear: "node2" in ear.nodes, "node2")
+    etcd.kill()
+    gate = etcd.elsewhere()
+    put_node(gate, "node3", "192.0.2.3", "10.244.201.0/24")
+    gate.ctl("del", f"{PREFIX}/nodes/node2")
+    gate.ctl("compaction", str(gate.revision()))
+    gate.kill()
+
+    etcd.start()
+
+    one.ear.wait(lambda ear: set(ear.nodes) == {"node1", "node3"} and not ear.trouble_now, "read anew")
+    assert one.ear.replaced == 2
+
+
+def test_an_etcd_that_stands_still_is_noticed(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+
+    etcd.freeze()
+    try:
+        one.ear.wait(lambda ear: "timed out" in ear.trouble_now, "trouble", 60)
+    finally:
+        etcd.thaw()
+
+    one.ready()
+
+
+def test_another_endpoint_is_used_when_one_does_not_answer(etcd: Etcd, member: Callable[..., Member]) -> None:
+    nobody = "http://127.0.0.1:1"
+    for number in range(1, 9):  # names decide where they begin
+        assert member(number, endpoints=[nobody, etcd.url]).start().ready().ear.troubles in ([], [""])
+
+
+def test_more_nodes_than_a_page_holds_are_read(etcd: Etcd, member: Callable[..., Member]) -> None:
+    count = 2 * PAGE + 1
+    lines = []
+    for number in range(count):
+        value = {"name": f"n{number}", "publicIP": f"198.18.{number // 256}.{number % 256}", "subnets": []}
+        lines.append(f"put {PREFIX}/nodes/n{number} {json.dumps(json.dumps(value))}\n")
+    for start in range(0, count, 100):  # etcd takes 128 operations in a transaction
+        etcd.ctl("txn", stdin="\n" + "".join(lines[start : start + 100]) + "\n\n")
+
+    one = member(1).start().ready()
+
+    assert len(one.ear.nodes) == count + 1
+
+
+# Values that are none
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("no JSON", "not valid JSON"),
+        ("[]", "expected an object"),
+        ('{"name": "node7"}', "expected publicIP or publicIPv6, found neither"),
+        ('{"name": "node8", "publicIP": "192.0.2.7"}', "expected node7 as in the key"),
+        ('{"name": "node7", "publicIP": "192.0.2.7", "subnets": ["10.244.7.1/24"]}', "own address, 10.244.7.0/24"),
+        ('{"name": "node7", "publicIP": "192.0.2.1"}', "192.0.2.1 is node1's address"),
+        ("[" * 100_000, "left out"),
+    ],
+)
+def test_a_wrong_value_is_told_and_left_out_and_the_others_go_on(
+    etcd: Etcd, member: Callable[..., Member], value: str, told: str
+) -> None:
+    one = member(1).start().ready()
+
+    etcd.ctl("put", f"{PREFIX}/nodes/node7", stdin=value)
+    put_node(etcd, "node2", "192.0.2.2", "10.244.200.0/24")
+
+    one.ear.wait(lambda ear: "node2" in ear.nodes and told in ear.trouble_now, "told")
+    assert f"{PREFIX}/nodes/node7" in one.ear.trouble_now
+    assert set(one.ear.nodes) == {"node1", "node2"}
+    put_node(etcd, "node7", "192.0.2.7", "10.244.207.0/24")
+    one.ear.wait(lambda ear: "node7" in ear.nodes and not ear.trouble_now, "put right")
+
+
+def test_wrong_values_found_at_start_are_told_as_well(etcd: Etcd, member: Callable[..., Member]) -> None:
+    for number in range(5):
+        etcd.ctl("put", f"{PREFIX}/nodes/bad{number}", "-")
+    etcd.ctl("put", f"{PREFIX}/subnets/no subnet", "-")
+    etcd.ctl("put", f"{PREFIX}/elsewhere", "-")
+
+    one = member(1).start()
+
+    one.ear.wait(lambda ear: "node1" in ear.nodes and "and 2 more" in ear.trouble_now, "told")
+
+
+def test_a_node_that_was_given_another_name_is_there_once(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    put_node(etcd, "old", "192.0.2.7", "10.244.207.0/24")
+    put_node(etcd, "new", "192.0.2.7", "10.244.208.0/24")
+
+    one.ear.wait(lambda ear: "new" in ear.nodes and "old" not in ear.nodes, "new")
+    assert "192.0.2.7 is new's address" in one.ear.trouble_now
+    etcd.ctl("del", f"{PREFIX}/nodes/new")
+
+    one.ear.wait(lambda ear: "old" in ear.nodes and not ear.trouble_now, "old is there again")

@@ -1,0 +1,162 @@
+"""What a backend wants in the kernel for a peer: pure, so every case is a line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cni import addr
+from cni.config import Reader
+from plugins import host_gw, vxlan
+from plugins.peers import Entries, Local, Node, Underlay, read_node, vtep_mac
+
+UNDERLAY4, UNDERLAY6, DEVICE4, DEVICE6 = 2, 3, 10, 11
+
+
+def node(name: str, **keys: Any) -> Node:
+    return read_node(Reader({"name": name, **keys}))
+
+
+def packed(text: str) -> bytes:
+    found = addr.pack(text)
+    assert found is not None
+    return found
+
+
+def cidr(text: str) -> tuple[bytes, int]:
+    found = addr.pack_cidr(text)
+    assert found is not None
+    return found
+
+
+def local(*, direct: bool = False, sizes: tuple[int, ...] = (4, 16)) -> Local:
+    """A node with an underlay link for each family, 192.0.2.0/24 and 2001:db8::/64 on them."""
+    links = {
+        4: Underlay(UNDERLAY4, "eth0", 1500, (cidr("192.0.2.0/24"),)),
+        16: Underlay(UNDERLAY6, "eth1", 1500, (cidr("2001:db8::/64"),)),
+    }
+    devices = {4: DEVICE4, 16: DEVICE6}
+    return Local({size: links[size] for size in sizes}, {size: devices[size] for size in sizes}, vni=1, direct=direct)
+
+
+OWN = node("a", publicIP="192.0.2.1", publicIPv6="2001:db8::1", subnets=["10.244.1.0/24", "fd00:244:1::/64"])
+DUAL = node("b", publicIP="192.0.2.2", publicIPv6="2001:db8::2", subnets=["10.244.2.0/24", "fd00:244:2::/64"])
+FAR = node("far", publicIP="198.51.100.9", publicIPv6="2001:db8:9::9", subnets=["10.244.9.0/24", "fd00:244:9::/64"])
+
+
+def routes(entries: Entries) -> dict[str, tuple[int, str, bool]]:
+    """The routes as text: network to (link, gateway, onlink)."""
+    found = {}
+    for subnet, (index, gateway, onlink) in entries.routes.items():
+        assert gateway is not None
+        found[addr.unpack_cidr(*subnet)] = (index, addr.unpack(gateway), onlink)
+    return found
+
+
+class TestVxlan:
+    def test_each_family_travels_over_its_own_underlay(self) -> None:
+        entries = vxlan.entries(OWN, DUAL, local())
+
+        assert routes(entries) == {
+            "10.244.2.0/24": (DEVICE4, "10.244.2.0", True),
+            "fd00:244:2::/64": (DEVICE6, "fd00:244:2::", True),
+        }
+        mac4, mac6 = vtep_mac(1, packed("192.0.2.2")), vtep_mac(1, packed("2001:db8::2"))
+        assert entries.neighbours == {
+            (DEVICE4, packed("10.244.2.0")): mac4,
+            (DEVICE6, packed("fd00:244:2::")): mac6,
+        }
+        assert entries.fdb == {(DEVICE4, mac4): packed("192.0.2.2"), (DEVICE6, mac6): packed("2001:db8::2")}
+        assert entries.faults == []
+
+    def test_both_families_travel_over_the_one_underlay_that_two_nodes_share(self) -> None:
+        """Dual-stack pods over an IPv4 underlay, and IPv4 pods over an IPv6 underlay."""
+        only4 = node("b", publicIP="192.0.2.2", subnets=["10.244.2.0/24", "fd00:244:2::/64"])
+        only6 = node("c", publicIPv6="2001:db8::3", subnets=["10.244.3.0/24"])
+
+        over4, over6 = (vxlan.entries(OWN, peer, local()) for peer in (only4, only6))
+
+        assert {hop[0] for hop in over4.routes.values()} == {DEVICE4}
+        assert list(over4.neighbours) == [(DEVICE4, packed("10.244.2.0")), (DEVICE4, packed("fd00:244:2::"))]
+        assert list(over4.fdb.values()) == [packed("192.0.2.2")]
+        assert routes(over6) == {"10.244.3.0/24": (DEVICE6, "10.244.3.0", True)}
+        assert list(over6.fdb.values()) == [packed("2001:db8::3")]
+
+    def test_a_peer_that_tells_its_mac_is_believed(self) -> None:
+        told = node("b", publicIP="192.0.2.2", vtepMAC="02:11:22:33:44:55", subnets=["10.244.2.0/24"])
+
+        entries = vxlan.entries(OWN, told, local())
+
+        assert entries.fdb == {(DEVICE4, bytes.fromhex("021122334455")): packed("192.0.2.2")}
+
+    def test_a_peer_with_several_subnets_of_a_family(self) -> None:
+        peer = node("b", publicIP="192.0.2.2", subnets=["10.244.2.0/24", "10.244.3.0/24"])
+
+        entries = vxlan.entries(OWN, peer, local())
+
+        assert len(entries.routes) == len(entries.neighbours) == 2
+        assert len(entries.fdb) == 1
+
+    def test_no_common_underlay_is_told(self) -> None:
+        only6 = node("b", publicIPv6="2001:db8::2", subnets=["10.244.2.0/24"])
+
+        entries = vxlan.entries(OWN, only6, local(sizes=(4,)))
+
+        assert (entries.routes, entries.neighbours, entries.fdb) == ({}, {}, {})
+        (fault,) = entries.faults
+        assert "b: 10.244.2.0/24 is unreachable" in fault
+        assert "2001:db8::2" in fault
+
+    def test_direct_routing_leaves_the_device_out_for_peers_on_the_link(self) -> None:
+        near, far = (vxlan.entries(OWN, peer, local(direct=True)) for peer in (DUAL, FAR))
+
+        assert routes(near) == {
+            "10.244.2.0/24": (UNDERLAY4, "192.0.2.2", False),
+            "fd00:244:2::/64": (UNDERLAY6, "2001:db8::2", False),
+        }
+        assert (near.neighbours, near.fdb) == ({}, {})
+        assert {hop[0] for hop in far.routes.values()} == {DEVICE4, DEVICE6}
+
+    def test_direct_routing_is_by_the_family_of_the_subnet(self) -> None:
+        """IPv6 pods over an IPv4 underlay cannot be routed on it, so they go through the device."""
+        peer = node("b", publicIP="192.0.2.2", subnets=["10.244.2.0/24", "fd00:244:2::/64"])
+
+        entries = vxlan.entries(OWN, peer, local(direct=True))
+
+        assert routes(entries) == {
+            "10.244.2.0/24": (UNDERLAY4, "192.0.2.2", False),
+            "fd00:244:2::/64": (DEVICE4, "fd00:244:2::", True),
+        }
+
+
+class TestHostGw:
+    def test_routes_lead_to_the_peers_address_of_the_same_family(self) -> None:
+        entries = host_gw.entries(OWN, DUAL, local())
+
+        assert routes(entries) == {
+            "10.244.2.0/24": (UNDERLAY4, "192.0.2.2", False),
+            "fd00:244:2::/64": (UNDERLAY6, "2001:db8::2", False),
+        }
+        assert (entries.neighbours, entries.fdb, entries.faults) == ({}, {}, [])
+
+    def test_a_peer_that_is_not_on_the_link_is_told_and_gets_no_route(self) -> None:
+        entries = host_gw.entries(OWN, FAR, local())
+
+        assert entries.routes == {}
+        first, second = entries.faults
+        assert "far: 10.244.9.0/24 is unreachable" in first
+        assert "192.0.2.0/24" in first
+        assert "198.51.100.9" in first
+        assert "2001:db8:9::9" in second
+
+    @pytest.mark.parametrize("key", ["publicIP", "publicIPv6"])
+    def test_a_subnet_without_an_address_of_its_family_is_told(self, key: str) -> None:
+        address = {"publicIP": "192.0.2.2", "publicIPv6": "2001:db8::2"}[key]
+        peer = node("b", subnets=["10.244.2.0/24", "fd00:244:2::/64"], **{key: address})
+
+        entries = host_gw.entries(OWN, peer, local())
+
+        assert len(entries.routes) == 1
+        (fault,) = entries.faults
+        assert {"publicIP": "publicIPv6", "publicIPv6": "publicIP"}[key] in fault

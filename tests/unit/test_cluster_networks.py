@@ -1,0 +1,101 @@
+"""Which networks the agent finds in network lists, and what it writes down for their plugins."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent.cluster import networks_of
+from agent.subnet_file import settle, text_of
+from cni import addr
+from cni.config import Reader
+from cni.errors import CniError
+from plugins.cluster_conf import ClusterConf
+from plugins.peers import Node
+from plugins.pod_network import Site
+from plugins.this_node import SubnetFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VXLAN = {"type": "vxlan", "network": "10.244.0.0/16", "membership": {"source": "static", "file": "/x"}}
+
+
+def listed(folder: Path, name: str, *plugins: dict[str, Any]) -> str:
+    path = folder / f"{name}.conflist"
+    path.write_text(json.dumps({"cniVersion": "1.1.0", "name": name, "plugins": list(plugins)}))
+    return str(path)
+
+
+def test_every_network_of_several_nodes_is_found(tmp_path: Path) -> None:
+    one = listed(tmp_path, "one", {"type": "bridge"}, VXLAN)
+    two = tmp_path / "two.conf"
+    peers = [{"name": "n1", "publicIP": "192.0.2.1"}]
+    two.write_text(json.dumps({"name": "two", "type": "host-gw", "network": "10.9.0.0/16", "peers": peers}))
+
+    found = networks_of([one, str(two)])
+
+    assert [(one.conf.name, one.conf.kind, one.lists_us) for one in found] == [
+        ("one", "vxlan", True), ("two", "host-gw", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("plugins", "complaint"),
+    [
+        ([{"type": "bridge"}], "expected a plugin of type vxlan or host-gw, found none"),
+        ([{**VXLAN, "vni": 0}], "vni: expected an integer from 1"),
+        ([{"type": "vxlan", "network": "10.244.0.0/16"}], "membership: expected a source of members beside no `peers`"),
+        ([{"type": "vxlan", "membership": {}}], "network: expected the network's range"),
+        ([{**VXLAN, "membership": {"source": "static"}}], "membership.file: expected the absolute path"),
+        ([VXLAN, VXLAN], "expected it once, found it twice"),
+    ],
+)
+def test_what_cannot_be_used_is_said_with_the_file(tmp_path: Path, plugins: Any, complaint: str) -> None:
+    path = listed(tmp_path, "one", *plugins)
+
+    with pytest.raises(CniError) as caught:
+        networks_of([path])
+
+    assert complaint in caught.value.msg
+
+
+def test_two_networks_with_one_vni_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CniError, match="expected a VNI of its own, found 1 twice"):
+        networks_of([listed(tmp_path, "one", VXLAN), listed(tmp_path, "two", VXLAN)])
+
+
+def test_the_subnet_file_is_what_the_plugins_read(tmp_path: Path) -> None:
+    conf = ClusterConf(
+        Reader(
+            {"type": "vxlan", "name": "lab", "network": "10.244.0.0/16", "ipv6Network": "fd00:244::/48", "ipMasq": True}
+        )
+    )
+    subnets = tuple(found for found in map(addr.pack_cidr, ("10.244.1.0/24", "fd00:244:0:1::/64")) if found)
+    site = Site(conf, Node("n1", {4: b"\xc0\0\2\1"}, subnets), {}, conf.networks, 1450, 0)
+    path = str(tmp_path / "subnets" / "lab.env")
+
+    assert settle(path, text_of(site))
+    assert not settle(path, text_of(site)), "it is not written again"
+
+    text = (tmp_path / "subnets" / "lab.env").read_text()
+    assert text.splitlines() == [
+        "FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.1.1/24", "FLANNEL_IPV6_NETWORK=fd00:244::/48",
+        "FLANNEL_IPV6_SUBNET=fd00:244:0:1::1/64", "FLANNEL_MTU=1450", "FLANNEL_IPMASQ=true",
+    ]  # fmt: skip
+    read = SubnetFile(text, path)
+    assert (read.subnets, read.networks, read.mtu) == (subnets, conf.networks, 1450)
+    assert [entry.name for entry in (tmp_path / "subnets").iterdir()] == ["lab.env"]
+
+
+def test_a_node_without_subnets_has_no_subnet_file(tmp_path: Path) -> None:
+    path = tmp_path / "lab.env"
+    path.write_text("FLANNEL_SUBNET=10.244.1.1/24\n")
+    conf = ClusterConf(Reader({"type": "vxlan", "name": "lab", "network": "10.244.0.0/16"}))
+
+    assert settle(str(path), text_of(Site(conf, Node("n1", {}, ()), {}, conf.networks, 1450, 0)))
+
+    assert not path.exists()
+    assert not settle(str(path), "")

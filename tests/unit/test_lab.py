@@ -1,0 +1,111 @@
+"""A lab's pure parts: what it is made of, what is remembered of it, what a captured frame holds."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from cli import lab_state
+from cli.lab_capture import tunnelled
+from cli.lab_ping import Answer, Target, table
+from cli.lab_plan import LabError, Plan
+from cli.lab_process import Process
+from cli.lab_state import State
+from cni.netlist import NetworkList
+from plugins.peers import refuse_contradictions
+
+MACS = bytes.fromhex("0a0000000002 0a0000000001")
+
+
+class TestPlan:
+    def test_nodes_agree_with_one_another_up_to_the_last(self) -> None:
+        plan = Plan(node_count=200, families=(4, 16))
+        members = [node.member() for node in plan.nodes]
+        refuse_contradictions(members)
+        assert members[199].described() == {
+            "name": "node200",
+            "publicIP": "192.0.2.200",
+            "publicIPv6": "2001:db8::c8",
+            "subnets": ["10.244.200.0/24", "fd00:244:0:c8::/64"],
+        }
+
+    def test_names_are_unique_and_fit(self) -> None:
+        plan = Plan(node_count=200, pod_count=50)
+        pods = [pod.name for pod in plan.pods]
+        assert len(set(pods)) == 200 * 50
+        assert max(len(node.name) for node in plan.nodes) <= 15, "a node's name is its link's on the underlay"
+
+    @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+    @pytest.mark.parametrize("source", ["static", "etcd"])
+    def test_the_network_list_is_one(self, backend: str, source: str) -> None:
+        plan = Plan(backend=backend, source=source, families=(16,))
+        network = NetworkList(json.dumps(plan.network_list("/nodes.json")).encode())
+        (plugin,) = network.plugins
+        assert plugin.type == backend
+        assert plugin.value["ipv6Network"] == "fd00:244::/48"
+        assert "network" not in plugin.value
+        where = {"static": ("file", "/nodes.json"), "etcd": ("endpoints", ["http://[2001:db8::fe]:2379"])}[source]
+        assert where in plugin.value["membership"].items()
+
+    @pytest.mark.parametrize("name", ["", "-x", "Lab", "a/b", "..", "a b", "é", "x\n", "a" * 33])
+    def test_a_name_that_is_none_is_refused(self, name: str) -> None:
+        with pytest.raises(LabError, match="expected up to 32"):
+            Plan(name)
+
+
+class TestState:
+    def test_what_is_written_is_read(self, tmp_path: Path) -> None:
+        plan = Plan("mine", 2, 1, "host-gw", "etcd", (4, 16))
+        state = State(plan, "/bin", True, {"node1": Process(12, 34)}, {"node1-pod1": ["10.244.1.2"]}, ("node2",))
+        state.write(str(tmp_path))
+        assert lab_state.read(str(tmp_path)) == state
+        assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+    def test_none_is_told_from_one_that_is_not_understood(self, tmp_path: Path) -> None:
+        assert lab_state.read(str(tmp_path)) is None
+        for text in ("", "{}", "[]", '{"plan": {"name": "x", "families": 3}}'):
+            (tmp_path / "state.json").write_text(text)
+            with pytest.raises(LabError, match="expected what this version"):
+                lab_state.read(str(tmp_path))
+
+
+class TestCapture:
+    """Frames put together by hand after RFC 791, 768 and 7348."""
+
+    def test_a_ping_in_vxlan(self) -> None:
+        found = tunnelled(vxlan(ipv4("10.0.0.1", "10.0.0.2", 1, b"\x08\x00")))
+        assert found is not None
+        assert found.text() == "192.0.2.1 -> 192.0.2.2 UDP 8472 VNI 258: 10.0.0.1 -> 10.0.0.2 ICMP echo request"
+
+    @pytest.mark.parametrize("length", range(0, 120, 3))
+    def test_what_is_cut_off_is_none_or_told_as_far_as_it_goes(self, length: int) -> None:
+        found = tunnelled(vxlan(ipv4("10.0.0.1", "10.0.0.2", 1, b"\x08\x00"))[:length])
+        assert found is None or found.vni == 258
+
+    def test_other_ports_are_not_vxlan(self) -> None:
+        assert tunnelled(vxlan(ipv4("10.0.0.1", "10.0.0.2", 1, b"\x08\x00"), port=53)) is None
+
+
+def test_the_matrix_tells_which_family_is_lost() -> None:
+    one, two = (Target(f"node{n}-pod1", f"node{n}", "", (f"10.0.{n}.2", f"fd00::{n}:2")) for n in (1, 2))
+    answers = [
+        Answer(one.name, two.name, "10.0.2.2", 0.001),
+        Answer(one.name, two.name, "fd00::2:2", 0.002),
+        Answer(two.name, one.name, "10.0.1.2", 0.001),
+        Answer(two.name, one.name, "fd00::1:2", None),
+    ]
+    columns = table([one, two], answers).columns
+    assert [[str(cell) for cell in column.cells] for column in columns[1:]] == [["-", "lost v6"], ["2.00 ms", "-"]]
+
+
+def vxlan(inner: bytes, port: int = 8472) -> bytes:
+    data = struct.pack("!BxxxI", 8, 258 << 8) + inner
+    return ipv4("192.0.2.1", "192.0.2.2", 17, struct.pack("!HHHH", 5000, port, 8 + len(data), 0) + data)
+
+
+def ipv4(source: str, target: str, protocol: int, data: bytes) -> bytes:
+    addresses = bytes(int(part) for text in (source, target) for part in text.split("."))
+    return MACS + b"\x08\x00" + struct.pack("!BBHIBBH", 0x45, 0, 20 + len(data), 0, 64, protocol, 0) + addresses + data

@@ -1,0 +1,115 @@
+"""The members of a network as far as they agree: whoever contradicts is left out, and comes in when it can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.roster import Roster
+from cni import addr
+from plugins.peers import Node, refuse_contradictions
+
+
+def node(name: str, address: int = 0, *subnets: str, mac: bytes | None = None) -> Node:
+    packed = tuple(found for found in map(addr.pack_cidr, subnets) if found)
+    return Node(name, {4: bytes([192, 0, 2, address or int(name[1:])])}, packed, {4: mac} if mac else None)
+
+
+def roster(*nodes: Node) -> Roster:
+    made = Roster(lambda node: "no" if node.name == "wrong" else "")
+    made.replace(nodes)
+    return made
+
+
+def names(found: Roster) -> set[str]:
+    return {one.name for one in found}
+
+
+def test_what_left_is_given_as_it_was_and_what_came_as_it_is() -> None:
+    found = roster(node("n1"), node("n2", 2, "10.1.2.0/24"), node("n3"))
+
+    left, came = found.change([node("n2", 22, "10.1.2.0/24")], ["n3", "nobody"])
+
+    assert {one.name: one.addresses[4][3] for one in left} == {"n2": 2, "n3": 3}
+    assert [one.addresses[4][3] for one in came] == [22]
+    assert names(found) == {"n1", "n2"}
+
+
+def test_what_is_the_same_is_no_change() -> None:
+    found = roster(node("n1"), node("n2", 2, "10.1.2.0/24"))
+
+    assert found.change([node("n2", 2, "10.1.2.0/24")], []) == ([], [])
+    assert found.replace([node("n1"), node("n2", 2, "10.1.2.0/24")]) == ([], [])
+
+
+def test_the_first_holder_of_an_address_keeps_it_until_it_goes() -> None:
+    found = roster(node("n1", 1))
+
+    assert found.change([node("n2", 1)], []) == ([], [])
+    assert "node n2: expected an address of its own, found 192.0.2.1, which is n1's" in found.faults["n2"]
+    found.change([], ["n1"])
+
+    assert names(found) == {"n2"}
+    assert found.faults == {}
+    assert found.holder(bytes([192, 0, 2, 1])) == node("n2", 1)
+
+
+def test_a_swap_in_one_change_is_no_contradiction() -> None:
+    found = roster(node("n1", 1, "10.1.1.0/24"), node("n2", 2, "10.1.2.0/24"))
+
+    found.change([node("n1", 2, "10.1.2.0/24"), node("n2", 1, "10.1.1.0/24")], [])
+
+    assert found.faults == {}
+    assert found.get("n1") == node("n1", 2, "10.1.2.0/24")
+
+
+def test_overlapping_subnets_are_found_on_every_side() -> None:
+    found = roster(node("n1", 1, "10.1.1.0/24"), node("n2", 2, "10.1.3.0/24"))
+
+    for subnet in ("10.1.1.0/24", "10.1.1.128/25", "10.1.0.0/16", "10.1.3.7/32", "10.1.2.0/23"):
+        found.change([node("n9", 9, subnet)], [])
+        assert "n9" in found.faults, subnet
+    found.change([node("n9", 9, "10.1.2.0/24", "fd00::/64")], [])
+
+    assert names(found) == {"n1", "n2", "n9"}
+
+
+def test_a_node_whose_own_subnets_overlap_is_left_out() -> None:
+    assert "n1" in roster(node("n1", 1, "10.1.0.0/16", "10.1.1.0/24")).faults
+
+
+def test_two_nodes_with_one_mac() -> None:
+    assert (
+        "VTEP MAC of its own" in roster(node("n1", mac=b"\2\0\0\0\0\1"), node("n2", mac=b"\2\0\0\0\0\1")).faults["n2"]
+    )
+
+
+def test_a_node_that_is_wrong_by_itself_is_forgotten_with_its_name() -> None:
+    found = roster(node("wrong", 7), node("n1"))
+    assert found.faults == {"wrong": "no"}
+
+    found.replace([node("n1")])
+
+    assert found.faults == {}
+
+
+nodes = st.builds(
+    lambda number, address, start, length: node(f"n{number}", address, f"10.{start << (8 - length)}.0.0/{8 + length}"),
+    st.integers(1, 5), st.integers(1, 6), st.integers(0, 3), st.integers(2, 4),
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.lists(nodes, max_size=4), st.lists(st.sampled_from(["n1", "n2", "n3"]), max_size=2))))
+def test_those_in_it_never_contradict_and_nobody_is_lost(changes: list[tuple[list[Node], list[str]]]) -> None:
+    found = Roster(lambda _: "")
+    known: dict[str, Any] = {}
+    for put, gone in changes:
+        left, came = found.change(put, gone)
+        known = {name: one for name, one in known.items() if name not in gone} | {one.name: one for one in put}
+
+        refuse_contradictions(found)
+        assert {one.name for one in found} | set(found.faults) == set(known)
+        assert all(found.get(one.name) == one for one in came)
+        assert len({one.name for one in left}) == len(left)
