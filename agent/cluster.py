@@ -71,7 +71,7 @@ class Options:
         self.conf = conf
         vni = conf.vni if conf.kind == "vxlan" else 0
         self.source: Source = source(membership, Network(conf.name, conf.networks, conf.peers or (), conf.kind, vni))
-        self.lists_us = membership is None or membership.string("source") == "static"
+        self.lists_us = membership is None or membership.string("source") != "etcd"
 
 
 def networks_of(files: Sequence[str]) -> list[Options]:

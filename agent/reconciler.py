@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cni.kernel.linux import Namespace
     from cni.record import Records
     from plugins.cluster_conf import ClusterConf
-    from plugins.peers import Local
+    from plugins.peers import Local, Subnet
     from plugins.pod_network import Backend
     from plugins.this_node import Places
 
@@ -285,8 +285,12 @@ class Reconciler:
         return Site(conf, own, underlays, conf.networks or own.subnets, mtu, conf.mtu)
 
     def _offer(self, host: Namespace, there: Places) -> None:
-        """Have the source tell the others where this node is: at the start, and when its address has gone."""
-        if self._offered is not None and self._here.issuperset(self._offered.addresses.values()):
+        """Have the source tell the others where this node is: at the start, and when its address has gone.
+
+        With no default route to go by, it is where the members have it, once they are known.
+        """
+        offered = self._offered
+        if offered is not None and offered.addresses and self._here.issuperset(offered.addresses.values()):
             return
         name = self.conf.node_name or self._host_name
         try:
@@ -296,15 +300,24 @@ class Reconciler:
             if not self._lists_us:
                 self._tell("underlay", error.msg)
                 return
-            addresses = {}
+            listed = self._own() if self.settled else None
+            known = listed.addresses if listed is not None else {}
+            addresses = {size: packed for size, packed in known.items() if packed in self._here}
         vni = self.conf.vni
         macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if self.conf.kind == "vxlan" else {}
-        own = Node(name, addresses, (), macs)
+        own = Node(name, addresses, self._written(), macs)
         if self._offered is None:
             self._source.start(own, self._inbox)
         elif own != self._offered:
             self._source.update(own)
         self._offered = own
+
+    def _written(self) -> tuple[Subnet, ...]:
+        """The subnets of an earlier time, which running pods have their addresses from."""
+        try:
+            return this_node.read_subnet_file(self._subnet_file).subnets
+        except CniError:
+            return ()
 
     # What else is this node's own
 

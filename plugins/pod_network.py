@@ -249,7 +249,8 @@ def _site_at(
         if not given:
             given, source = file.mtu, "FLANNEL_MTU of the subnet file"
     mtu = this_node.pods_mtu(own, backend.overhead, underlays, given, source) if underlays else given
-    return Site(conf, own, underlays, networks, mtu, given)
+    # The subnet file tells the MTU of pods, not that of each device, which a dual-stack node has two of.
+    return Site(conf, own, underlays, networks, mtu, conf.mtu)
 
 
 def _site(ctx: Context, conf: Conf, backend: Backend) -> Site:

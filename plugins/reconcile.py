@@ -195,6 +195,7 @@ class Difference:
     def route(self, subnet: Subnet) -> None:
         wanted, found = self._wanted.routes.get(subnet), self._held.routes.get(subnet)
         hop = self._held.hops.get(found) if found else None
+        exclusive = found is None
         if wanted is None:
             if found is None or not self._scope.has_route(subnet, hop):
                 return
@@ -203,9 +204,13 @@ class Difference:
         else:
             if hop == wanted:
                 return
+            if hop is not None and hop[0] != wanted[0] and wanted[2] and len(subnet[0]) == 16:
+                # IPv6 refuses a gateway on the link (EINVAL) while a route leads to it over another link: ours, here.
+                self._paths.append(ops.route_del(*subnet, protocol=PROTOCOL, metric=_METRICS[16]))
+                exclusive = True
             number = self._id(wanted)
             self._joined[number] = self._joined.get(number, 0) + 1
-            self._routes.append(ops.route_replace(*subnet, nexthop=number, protocol=PROTOCOL, exclusive=found is None))
+            self._routes.append(ops.route_replace(*subnet, nexthop=number, protocol=PROTOCOL, exclusive=exclusive))
         if found:
             self._left[found] = self._left.get(found, 0) + 1
 
