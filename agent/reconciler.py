@@ -287,10 +287,9 @@ class Reconciler:
     def _offer(self, host: Namespace, there: Places) -> None:
         """Have the source tell the others where this node is: at the start, and when its address has gone.
 
-        With no default route to go by, it is where the members have it, once they are known.
+        With no default route to go by, a source that lists this node says where it is.
         """
-        offered = self._offered
-        if offered is not None and offered.addresses and self._here.issuperset(offered.addresses.values()):
+        if self._offered is not None and self._here.issuperset(self._offered.addresses.values()):
             return
         name = self.conf.node_name or self._host_name
         try:
@@ -300,9 +299,7 @@ class Reconciler:
             if not self._lists_us:
                 self._tell("underlay", error.msg)
                 return
-            listed = self._own() if self.settled else None
-            known = listed.addresses if listed is not None else {}
-            addresses = {size: packed for size, packed in known.items() if packed in self._here}
+            addresses = {}
         vni = self.conf.vni
         macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if self.conf.kind == "vxlan" else {}
         own = Node(name, addresses, self._written(), macs)

@@ -144,6 +144,9 @@ def of_links(
 
 def underlays(conf: ClusterConf, own: Node, there: Places) -> dict[int, Underlay]:
     """The link of each of the node's own addresses, by the address's size. CniError 50 when it is on none."""
+    if not own.addresses:
+        text = f"node {own.name}: expected an address of this host, found none"
+        raise CniError(NOT_AVAILABLE, text, "set `iface` to the link that leads to the other nodes")
     found: dict[int, Underlay] = {}
     for size, packed in own.addresses.items():
         holder = next((link for link, one in there if one.packed == packed), None)

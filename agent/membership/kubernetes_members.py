@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from agent.membership.kubernetes_node import NodeError, peer, subnets
+from agent.membership.kubernetes_node import NodeError, addresses, peer, subnets
 from cni import addr
 from plugins.peers import Node
 
@@ -79,6 +79,7 @@ class Members:
     ) -> None:
         self._own = own  # with the subnets that were told last, or that were in force before we began
         self._first: tuple[Subnet, ...] = own.subnets  # those that pods may have addresses from
+        self._given = own.addresses  # none when this node's links do not tell: then its object does
         self._view: NodeView | None = None
         self._network = network
         self._listener = listener
@@ -133,7 +134,8 @@ class Members:
     def update(self, own: Node) -> None:
         """Tell that this node answers at another address, or its device has another MAC."""
         with self._guard:
-            self._own = Node(own.name, own.addresses, self._own.subnets, own.macs)
+            self._given = own.addresses
+            self._own = Node(own.name, own.addresses or self._own.addresses, self._own.subnets, own.macs)
             if own.name in self._nodes:  # else the list that is under way tells
                 self._tell(self._own)
             self._announcer.know(self._own, self._view)
@@ -151,20 +153,21 @@ class Members:
         """Our own node's object, None when there is none: ourselves with the subnets that it gives us."""
         ranges: tuple[Subnet, ...] = ()
         trouble = ""
-        name = self._own.name
+        name, answers = self._own.name, self._given or self._own.addresses
         if view is None:
             trouble = f"{name}: expected a node of that name in the cluster, found none"
             trouble += f" among {', '.join(names)}" if names else ""
             trouble += "; the kubelet registers it; if it goes by another name, give that one with --node-name"
         else:
             try:
+                answers = self._given or addresses(view)
                 ranges = subnets(view, self._network)
                 trouble = "" if ranges else self._no_range(view)
             except NodeError as problem:
                 trouble = f"{name}: {problem}"
         self._troubles.tell("own", trouble or self._outside(ranges))
         self._compare(ranges)
-        self._own, self._view = Node(name, self._own.addresses, ranges, self._own.macs), view
+        self._own, self._view = Node(name, answers, ranges, self._own.macs), view
         self._announcer.know(self._own, view)
         return self._own
 

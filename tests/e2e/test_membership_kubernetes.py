@@ -199,6 +199,17 @@ def test_a_node_that_is_replaced_by_one_of_its_name(plane: ControlPlane, kubecon
         assert told.described()["node2"]["subnets"] == ["10.244.20.0/24"]
 
 
+def test_a_node_that_cannot_tell_where_it_is_finds_it_in_its_object(plane: ControlPlane, kubeconfig: str) -> None:
+    plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
+
+    with running(KubernetesSource(NETWORK, kubeconfig), Node("node1", {}, ())) as told:
+        told.wait_for("node1")
+
+        assert told.described()["node1"]["publicIP"] == "192.0.2.1"
+        told.wait(lambda: FLANNEL + "public-ip" in notes_of(plane), "the own node is announced")
+        assert notes_of(plane)[FLANNEL + "public-ip"] == "192.0.2.1"
+
+
 def test_the_own_node_moves(plane: ControlPlane, kubeconfig: str) -> None:
     plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
     source = KubernetesSource(NETWORK, kubeconfig)
