@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.lab_plan import BACKENDS, MOST_NODES, MOST_PODS, SOURCES, UPLINK, LabError, Plan
+from cli.registry import bundled_plugins
 
 if TYPE_CHECKING:
     from cli.lab_cluster import Lab, LabNode
@@ -76,7 +77,7 @@ def up(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is there by then is taken away again
     families = (16,) if ipv6 else (4, 16) if dual else (4,)
     start = time.monotonic()
-    made = Lab.up(Plan(name, nodes, pods, backend, source, families), os.path.realpath(bin_dir or _plugins()))
+    made = Lab.up(Plan(name, nodes, pods, backend, source, families), os.path.realpath(bin_dir or bundled_plugins()))
     took = time.monotonic() - start
     _show(made)
     option = "" if name == "lab" else f" --name {name}"
@@ -226,12 +227,6 @@ def _find(name: str) -> Lab:
 def _need_root() -> None:
     if os.geteuid() != 0:
         raise LabError("a lab needs root, to enter its network namespaces: run it with sudo")
-
-
-def _plugins() -> str:
-    from cli.main import bundled_plugins
-
-    return bundled_plugins()
 
 
 def _search_path() -> str:

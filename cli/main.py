@@ -16,6 +16,7 @@ import click
 
 from cli.agent import agent
 from cli.lab import lab
+from cli.registry import bundled_plugins
 from cli.top import top
 from cni import __version__, jsonio, netlist
 from cni.cache import Attachment
@@ -284,18 +285,6 @@ def plugin_path(environ: Mapping[str, str]) -> list[str]:
     """The folders of CNI_PATH; without it the plugins of this build, then the usual place."""
     given = [folder for folder in environ.get("CNI_PATH", "").split(":") if folder]
     return given or [folder for folder in (bundled_plugins(), "/opt/cni/bin") if folder]
-
-
-def bundled_plugins() -> str:
-    """The folder `bin` beside the cnikit executable, `dist/bin` in a checkout; empty when there is none."""
-    program = os.path.dirname(os.path.realpath(sys.executable if getattr(sys, "frozen", False) else sys.argv[0]))
-    checkout = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "dist")
-    # A frozen program lies in a folder of its own below the one that holds its launcher.
-    for folder in (program, os.path.dirname(program), os.path.dirname(os.path.dirname(program)), checkout):
-        candidate = os.path.join(folder, "bin")
-        if os.path.isfile(os.path.join(candidate, "host-local")):
-            return candidate
-    return ""
 
 
 def plugins_on(path: list[str]) -> list[tuple[str, str]]:

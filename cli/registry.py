@@ -1,8 +1,9 @@
-"""The plugins of this build: the name that each is called by, and its module."""
+"""The plugins of this build: the name that each is called by, its module, and where they lie."""
 
 from __future__ import annotations
 
 import os
+import sys
 
 PLUGINS = {
     "bridge": "plugins.bridge",
@@ -26,3 +27,15 @@ def named_file(item: str) -> tuple[str, str]:
 def module_of(path: str) -> str:
     """The name by which a plugin's file is imported."""
     return os.path.splitext(os.path.basename(path))[0]
+
+
+def bundled_plugins() -> str:
+    """The folder `bin` beside the cnikit executable, `dist/bin` in a checkout; empty when there is none."""
+    program = os.path.dirname(os.path.realpath(sys.executable if getattr(sys, "frozen", False) else sys.argv[0]))
+    checkout = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "dist")
+    # A frozen program lies in a folder of its own below the one that holds its launcher.
+    for folder in (program, os.path.dirname(program), os.path.dirname(os.path.dirname(program)), checkout):
+        candidate = os.path.join(folder, "bin")
+        if os.path.isfile(os.path.join(candidate, "host-local")):
+            return candidate
+    return ""

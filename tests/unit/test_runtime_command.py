@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli import main
+from cli import main, registry
 from cli.main import World
 from cni.errors import CniError
 
@@ -63,7 +63,7 @@ def test_a_frozen_command_finds_its_plugins_beside_it(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "cnikit"))
 
-    assert main.bundled_plugins() == str(tmp_path / "bin")
+    assert registry.bundled_plugins() == str(tmp_path / "bin")
 
 
 def test_the_keep_list_is_read() -> None:
