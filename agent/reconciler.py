@@ -282,7 +282,7 @@ class Reconciler:
         conf = self.conf
         underlays = this_node.underlays(conf, own, there)
         mtu = this_node.pods_mtu(own, self._backend.overhead, underlays, conf.mtu, "mtu")
-        return Site(conf, own, underlays, conf.networks or own.subnets, mtu, conf.mtu)
+        return Site(conf, own, underlays, conf.networks or own.subnets, mtu)
 
     def _offer(self, host: Namespace, there: Places) -> None:
         """Have the source tell the others where this node is: at the start, and when its address has gone.

@@ -66,10 +66,10 @@ class Backend:
 
 
 class Site:
-    """The node in a network: who it is, its underlay links by address size, the network's ranges, the MTU of pods
-    (`mtu`) and the one that was given for it (`mtu_given`, 0 when it is computed)."""
+    """The node in a network: who it is, its underlay links by address size, the network's ranges, the MTU of pods,
+    which its devices have too."""
 
-    __slots__ = ("conf", "mtu", "mtu_given", "networks", "own", "underlays")
+    __slots__ = ("conf", "mtu", "networks", "own", "underlays")
 
     def __init__(
         self,
@@ -78,14 +78,12 @@ class Site:
         underlays: dict[int, Underlay],
         networks: tuple[Subnet, ...],
         mtu: int,
-        mtu_given: int,
     ) -> None:
         self.conf = conf
         self.own = own
         self.underlays = underlays
         self.networks = networks
         self.mtu = mtu
-        self.mtu_given = mtu_given
 
 
 class Conf:
@@ -249,8 +247,7 @@ def _site_at(
         if not given:
             given, source = file.mtu, "FLANNEL_MTU of the subnet file"
     mtu = this_node.pods_mtu(own, backend.overhead, underlays, given, source) if underlays else given
-    # The subnet file tells the MTU of pods, not that of each device, which a dual-stack node has two of.
-    return Site(conf, own, underlays, networks, mtu, conf.mtu)
+    return Site(conf, own, underlays, networks, mtu)
 
 
 def _site(ctx: Context, conf: Conf, backend: Backend) -> Site:

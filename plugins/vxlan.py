@@ -95,10 +95,7 @@ def _check(host: Namespace, site: Site) -> None:
 def _devices(site: Site) -> dict[int, Wanted]:
     from plugins.vxlan_device import Wanted
 
-    return {
-        size: Wanted(site.conf, site.own, size, underlay, site.mtu_given or underlay.mtu - OVERHEAD[size])
-        for size, underlay in site.underlays.items()
-    }
+    return {size: Wanted(site.conf, site.own, size, underlay, site.mtu) for size, underlay in site.underlays.items()}
 
 
 def _device_names(conf: ClusterConf) -> list[str]:

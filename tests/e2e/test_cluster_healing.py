@@ -188,7 +188,7 @@ def test_the_mtu_follows_the_underlay(vxlan: ClusterNode) -> None:
     vxlan.node.run("ip", "link", "set", UNDERLAY, "mtu", "1400")
 
     wait_until(
-        lambda: (vxlan.devices()["cnikit.1"][1], vxlan.devices()["cnik6.1"][1]) == (1350, 1330), "the MTUs", SOON
+        lambda: (vxlan.devices()["cnikit.1"][1], vxlan.devices()["cnik6.1"][1]) == (1330, 1330), "the MTUs", SOON
     )
     wait_until(lambda: "FLANNEL_MTU=1330\n" in vxlan.node.path(SUBNETS).read_text(), "the subnet file", SOON)
     vxlan.node.run("ip", "link", "set", UNDERLAY, "mtu", "1500")

@@ -74,7 +74,7 @@ def test_the_subnet_file_is_what_the_plugins_read(tmp_path: Path) -> None:
         )
     )
     subnets = tuple(found for found in map(addr.pack_cidr, ("10.244.1.0/24", "fd00:244:0:1::/64")) if found)
-    site = Site(conf, Node("n1", {4: b"\xc0\0\2\1"}, subnets), {}, conf.networks, 1450, 0)
+    site = Site(conf, Node("n1", {4: b"\xc0\0\2\1"}, subnets), {}, conf.networks, 1450)
     path = str(tmp_path / "subnets" / "lab.env")
 
     assert settle(path, text_of(site))
@@ -95,7 +95,7 @@ def test_a_node_without_subnets_has_no_subnet_file(tmp_path: Path) -> None:
     path.write_text("FLANNEL_SUBNET=10.244.1.1/24\n")
     conf = ClusterConf(Reader({"type": "vxlan", "name": "lab", "network": "10.244.0.0/16"}))
 
-    assert settle(str(path), text_of(Site(conf, Node("n1", {}, ()), {}, conf.networks, 1450, 0)))
+    assert settle(str(path), text_of(Site(conf, Node("n1", {}, ()), {}, conf.networks, 1450)))
 
     assert not path.exists()
     assert not settle(str(path), "")

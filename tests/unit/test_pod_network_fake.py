@@ -123,7 +123,7 @@ class TestVerbs:
         assert [links[name]["mac"] for name in ("cnikit.1", "cnik6.1")] == [
             vtep_mac(1, packed(address)) for address in ("192.0.2.1", "2001:db8::1")
         ]
-        assert [links[name]["mtu"] for name in ("cnikit.1", "cnik6.1")] == [1450, 1430]
+        assert [links[name]["mtu"] for name in ("cnikit.1", "cnik6.1")] == [1430, 1430]
         assert node.pod("links")["eth0"]["mtu"] == 1430
         with node.kernel.own() as host:
             device = host.link("cnikit.1")
