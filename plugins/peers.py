@@ -243,6 +243,24 @@ def refuse_contradictions(nodes: Iterable[Node]) -> None:
                 f"subnets of {one[3].name} and {two[3].name} overlap: expected ranges that are nobody else's, found "
                 f"{_span_text(one)} and {_span_text(two)}",
             )
+    _refuse_addresses_among_pods(holders, spans)
+
+
+def _refuse_addresses_among_pods(holders: dict[bytes, Node], spans: list[tuple[int, int, int, Node]]) -> None:
+    """CniError 7 when a node's own address is in a range of pods: the way to it would lead into the overlay."""
+    pods = iter(spans)
+    one = next(pods, None)
+    for size, number in sorted((len(address), int.from_bytes(address, "big")) for address in holders):
+        while one is not None and (one[0], one[2]) < (size, number):
+            one = next(pods, None)
+        if one is not None and one[0] == size and one[1] <= number:
+            address = number.to_bytes(size, "big")
+            raise CniError(
+                INVALID_CONFIG,
+                f"node {holders[address].name}: expected an address outside of every node's subnets, found "
+                f"{addr.unpack(address)} in {_span_text(one)} of {one[3].name}",
+                "correct the address or the subnet",
+            )
 
 
 def span(packed: bytes, prefix: int) -> tuple[int, int]:

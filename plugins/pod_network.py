@@ -145,6 +145,7 @@ def gc(ctx: Context, conf: Conf) -> None:
     """Remove what belongs to this network's attachments that are no longer valid; what all share stays."""
     from plugins import attachment
 
+    ctx.config = conf.with_ranges(())  # which names host-local when the configuration names nobody
     attachment.gc(ctx, conf.link())
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from cni import addr
 from cni.config import Reader
+from cni.errors import CniError
 from plugins import host_gw, vxlan
-from plugins.peers import Entries, Local, Node, Underlay, read_node, vtep_mac
+from plugins.peers import Entries, Local, Node, Underlay, read_node, read_nodes, vtep_mac
 
 UNDERLAY4, UNDERLAY6, DEVICE4, DEVICE6 = 2, 3, 10, 11
 
@@ -160,3 +161,13 @@ class TestHostGw:
         assert len(entries.routes) == 1
         (fault,) = entries.faults
         assert {"publicIP": "publicIPv6", "publicIPv6": "publicIP"}[key] in fault
+
+
+def test_a_node_inside_a_range_of_pods_is_refused() -> None:
+    peers = [
+        {"name": "a", "publicIP": "192.0.2.1", "subnets": ["10.244.1.0/24"]},
+        {"name": "b", "publicIP": "192.0.2.2", "subnets": ["192.0.2.0/25"]},
+    ]
+
+    with pytest.raises(CniError, match="found 192.0.2.1 in 192.0.2.0/25 of b"):
+        read_nodes(Reader({"peers": peers}), "peers")
