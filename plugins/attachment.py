@@ -92,6 +92,13 @@ def result(
     return result
 
 
+def recorded_ranges(section: dict[str, Any]) -> list[Subnet]:
+    """The networks of the addresses that a record's section tells."""
+    texts = section.get("addresses")
+    found = [addr.pack_cidr(text) for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
+    return [(addr.network(*one), one[1]) for one in found if one]
+
+
 def subnets(lease: Result) -> list[Subnet]:
     return [(ip.packed, ip.prefix) for ip in lease.ips]
 

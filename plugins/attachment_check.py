@@ -32,6 +32,12 @@ def pod_end(ctx: Context, result: Result) -> tuple[int, Link]:
     return index, _link(ctx.sandbox, expected, "in the pod")
 
 
+def pod_ips(ctx: Context, result: Result) -> list[IPConfig]:
+    """The addresses that prevResult promises on the pod's interface; other plugins of the chain have their own."""
+    index, _ = _pod_interface(ctx, result)
+    return _ips_of(index, result)
+
+
 def host_end(ctx: Context, result: Result, pod_link: Link) -> Link:
     """The interface on the host whose peer is the pod's, as prevResult promises it, and up."""
     for item in result.interfaces:
@@ -53,10 +59,14 @@ def addressed(pod: Namespace, link: Link, index: int, result: Result) -> list[IP
     """The addresses of the pod's end, once it is known to be up and to have them and its routes."""
     if not link.up:
         raise unwell(f"{link.name} in the pod", "it up", "it down")
-    ips = [ip for ip in result.ips if ip.interface in (None, index)]
+    ips = _ips_of(index, result)
     _check_addresses(pod, link, ips)
     _check_routes(pod, result.routes)
     return ips
+
+
+def _ips_of(index: int, result: Result) -> list[IPConfig]:
+    return [ip for ip in result.ips if ip.interface in (None, index)]
 
 
 def _pod_interface(ctx: Context, result: Result) -> tuple[int, Interface]:

@@ -10,7 +10,7 @@ from cni import addr
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.names import interface_fault
-from plugins.peers import Node, read_nodes, within
+from plugins.peers import LONGEST_MTU, Node, read_nodes, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 LAST_VNI = (1 << 24) - 1
 LAST_PORT = (1 << 16) - 1
-LONGEST_MTU = (1 << 16) - 1
 
 
 class ClusterConf:

@@ -57,8 +57,13 @@ def prepare(host: Namespace, site: Site, log: object) -> Local:
     return Local(site.underlays)
 
 
-def _nothing(host: Namespace, site: Site) -> None:
-    """STATUS and CHECK: there is no device."""
+def _refuse(host: Namespace, site: Site) -> None:
+    """There is no device that could not be made."""
+
+
+def _check(host: Namespace, site: Site) -> Local:
+    del host
+    return Local(site.underlays)
 
 
 def _no_devices(conf: ClusterConf) -> list[str]:
@@ -66,7 +71,7 @@ def _no_devices(conf: ClusterConf) -> list[str]:
     return []
 
 
-BACKEND = Backend(OVERHEAD, entries, prepare, refuse=_nothing, check=_nothing, devices=_no_devices)
+BACKEND = Backend(OVERHEAD, entries, prepare, refuse=_refuse, check=_check, devices=_no_devices)
 
 
 def add(ctx: Context, conf: Conf) -> Result:

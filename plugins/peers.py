@@ -30,9 +30,17 @@ if TYPE_CHECKING:
 
 # Sizes of an address, by which the families are told apart.
 SIZES = (4, 16)
+LONGEST_MTU = (1 << 16) - 1
 # What the addresses and MACs of a family are called in a node object.
 ADDRESS_KEYS = {4: "publicIP", 16: "publicIPv6"}
 MAC_KEYS = {4: "vtepMAC", 16: "vtepMACv6"}
+
+# Networks whose addresses are no host's, or not the same one's on every node: "this", loopback, multicast and broadcast,
+# and IPv6's link-local ones, which mean nothing without a link (IANA's special-purpose registries).
+_NO_HOSTS = (
+    (bytes(4), 8), (b"\x7f\0\0\0", 8), (b"\xe0\0\0\0", 4), (b"\xff" * 4, 32),
+    (bytes(16), 127), (b"\xfe\x80" + bytes(14), 10), (b"\xff" + bytes(15), 8),
+)  # fmt: skip
 
 
 class Node:
@@ -189,10 +197,12 @@ def read_node(config: Reader) -> Node:
         packed = config.address(address_key)
         if packed is not None and len(packed) != size:
             raise wrong(config.at(address_key), f"an IPv{4 if size == 4 else 6} address", addr.unpack(packed))
+        if packed is not None and any(addr.inside(packed, *one) for one in _NO_HOSTS):
+            raise wrong(config.at(address_key), "an address that other nodes can reach", addr.unpack(packed))
         if packed is not None:
             addresses[size] = packed
         mac = config.mac(mac_key)
-        if mac is not None and addr.is_multicast_mac(mac):
+        if mac is not None and (addr.is_multicast_mac(mac) or not any(mac)):
             raise wrong(config.at(mac_key), "a unicast MAC address", addr.unpack_mac(mac))
         if mac is not None:
             macs[size] = mac
@@ -220,9 +230,10 @@ def _subnets(config: Reader) -> tuple[Subnet, ...]:
 
 
 def refuse_contradictions(nodes: Iterable[Node]) -> None:
-    """CniError 7 when two nodes have one name, one underlay address or subnets that overlap."""
+    """CniError 7 when two nodes have one name, one underlay address, one MAC or subnets that overlap."""
     names: dict[str, Node] = {}
     holders: dict[bytes, Node] = {}
+    macs: dict[bytes, Node] = {}
     spans: list[tuple[int, int, int, Node]] = []
     for node in nodes:
         if names.setdefault(node.name, node) is not node:
@@ -233,6 +244,13 @@ def refuse_contradictions(nodes: Iterable[Node]) -> None:
                     INVALID_CONFIG,
                     f"node {node.name}: expected an address of its own, found {addr.unpack(address)}, "
                     f"which is {holders[address].name}'s",
+                )
+        for mac in node.macs.values():
+            if macs.setdefault(mac, node) is not node:
+                raise CniError(
+                    INVALID_CONFIG,
+                    f"node {node.name}: expected a VTEP MAC of its own, found {addr.unpack_mac(mac)}, "
+                    f"which is {macs[mac].name}'s",
                 )
         spans += [(len(packed), *span(packed, prefix), node) for packed, prefix in node.subnets]
     spans.sort(key=lambda one: one[:3])

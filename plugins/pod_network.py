@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cni.context import Context
     from cni.kernel import Namespace
     from cni.request import Request
-    from cni.result import Result
+    from cni.result import IPConfig, Result
     from cni.world import Log
     from plugins.cluster_conf import ClusterConf
     from plugins.peers import Entries, Local, Subnet, Underlay
@@ -43,7 +43,8 @@ class Backend:
 
     `entries` is what this node has in its kernel for a peer, `prepare` makes sure of what all peers share and gives
     what `entries` needs, `refuse` raises when `prepare` could not succeed and changes nothing, `check` raises for the
-    first difference between what it makes and what is there. `devices` are the names of the links that it makes.
+    first difference between what it makes and what is there, and gives the same as `prepare`. `devices` are the names
+    of the links that it makes.
     """
 
     __slots__ = ("check", "devices", "entries", "overhead", "prepare", "refuse")
@@ -54,7 +55,7 @@ class Backend:
         entries: Callable[[Node, Node, Local], Entries],
         prepare: Callable[[Namespace, Site, Log], Local],
         refuse: Callable[[Namespace, Site], None],
-        check: Callable[[Namespace, Site], None],
+        check: Callable[[Namespace, Site], Local],
         devices: Callable[[ClusterConf], list[str]],
     ) -> None:
         self.overhead = overhead
@@ -150,13 +151,16 @@ def gc(ctx: Context, conf: Conf) -> None:
 
 
 def check(ctx: Context, conf: Conf, backend: Backend) -> None:
-    from plugins.attachment_check import promised
+    from plugins import attachment_check
+    from plugins.settings import check_forwarding
 
     site = _site(ctx, conf, backend)
-    _refuse_moved(site, promised(ctx))
+    ips = attachment_check.pod_ips(ctx, attachment_check.promised(ctx))
+    _refuse_moved(site, ips)
     ctx.config = conf.with_ranges(site.own.subnets)
     ctx.ipam.forward()
-    backend.check(ctx.host, site)
+    _check_peers(ctx.host, site, backend, backend.check(ctx.host, site))
+    check_forwarding(ctx.host, sorted({addr.family(ip.packed) for ip in ips}))
     if conf.attachment == BRIDGED:
         from plugins import bridge_check
 
@@ -247,8 +251,18 @@ def _site_at(
         refuse_outside((own,), networks)
         if not given:
             given, source = file.mtu, "FLANNEL_MTU of the subnet file"
+    _refuse_own_address_among_pods(own)
     mtu = this_node.pods_mtu(own, backend.overhead, underlays, given, source) if underlays else given
     return Site(conf, own, underlays, networks, mtu)
+
+
+def _refuse_own_address_among_pods(own: Node) -> None:
+    """CniError 7: answers to the node would go to its pods. Peers are looked at when they are read."""
+    for packed in own.addresses.values():
+        for subnet in own.subnets:
+            if addr.inside(packed, *subnet):
+                text = f"this node's subnet {addr.unpack_cidr(*subnet)}: expected one without the node's own address"
+                raise CniError(INVALID_CONFIG, f"{text}, found {addr.unpack(packed)} in it", "give it another subnet")
 
 
 def _site(ctx: Context, conf: Conf, backend: Backend) -> Site:
@@ -267,11 +281,31 @@ def _connect(ctx: Context, site: Site, backend: Backend) -> None:
 
     with ctx.records.lock():  # two ADDs would both make what both found missing, and take the other's for a stranger's
         local = backend.prepare(ctx.host, site, ctx.log)
-        others = [backend.entries(site.own, peer, local) for peer in site.conf.peers if peer != site.own]
-        reconcile.sync(ctx.host, others, local.devices.values(), site.networks, ctx.log)
+        devices, others = local.devices.values(), _to_peers(site, backend, local)
+        if reconcile.sync(ctx.host, others, devices, site.networks, ctx.log):
+            from plugins.vxlan_device import remove_former
+
+            remove_former(ctx.host, site.conf.name, devices, ctx.log)
     for entries in others:
         for fault in entries.faults:
             ctx.log(fault)
+
+
+def _to_peers(site: Site, backend: Backend, local: Local) -> list[Entries]:
+    return [backend.entries(site.own, peer, local) for peer in site.conf.peers or () if peer != site.own]
+
+
+def _check_peers(host: Namespace, site: Site, backend: Backend, local: Local) -> None:
+    """CniError 999 that names the first thing that is missing on the way to static peers. Of others the agent knows."""
+    if site.conf.peers is None:
+        return
+    from plugins import reconcile
+
+    others = _to_peers(site, backend, local)
+    missing = reconcile.compared(host, others, local.devices.values(), site.networks).additions()
+    if missing:
+        text = f"the way to other nodes: expected all of it, found this to be done: {missing[0].text}"
+        raise CniError(INTERNAL, text, "ADD of any pod does it, unless another program's route is in its place")
 
 
 def _masquerade(ctx: Context, site: Site) -> None:
@@ -285,9 +319,9 @@ def _not_masqueraded(site: Site) -> tuple[Subnet, ...]:
     return (*(site.networks or site.own.subnets), *site.conf.exceptions)
 
 
-def _refuse_moved(site: Site, result: Result) -> None:
+def _refuse_moved(site: Site, ips: list[IPConfig]) -> None:
     """CniError 999 when the pod's address is from another subnet than the node has now."""
-    for ip in result.ips:
+    for ip in ips:
         same = [subnet for subnet in site.own.subnets if len(subnet[0]) == len(ip.packed)]
         if not any(addr.inside(ip.packed, *subnet) for subnet in same):
             subnets = ", ".join(addr.unpack_cidr(*subnet) for subnet in same) or "none of this family"
@@ -297,13 +331,13 @@ def _refuse_moved(site: Site, result: Result) -> None:
 
 def _ranges_of(ctx: Context) -> tuple[Subnet, ...]:
     """The subnets that an attachment's addresses are from, by its record or its result."""
+    from plugins.attachment import recorded_ranges
+
     record = ctx.records.read(ctx.request.container_id, ctx.request.ifname)
-    section = record["plugins"].get(ctx.plugin_type, {}) if record else {}
-    texts = section.get("addresses", [])
-    found = [addr.pack_cidr(text) for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
+    found = recorded_ranges(record["plugins"].get(ctx.plugin_type, {})) if record else []
     if not found and ctx.prev_result:
-        found = [(ip.packed, ip.prefix) for ip in ctx.prev_result.ips]
-    return tuple(dict.fromkeys((addr.network(*one), one[1]) for one in found if one))
+        found = [(addr.network(ip.packed, ip.prefix), ip.prefix) for ip in ctx.prev_result.ips]
+    return tuple(dict.fromkeys(found))
 
 
 def _cluster(config: Reader, attachment: str) -> ClusterConf:

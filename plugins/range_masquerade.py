@@ -8,7 +8,8 @@
 
 What goes to the cluster's own networks, to `nonMasqueradeCIDRs` and to multicast keeps its source. The comment names
 the range and the rule's content by a hash, so a rule of another content is known and replaced. Every ADD looks, which
-heals a ruleset that was flushed.
+heals a ruleset that was flushed. Ranges of an earlier time, which pods that still run have their addresses from, keep
+their rules.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _MARK = "range "
 
 
 def ensure(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> None:
-    """Masquerade what leaves the node's `subnets` for anything but `exceptions`, and nothing else of this network.
+    """Masquerade what leaves the node's `subnets`, or those of its recorded pods, for anything but `exceptions`, and
+    nothing else of this network.
 
     With no `subnets`, only what an earlier configuration left is taken away.
     """
@@ -68,6 +70,8 @@ def _changes(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]
     chain = chain_name(ctx.network)
     wanted = _rules(subnets, exceptions)
     found = [rule for rule in ctx.host.nft_rules(NFPROTO_INET, TABLE, chain) if rule.comment.startswith(_MARK)]
+    if wanted and {rule.comment for rule in found} != wanted.keys():
+        wanted = _rules((*subnets, *_recorded(ctx.records)), exceptions)
     kept: set[str] = set()
     removed = []
     for rule in found:
@@ -84,6 +88,14 @@ def _changes(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]
         skeleton = [ops.nft_table_add(NFPROTO_INET, TABLE), ops.nft_chain_add(NFPROTO_INET, TABLE, chain, HOOK)]
         added = skeleton + added
     return added + removed
+
+
+def _recorded(records: Records) -> list[Subnet]:
+    """The ranges that the recorded pods have their addresses from."""
+    from plugins.attachment import recorded_ranges
+
+    sections = [section for record in records.all() for section in record["plugins"].values()]
+    return [subnet for section in sections for subnet in recorded_ranges(section)]
 
 
 def _rules(subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> dict[str, list[tuple[Any, ...]]]:

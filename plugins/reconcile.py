@@ -168,11 +168,13 @@ class Held:
 class Difference:
     """What has to be done so that the kernel holds what is wanted, gathered key by key."""
 
-    __slots__ = ("_held", "_joined", "_left", "_new", "_new_ids", "_paths", "_removals", "_routes", "_scope", "_wanted")
+    __slots__ = (
+        "_joined", "_left", "_new", "_new_ids", "_paths", "_removals", "_routes", "_scope", "_wanted", "held",
+    )  # fmt: skip
 
     def __init__(self, wanted: Entries, held: Held, scope: Scope) -> None:
         self._wanted = wanted
-        self._held = held
+        self.held = held
         self._scope = scope
         self._paths: list[Op] = []
         self._routes: list[Op] = []
@@ -184,7 +186,7 @@ class Difference:
 
     def everything(self) -> None:
         """Compare all that is wanted with all that is held."""
-        wanted, held = self._wanted, self._held
+        wanted, held = self._wanted, self.held
         _each(self.fdb, wanted.fdb, held.fdb)
         _each(self.neighbour, wanted.neighbours, held.neighbours)
         _each(self.route, wanted.routes, held.routes)
@@ -193,8 +195,8 @@ class Difference:
                 self._left.setdefault(number, 0)
 
     def route(self, subnet: Subnet) -> None:
-        wanted, found = self._wanted.routes.get(subnet), self._held.routes.get(subnet)
-        hop = self._held.hops.get(found) if found else None
+        wanted, found = self._wanted.routes.get(subnet), self.held.routes.get(subnet)
+        hop = self.held.hops.get(found) if found else None
         exclusive = found is None
         if wanted is None:
             if found is None or not self._scope.has_route(subnet, hop):
@@ -215,7 +217,7 @@ class Difference:
             self._left[found] = self._left.get(found, 0) + 1
 
     def neighbour(self, key: Key) -> None:
-        wanted, found = self._wanted.neighbours.get(key), self._held.neighbours.get(key)
+        wanted, found = self._wanted.neighbours.get(key), self.held.neighbours.get(key)
         if wanted is None:
             if found and key[0] in self._scope.links:
                 self._removals.append(ops.neigh_del(*key))
@@ -223,30 +225,34 @@ class Difference:
             self._paths.append(ops.neigh_replace(*key, wanted))
 
     def fdb(self, key: Key) -> None:
-        wanted, found = self._wanted.fdb.get(key), self._held.fdb.get(key)
+        wanted, found = self._wanted.fdb.get(key), self.held.fdb.get(key)
         if wanted is None:
             if found and key[0] in self._scope.links:
                 self._removals.append(ops.fdb_del(*key, found))
         elif wanted != found:
             self._paths.append(ops.fdb_replace(*key, wanted))
 
+    def additions(self) -> list[Op]:
+        """Those that make what is missing or not as it has to be, in the order in which they are to be done."""
+        return self._paths + self._routes
+
     def operations(self) -> list[Op]:
         """All of them, in the order in which they are to be done."""
         superfluous = [
             ops.nexthop_del(number)
             for number, count in self._left.items()
-            if self._held.uses.get(number, 0) + self._joined.get(number, 0) == count
-            and (self._held.hops.get(number) is not None or FIRST_ID <= number <= LAST_ID)
+            if self.held.uses.get(number, 0) + self._joined.get(number, 0) == count
+            and (self.held.hops.get(number) is not None or FIRST_ID <= number <= LAST_ID)
         ]
-        return self._paths + self._routes + self._removals + superfluous
+        return self.additions() + self._removals + superfluous
 
     def _id(self, hop: Hop) -> int:
         """The nexthop object for a hop: the one that there is, or a new one."""
-        number = self._held.ids.get(hop) or self._new.get(hop)
+        number = self.held.ids.get(hop) or self._new.get(hop)
         if number is None:
             index, gateway, onlink = hop
             number = FIRST_ID + int.from_bytes(gateway or b"", "big") % _PRIME
-            while number in self._held.hops or number in self._new_ids:
+            while number in self.held.hops or number in self._new_ids:
                 number = number + 1 if number < LAST_ID else FIRST_ID
             self._new[hop] = number
             self._new_ids.add(number)
@@ -307,22 +313,32 @@ def blocked_text(op: Op) -> str:
     return f"route to {network}: expected none but ours, found one of another program, which stays: pods there are unreachable"
 
 
+def compared(
+    namespace: Namespace, wanted: Iterable[Entries], links: Iterable[int], ranges: Sequence[Subnet]
+) -> Difference:
+    """These entries against what the kernel holds of ours on our own `links` and into these `ranges`."""
+    links = list(links)
+    difference = Difference(merged(wanted), look(namespace, links), Scope(links, ranges))
+    difference.everything()
+    return difference
+
+
 def sync(
     namespace: Namespace, wanted: Iterable[Entries], links: Iterable[int], ranges: Sequence[Subnet], log: Log
-) -> None:
-    """Make the kernel hold these entries, and nothing else of ours on our own `links` or into these `ranges`.
+) -> bool:
+    """Make the kernel hold these entries, and nothing else of ours on our own `links` or into these `ranges`; whether
+    anything was to be done.
 
     KernelError for the first operation that failed; `log` is told of routes that are somebody else's.
     """
-    links = list(links)
-    held = look(namespace, links)
-    difference = Difference(merged(wanted), held, Scope(links, ranges))
-    difference.everything()
+    difference = compared(namespace, wanted, links, ranges)
+    operations = difference.operations()
     first: KernelError | None = None
-    for op, error in attempt(namespace, difference.operations(), held):
+    for op, error in attempt(namespace, operations, difference.held):
         if is_blocked(op, error):
             log(blocked_text(op))
         else:
             first = first or error
     if first is not None:
         raise first
+    return bool(operations)

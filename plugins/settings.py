@@ -5,10 +5,12 @@ from __future__ import annotations
 from errno import ENOENT, EROFS
 
 from cni.addr import AF_INET, AF_INET6
-from cni.errors import KernelError
+from cni.errors import INTERNAL, CniError, KernelError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cni.context import Context
     from cni.kernel import Namespace
 
@@ -41,6 +43,16 @@ def refuse_forwarding(host: Namespace) -> None:
             faults.append(error)
     if families and len(faults) == len(families):
         raise faults[0]
+
+
+def check_forwarding(host: Namespace, families: Iterable[int]) -> None:
+    """CniError 999 when one of these families is not forwarded."""
+    for family in families:
+        found = host.conf(family, "all", "forwarding")
+        if found != "1":
+            name = f"net.ipv{4 if family == AF_INET else 6}.conf.all.forwarding"
+            text = f"the node: expected {name} 1, found {found or 'none'}"
+            raise CniError(INTERNAL, text, f"sysctl -w {name}=1; ADD of any pod sets it too")
 
 
 def set_known(host: Namespace, name: str, key: str, value: str) -> None:

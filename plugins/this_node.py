@@ -11,7 +11,7 @@ import posix
 from cni import addr
 from cni.errors import INVALID_CONFIG, NOT_AVAILABLE, TRY_AGAIN, CniError
 from cni.names import OWNER
-from plugins.peers import ADDRESS_KEYS, SIZES, Node, Underlay, label
+from plugins.peers import ADDRESS_KEYS, LONGEST_MTU, SIZES, Node, Underlay, label
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class SubnetFile:
         mtu = values.get("FLANNEL_MTU") or "0"
         if not mtu.isascii() or not mtu.isdigit():
             raise CniError(INVALID_CONFIG, f"{path}: FLANNEL_MTU: expected a number, found {mtu!r}")
-        self.mtu = int(mtu)
+        self.mtu = int(mtu[:9])
+        if self.mtu > LONGEST_MTU:
+            raise CniError(INVALID_CONFIG, f"{path}: FLANNEL_MTU: expected at most {LONGEST_MTU}, found {mtu}")
 
 
 def read_subnet_file(path: str) -> SubnetFile:

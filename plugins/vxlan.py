@@ -73,9 +73,7 @@ def prepare(host: Namespace, site: Site, log: Log) -> Local:
     """Make sure of the devices. CniError 50 when one cannot be made or belongs to somebody else."""
     from plugins import vxlan_device
 
-    conf = site.conf
-    devices = {size: vxlan_device.ensure(host, wanted, log) for size, wanted in _devices(site).items()}
-    return Local(site.underlays, devices, vni=conf.vni, direct=conf.direct)
+    return _local(site, {size: vxlan_device.ensure(host, wanted, log) for size, wanted in _devices(site).items()})
 
 
 def _refuse(host: Namespace, site: Site) -> None:
@@ -85,11 +83,14 @@ def _refuse(host: Namespace, site: Site) -> None:
         vxlan_device.refuse(host, wanted)
 
 
-def _check(host: Namespace, site: Site) -> None:
+def _check(host: Namespace, site: Site) -> Local:
     from plugins import vxlan_device
 
-    for wanted in _devices(site).values():
-        vxlan_device.check(host, wanted)
+    return _local(site, {size: vxlan_device.check(host, wanted) for size, wanted in _devices(site).items()})
+
+
+def _local(site: Site, devices: dict[int, int]) -> Local:
+    return Local(site.underlays, devices, vni=site.conf.vni, direct=site.conf.direct)
 
 
 def _devices(site: Site) -> dict[int, Wanted]:

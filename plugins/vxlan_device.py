@@ -22,6 +22,8 @@ from plugins.settings import set_known
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cni.kernel import Namespace
     from cni.kernel.types import Link
     from cni.world import Log
@@ -94,9 +96,21 @@ def refuse(host: Namespace, wanted: Wanted) -> None:
             raise _unmade(error) from None
 
 
-def check(host: Namespace, wanted: Wanted) -> None:
-    """CniError 999 that names the first difference between a device and what it has to be."""
-    link = host.link(wanted.name)
+def remove_former(host: Namespace, network: str, kept: Iterable[int], log: Log) -> None:
+    """Remove a network's devices but those `kept`: what an earlier VNI, backend or underlay has left."""
+    kept = frozenset(kept)
+    for link in host.links():
+        if link.vxlan is not None and link.alias == label(network) and link.index not in kept:
+            log(f"{link.name} is not needed any more and is removed")
+            host.delete_link(link.index, link.kind)
+
+
+def check(host: Namespace, wanted: Wanted) -> int:
+    """A device's link index. CniError 999 that names the first difference between it and what it has to be."""
+    try:
+        link = _usable(host, wanted)
+    except CniError as error:
+        raise CniError(INTERNAL, error.msg, error.details) from None
     if link is None:
         raise CniError(
             INTERNAL, f"{wanted.name}: expected the network's VXLAN device, found none", "ADD of any pod makes it"
@@ -108,6 +122,7 @@ def check(host: Namespace, wanted: Wanted) -> None:
     if found:
         expected, instead = found[0]
         raise CniError(INTERNAL, f"{wanted.name}: expected {expected}, found {instead}", "ADD of any pod puts it right")
+    return link.index
 
 
 def _usable(host: Namespace, wanted: Wanted) -> Link | None:

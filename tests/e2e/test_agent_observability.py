@@ -90,12 +90,17 @@ def get(node: Node, path: str) -> tuple[int, str]:
 
 
 class Metrics:
-    """The page, parsed."""
+    """The page, parsed. A call is counted when it is over, which may be after its answer, so ask when none is left."""
 
-    def __init__(self, node: Node) -> None:
-        status, text = get(node, "/metrics")
+    def __init__(self, node: Node, *, idle: bool = True) -> None:
+        self._node = node
+        wait_until(lambda: self._read() or not idle, "no call is in flight")
+
+    def _read(self) -> bool:
+        status, text = get(self._node, "/metrics")
         assert status == 200
         self.families = {family.name: family for family in text_string_to_metric_families(text)}
+        return self.value("cnikit_requests_in_flight") == 0
 
     def value(self, name: str, **labels: str) -> float:
         """A sample's value; of several with these labels their sum."""
@@ -195,7 +200,7 @@ class TestHealth:
             agent.signal(signal.SIGTERM)
             wait_until(lambda: get(node, "/readyz")[0] == 503, "the agent says that it is ending")
             assert get(node, "/healthz")[0] == 200, "and is not to be killed for it"
-            assert Metrics(node).value("cnikit_requests_in_flight") >= 1
+            assert Metrics(node, idle=False).value("cnikit_requests_in_flight") >= 1
             client.send(b"G")
             answer = client.receive()
             assert answer is not None

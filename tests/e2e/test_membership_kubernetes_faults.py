@@ -56,7 +56,7 @@ def running(server: StandIn, path: Path, ca: Path | None = None) -> Iterator[Rec
 
 def watched(told: Recorder, server: StandIn, count: int = 1) -> None:
     """Wait until so many watches have begun, the last of which is there."""
-    told.wait(lambda: server.count("watch") >= count and server.watching == 1, f"watch {count} is there")
+    told.wait(lambda: server.streaming >= count and server.watching == 1, f"watch {count} is there")
 
 
 # Watches that end

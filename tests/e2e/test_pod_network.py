@@ -87,6 +87,11 @@ def write_subnet_file(node: Node, **values: str) -> None:
     (file / "pods.env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
 
 
+def ranges(node: Node) -> set[str]:
+    """Those that are masqueraded, by the rules' comments."""
+    return {item["rule"]["comment"].split(" ")[1] for item in node.nft() if "rule" in item}
+
+
 FLANNEL = {
     "FLANNEL_NETWORK": "10.244.0.0/16",
     "FLANNEL_SUBNET": "10.244.1.1/24",
@@ -345,6 +350,26 @@ class TestAttachment:
         assert node.leases("pods") == {}
         assert [name for name in node.links() if name.startswith("veth")] == []
 
+    @pytest.mark.parametrize("attachment", ["routed", "bridged"])
+    def test_check_behind_another_plugin_looks_at_the_own_addresses(self, cluster: Cluster, attachment: str) -> None:
+        conf, node = cluster.conf("vxlan", attachment=attachment), cluster.nodes[0]
+        pod = node.pod()
+        before = {
+            "cniVersion": "1.1.0",
+            "interfaces": [{"name": "net0", "mac": "02:00:00:00:00:05", "sandbox": pod.path}],
+            "ips": [{"address": "172.30.0.5/16", "interface": 0}],
+        }
+
+        result = node.call("vxlan", "ADD", {**conf, "prevResult": before}, pod).result
+
+        assert [ip["interface"] for ip in result["ips"]] == [
+            0,
+            next(i for i, one in enumerate(result["interfaces"]) if one["name"] == "eth0"),
+        ]
+        node.run("ip", "-n", pod.name, "link", "add", "net0", "address", "02:00:00:00:00:05", "type", "bridge")
+        node.run("ip", "-n", pod.name, "addr", "add", "172.30.0.5/16", "dev", "net0")
+        node.call("vxlan", "CHECK", {**conf, "prevResult": result}, pod).silent()
+
     @pytest.mark.parametrize("version", ["0.1.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
     def test_cnitool(self, cluster: Cluster, peers: Path, version: str) -> None:
         node, pod = cluster.nodes[0], cluster.nodes[0].pod()
@@ -452,7 +477,8 @@ class TestSubnetFile:
 
     @pytest.mark.parametrize("attachment", ["routed", "bridged"])
     def test_a_subnet_that_changes_under_running_pods(self, cluster: Cluster, attachment: str) -> None:
-        node, conf = cluster.nodes[0], {**FILE_CONF, "attachment": attachment}
+        node, conf = cluster.nodes[0], {**FILE_CONF, "attachment": attachment, "ipMasq": True}
+        outside = Outside(node)
         write_subnet_file(node, **FLANNEL)
         old = node.pod()
         result = add(old, conf)
@@ -469,10 +495,14 @@ class TestSubnetFile:
             "10.244.9.0"
         ]
         assert ping(old, "10.244.9.2").ok, "what runs goes on on its node"
-        node.call("vxlan", "CHECK", {**conf, "prevResult": added}, new).silent()
         for pod in (old, new):
-            delete(pod, conf)
-        assert node.leases("pods") == {}
+            with pod.socket(V4) as sender:
+                assert outside.source_of(sender) == Outside.NODE4, "and is masqueraded"
+        node.call("vxlan", "CHECK", {**conf, "prevResult": added}, new).silent()
+        delete(old, conf)
+        assert ranges(node) == {"10.244.1.0/24", "10.244.9.0/24"}
+        add(node.pod(), conf)
+        assert ranges(node) == {"10.244.9.0/24"}, "nobody has an address of the old one any more"
 
 
 class TestDevice:
@@ -508,6 +538,31 @@ class TestDevice:
         node.run("ip", "link", "del", "cnikit.1")
         cluster.attach(conf, 1)
         assert ping(again, address(two, V4)).ok
+
+    @pytest.mark.parametrize("other", [{"vni": 9}, {"type": "host-gw"}], ids=str)
+    def test_ours_goes_when_the_network_has_another(self, cluster: Cluster, other: dict[str, Any]) -> None:
+        conf = cluster.conf("vxlan")
+        cluster.attach(conf)
+        foreign = ("ip", "link", "add", "flannel.5", "type", "vxlan", "id", "5", "dstport", "8472", "dev", "eth0")
+        cluster.nodes[0].run(*foreign)
+
+        one, two = cluster.attach({**conf, **other})
+
+        devices = [link["ifname"] for link in one.node.ip("-d", "link", "show", "type", "vxlan")]
+        assert sorted(devices) == ["cnikit.9", "flannel.5"][not other.get("vni") :]
+        assert ping(one, address(two, V4)).ok
+
+    def test_a_driver_that_breaks_checksums_is_relieved_of_them(self, cluster: Cluster) -> None:
+        """No such hardware is here, so the driver's name is put where the kernel would show it."""
+        one, two = cluster.nodes
+        one.run("mount", "-t", "tmpfs", "none", "/sys/class/net")
+        one.run("mkdir", "-p", "/sys/class/net/eth0/device")
+        one.run("ln", "-s", "/sys/bus/pci/drivers/vmxnet3", "/sys/class/net/eth0/device/driver")
+
+        cluster.attach(cluster.conf("vxlan"))
+
+        states = [node.run("ethtool", "-k", "cnikit.1") for node in (one, two)]
+        assert ["tx-checksumming: on" in state for state in states] == [False, True]
 
     def test_ours_is_made_anew_for_another_port(self, cluster: Cluster) -> None:
         cluster.attach(cluster.conf("vxlan"))
@@ -554,6 +609,10 @@ class TestDevice:
             (("ip", "link", "del", "cnikit.1"), "expected the network's VXLAN device, found none"),
             (("ip", "route", "flush", "scope", "link", "proto", "boot"), "the node's routes: expected 10.244.1."),
             (("nft", "flush", "ruleset"), "expected a rule for 10.244.1.0/24"),
+            (("ip", "route", "del", "10.244.2.0/24", "proto", "205"), "10.244.2.0/24"),
+            (("ip", "neigh", "del", "10.244.2.0", "dev", "cnikit.1"), "10.244.2.0"),
+            (("ip", "nexthop", "flush", "proto", "205"), "nexthop"),
+            (("sysctl", "-qw", "net.ipv4.ip_forward=0"), "expected net.ipv4.conf.all.forwarding 1, found 0"),
         ):
             node.run(*damage)
             error = node.call("vxlan", "CHECK", checked, pod).error

@@ -37,6 +37,7 @@ class StandIn:
         self.patches: list[Any] = []
         self._actions: dict[str, deque[Action]] = defaultdict(deque)
         self._watches: set[queue.SimpleQueue[bytes | None]] = set()
+        self.streaming = 0  # which of the watches that were asked for is the last to have begun
         self._guard = threading.Lock()
         self.released = threading.Event()  # what stalls waits for this
         self._server = _Server(("127.0.0.1", 0), Handler)
@@ -120,6 +121,7 @@ class StandIn:
             for other in self._watches:  # there is one client, which has left that one
                 other.put(None)
             self._watches.add(events)
+            self.streaming = self.count("watch")
         try:
             while (data := events.get()) is not None:
                 handler.chunk(data)

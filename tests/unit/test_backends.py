@@ -163,6 +163,31 @@ class TestHostGw:
         assert {"publicIP": "publicIPv6", "publicIPv6": "publicIP"}[key] in fault
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("publicIP", "0.1.2.3"), ("publicIP", "127.0.0.1"), ("publicIP", "224.0.0.1"), ("publicIP", "255.255.255.255"),
+        ("publicIPv6", "::"), ("publicIPv6", "::1"), ("publicIPv6", "fe80::1"), ("publicIPv6", "ff02::1"),
+        ("vtepMAC", "00:00:00:00:00:00"), ("vtepMACv6", "01:00:5e:00:00:01"),
+    ],
+)  # fmt: skip
+def test_what_no_node_can_be_reached_at_is_refused(key: str, value: str) -> None:
+    with pytest.raises(CniError) as caught:
+        node("b", **{"publicIP": "192.0.2.2", key: value})
+
+    assert caught.value.code == 7
+    assert caught.value.msg.startswith(f"{key}: expected ")
+    assert f"found {value!r}" in caught.value.msg or f'found "{value}"' in caught.value.msg
+
+
+def test_two_nodes_with_one_mac_are_refused() -> None:
+    mac = "02:00:00:00:00:01"
+    peers = [{"name": name, "publicIP": f"192.0.2.{n}", "vtepMAC": mac} for n, name in enumerate("ab", 1)]
+
+    with pytest.raises(CniError, match=f"node b: expected a VTEP MAC of its own, found {mac}, which is a's"):
+        read_nodes(Reader({"peers": peers}), "peers")
+
+
 def test_a_node_inside_a_range_of_pods_is_refused() -> None:
     peers = [
         {"name": "a", "publicIP": "192.0.2.1", "subnets": ["10.244.1.0/24"]},
