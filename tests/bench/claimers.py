@@ -146,10 +146,9 @@ def _samples(etcd: int, observer: _Child, start: float, all_of_them: int) -> lis
 
 
 def _watching(etcd: int, url: str, nodes: int) -> dict[str, float]:
-    """What watches cost etcd: memory of each, CPU of each change told to one of them."""
+    """What watches cost etcd: CPU of each change told to one of them."""
     settings = _settings(url)
     keys = settings.keys
-    before = _kib(etcd)
     told = threading.Semaphore(0)
     clients = [Client(settings.endpoints, settings.credentials) for _ in range(WATCHERS)]
 
@@ -165,7 +164,6 @@ def _watching(etcd: int, url: str, nodes: int) -> dict[str, float]:
     for thread in threads:
         thread.start()
     _take(told, WATCHERS)
-    kib = _kib(etcd) - before
     cpu, start = _cpu(etcd), time.monotonic()
     writer = Client(settings.endpoints, settings.credentials)
     for number in range(CHANGES):
@@ -178,8 +176,7 @@ def _watching(etcd: int, url: str, nodes: int) -> dict[str, float]:
         thread.join()
     each = cpu / (WATCHERS * CHANGES)
     return {
-        "watchers": WATCHERS, "changes": CHANGES, "seconds": seconds, "etcd_kib_each": kib / WATCHERS,
-        "etcd_cpu_each_s": each, "computed_etcd_kib": kib / WATCHERS * nodes,
+        "watchers": WATCHERS, "changes": CHANGES, "seconds": seconds, "etcd_cpu_each_s": each,
         "computed_etcd_cpu_s": each * nodes * nodes,
     }  # fmt: skip
 
