@@ -19,19 +19,21 @@ import select
 import threading
 import time
 import traceback
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 from agent.exposition import lean
 from agent.membership import Network, source
 from agent.mirror import Changed, Mirror
 from agent.reconciler import Firewall, Reconciler
+from cni import addr
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.lock import Locks
 from cni.netlist import read
 from cni.record import Records
-from plugins.cluster_conf import ClusterConf
-from plugins.peers import Entries
+from plugins.cluster_conf import ClusterConf, subnet_file_of
+from plugins.peers import Entries, within
 from plugins.reconcile import Difference, Scope, attempt, blocked_text, is_blocked
 
 if TYPE_CHECKING:
@@ -105,16 +107,27 @@ def _options(reader: Reader) -> Options:
 
 
 def _refuse_twins(confs: Sequence[ClusterConf]) -> None:
-    names: set[str] = set()
-    vnis: set[int] = set()
-    for conf in confs:
-        if conf.name in names:
-            raise CniError(INVALID_CONFIG, f"network {conf.name}: expected it once, found it twice")
-        if conf.kind == "vxlan" and conf.vni in vnis:
-            raise CniError(INVALID_CONFIG, f"network {conf.name}: expected a VNI of its own, found {conf.vni} twice")
-        names.add(conf.name)
-        if conf.kind == "vxlan":
-            vnis.add(conf.vni)
+    """CniError 7 when two networks have something that each of them would take from the other."""
+    for one, two in combinations(confs, 2):
+        what = _shared(one, two)
+        if what:
+            raise CniError(INVALID_CONFIG, f"network {two.name}: expected {what}")
+
+
+def _shared(one: ClusterConf, two: ClusterConf) -> str:
+    """What a second network was to have, and what was found; empty when they share nothing."""
+    if one.name == two.name:
+        return "it once, found it twice"
+    if one.kind == two.kind == "vxlan" and one.vni == two.vni:
+        return f"a VNI of its own, found {two.vni} twice"
+    for mine in one.networks:
+        for other in two.networks:
+            if len(mine[0]) == len(other[0]) and (within(mine, (other,)) or within(other, (mine,))):
+                ranges = f"{addr.unpack_cidr(*other)}, which overlaps {addr.unpack_cidr(*mine)} of {one.name}"
+                return f"ranges of its own, found {ranges}"
+    if subnet_file_of(one, RUN_DIR) == subnet_file_of(two, RUN_DIR):
+        return f"a subnetFile of its own, found {two.subnet_file} of {one.name}"
+    return ""
 
 
 def backend_of(kind: str) -> Backend:
@@ -195,7 +208,7 @@ class Cluster:
         planned = Changed()
         for reconciler, _ in self._networks:
             mirror.moved = reconciler.hear(wanted, planned) or mirror.moved
-        if now >= self._again_at and (self._again or self._told):
+        if now >= self._again_at and (self._again or self._failing or self._told):
             self._try_again(now)
         is_time = now >= self._keep_up_at
         if mirror.moved or (is_time and not all(reconciler.is_sure for reconciler, _ in self._networks)):
@@ -232,9 +245,8 @@ class Cluster:
         difference = Difference(self._wanted, mirror.held, scope)
         changed.compare(difference)
         operations = difference.operations()
-        if not operations:
-            return
-        if len(operations) > _MANY:
+        is_many = len(operations) > _MANY
+        if is_many:
             mirror.close()
         failed = attempt(self._host, operations, mirror.held)
         done = len(operations) - len(failed)
@@ -242,16 +254,25 @@ class Cluster:
             self.changes += done
         else:
             self.repairs += done
+        replaced = mirror.replaced(op for op, error in failed if is_blocked(op, error))
+        failed = [(op, error) for op, error in failed if op not in replaced]
         self._take_failures(failed)
-        if len(operations) > _MANY:
+        if is_many:
             mirror.look(mirror.devices)
+            if failed:  # as many would fail again at once
+                self._again.update(mirror.changed)
+                mirror.changed = Changed()
 
     def _take_failures(self, failed: list[tuple[Op, KernelError]]) -> None:
-        """Tell what failed, once, and remember it for another try."""
+        """Tell what failed, once, and remember it for another try. Why it fails while a network has nothing to stand on
+        is told by that network.
+        """
+        is_sure = all(reconciler.is_sure for reconciler, _ in self._networks)
         for op, error in failed:
             text = blocked_text(op) if is_blocked(op, error) else error.msg
-            if text not in self._failing and text not in self._told and len(self._failing) < _MOST_TOLD:
+            if is_sure and text not in self._told and len(self._told) < _MOST_TOLD:
                 self._log.warning(f"{text}; tried again")
+                self._told.add(text)
             self._failing.add(text)
             self._again.add_key(op)
 
@@ -262,7 +283,8 @@ class Cluster:
         if self._again:
             self._mirror.changed.update(self._again)
             self._again = Changed()
-        self._told, self._failing = self._failing, set()
+        self._told &= self._failing
+        self._failing = set()
 
     def _wait(self) -> None:
         """Until there is something to do."""

@@ -4,6 +4,9 @@ The notices say what changed; `Mirror` keeps the state that they add up to (`plu
 have to be compared with what is wanted. It looks at everything at the start, when notices were lost, once a minute,
 and when the kernel has taken away what it does not announce: routes go silently with a link that goes down and with a
 nexthop object.
+
+A look finds only what is ours. A route of ours that it misses may have been deleted, or replaced by another program's
+while nobody listened; which of the two, the kernel says when it refuses ours for standing in its way (`replaced`).
 """
 
 from __future__ import annotations
@@ -95,6 +98,7 @@ class Mirror:
         self._addresses: frozenset[bytes] = frozenset()
         self.devices: frozenset[int] = frozenset()
         self.held = Held()
+        self._missed: set[Subnet] = set()
         self.changed = Changed()
         self.moved = True
         self.looks = 0
@@ -120,9 +124,26 @@ class Mirror:
         if self._watch is None:
             self._watch = Watch(self._host)
             self.moved = True
-        self.held = look(self._host, devices)
+        before, self.held = self.held.routes, look(self._host, devices)
+        for subnet in before.keys() - self.held.routes.keys():
+            if before[subnet]:
+                self._missed.add(subnet)
+            else:  # it was known to have been replaced
+                self.held.set_route(subnet, 0)
         self.changed.everything = True
         self.looks += 1
+
+    def replaced(self, operations: Iterable[Op]) -> set[Op]:
+        """Those of these blocked operations whose place was ours when it was looked at last. What stands there now is
+        taken for damage, and replaced next time.
+        """
+        found = {op for op in operations if (op.args["dst"], op.args["prefix"]) in self._missed}
+        for op in found:
+            subnet = (op.args["dst"], op.args["prefix"])
+            self.held.set_route(subnet, 0)
+            self.changed.routes.add(subnet)
+        self._missed.clear()
+        return found
 
     def read(self) -> None:
         """Take what the kernel has announced."""

@@ -21,11 +21,11 @@ from agent import subnet_file
 from agent.roster import Roster
 from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
-from cni.names import OWNER
 from plugins import this_node
 from plugins.cluster_conf import outside, subnet_file_of
-from plugins.peers import Entries, Node, vtep_mac
+from plugins.peers import Entries, Node, label, vtep_mac
 from plugins.pod_network import Site
+from plugins.vxlan_device import remove_former
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -72,13 +72,16 @@ class Inbox:
 
 
 class Ground(NamedTuple):
-    """What the entries follow from, beside the peer."""
+    """What the entries follow from, beside the peer. `twins` are the peers that have an address of this host."""
 
     own: Node
     local: Local
+    twins: frozenset[str]
 
     def same(self, other: Ground | None) -> bool:
-        if other is None or self.own != other.own or self.local.devices != other.local.devices:
+        if other is None or (self.own, self.twins) != (other.own, other.twins):
+            return False
+        if self.local.devices != other.local.devices:
             return False
         mine, others = (
             {size: (one.index, one.name, one.networks) for size, one in ground.local.underlays.items()}
@@ -169,6 +172,8 @@ class Reconciler:
             put, gone = news
             left, came = self._roster.replace(put) if gone is None else self._roster.change(put, gone)
             heard = True
+            for node in left:
+                self._faults.pop(node.name, None)
             concerned = concerned or not self.settled or self._concerns(left) or self._concerns(came)
             self.settled = self.settled or gone is None
             if self._ground is not None:
@@ -184,7 +189,6 @@ class Reconciler:
 
     def _leave(self, nodes: Iterable[Node], ground: Ground, wanted: Entries, changed: Changed) -> None:
         for node in nodes:
-            self._faults.pop(node.name, None)
             if node.name == ground.own.name:
                 continue
             old = self._backend.entries(ground.own, node, ground.local)
@@ -200,20 +204,23 @@ class Reconciler:
         for node in nodes:
             if node.name == ground.own.name:
                 continue
-            if not self._here.isdisjoint(node.addresses.values()):
+            if node.name in ground.twins or not self._here.isdisjoint(node.addresses.values()):
                 self._fault(node, f"peer {node.name}: expected an address of another host, found one that this one has")
                 continue
             new = self._backend.entries(ground.own, node, ground.local)
-            if new.faults:
-                self._fault(node, "; ".join(new.faults))
+            self._fault(node, "; ".join(new.faults))
             changed.add(new)
             wanted.routes.update(new.routes)
             wanted.neighbours.update(new.neighbours)
             wanted.fdb.update(new.fdb)
 
     def _fault(self, node: Node, text: str) -> None:
-        self._faults[node.name] = text
-        self._log.warning(text, network=self.conf.name)
+        """Say what is wrong with a peer, empty for nothing, once."""
+        if not text:
+            self._faults.pop(node.name, None)
+        elif text != self._faults.get(node.name):
+            self._faults[node.name] = text
+            self._log.warning(text, network=self.conf.name)
 
     # The ground
 
@@ -229,11 +236,12 @@ class Reconciler:
             own = self._own()
             if own is None:
                 name = self.conf.node_name or self._host_name
-                raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found it missing")
+                found = self._roster.faults.get(name, "it missing")
+                raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found {found}")
             if self._ground is None:
                 own = self._as_far_as_here(own)
             self._site = self._site_of(own, there)
-            ground = Ground(own, self._backend.prepare(host, self._site, self._warn))
+            ground = Ground(own, self._prepared(host, self._site), self._twins(own))
         except CniError as error:
             self._tell("node", f"{error.msg}; what is in force stays")
             return
@@ -247,7 +255,7 @@ class Reconciler:
             self._leave(nodes, self._ground, wanted, changed)
         self._ground = ground
         self._join(nodes, ground, wanted, changed)
-        self._remove_former_devices(host, ground)
+        remove_former(host, self.conf.name, ground.local.devices.values(), self._warn)
 
     def _as_far_as_here(self, own: Node) -> Node:
         """The own node with the addresses that it has by now: one family need not wait for the other at the start."""
@@ -263,13 +271,30 @@ class Reconciler:
                 f"{what}: other nodes do not reach the pods that have addresses of the old one; recreate these pods"
             )
 
-    def _remove_former_devices(self, host: Namespace, ground: Ground) -> None:
-        """Those with this network's label that an earlier VNI, backend or underlay has left."""
-        label = f"{OWNER}{self.conf.name}"
+    def _prepared(self, host: Namespace, site: Site) -> Local:
+        try:
+            return self._backend.prepare(host, site, self._warn)
+        except CniError:
+            if not self._removes_renamed(host):
+                raise
+            return self._backend.prepare(host, site, self._warn)
+
+    def _removes_renamed(self, host: Namespace) -> bool:
+        """Remove devices of ours that somebody has renamed: they hold the number that the right ones need."""
+        names, found = self._backend.devices(self.conf), False
         for link in host.links():
-            if link.vxlan is not None and link.alias == label and link.index not in ground.local.devices.values():
-                self._warn(f"{link.name} is not needed any more and is removed")
+            there = link.vxlan
+            if there is None or link.alias != label(self.conf.name) or link.name in names:
+                continue
+            if (there.vni, there.port) == (self.conf.vni, self.conf.port):
+                self._warn(f"{link.name} has another name than ours have and is removed")
                 host.delete_link(link.index, link.kind)
+                found = True
+        return found
+
+    def _twins(self, own: Node) -> frozenset[str]:
+        holders = filter(None, map(self._roster.holder, self._here))
+        return frozenset(node.name for node in holders if node.name != own.name)
 
     def _own(self) -> Node | None:
         """The node that this is, as the members know it: by its name, else by an address, else by the host's name."""
@@ -285,21 +310,24 @@ class Reconciler:
         return Site(conf, own, underlays, conf.networks or own.subnets, mtu)
 
     def _offer(self, host: Namespace, there: Places) -> None:
-        """Have the source tell the others where this node is: at the start, and when its address has gone.
+        """Have the source tell the others where this node is: at the start, when its address has gone, and when it has
+        one of a family that it had none of.
 
         With no default route to go by, a source that lists this node says where it is.
         """
-        if self._offered is not None and self._here.issuperset(self._offered.addresses.values()):
+        before = self._offered.addresses if self._offered is not None else {}
+        lasting = {size: packed for size, packed in before.items() if packed in self._here}
+        if self._offered is not None and lasting == before and not self._offers_more(lasting, there):
             return
         name = self.conf.node_name or self._host_name
         try:
-            addresses = this_node.of_links(host, self.conf, self.conf.networks, there).addresses
+            addresses = this_node.of_links(host, self.conf, self.conf.networks, there).addresses | lasting
             self._tell("underlay", "")
         except CniError as error:
             if not self._lists_us:
                 self._tell("underlay", error.msg)
                 return
-            addresses = {}
+            addresses = lasting
         vni = self.conf.vni
         macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if self.conf.kind == "vxlan" else {}
         own = Node(name, addresses, self._written(), macs)
@@ -308,6 +336,11 @@ class Reconciler:
         elif own != self._offered:
             self._source.update(own)
         self._offered = own
+
+    def _offers_more(self, offered: dict[int, bytes], there: Places) -> bool:
+        """Whether there may be an address of a family that has pods and was not offered."""
+        lacking = {len(packed) for packed, _ in self.conf.networks}.difference(offered)
+        return bool(offered) and any(len(one.packed) in lacking for _, one in there)
 
     def _written(self) -> tuple[Subnet, ...]:
         """The subnets of an earlier time, which running pods have their addresses from."""

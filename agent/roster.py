@@ -1,15 +1,17 @@
 """The members of one network, as far as they agree with one another.
 
-Two nodes cannot have one address, one MAC or overlapping subnets. Who was here first keeps what it has; who
-contradicts is left out whole, told about, and taken in as soon as nothing stands against it any more. So a wrong entry
-costs the node that it is about, and no other, whatever the order in which changes arrive.
+Two nodes cannot have one address, one MAC or overlapping subnets, and no node an address in a range of pods: the way
+to it would lead into the overlay. Who was here first keeps what it has; who contradicts is told about, and taken in as
+soon as nothing stands against it any more. Until then it is left out, or stays as it was before, as long as nobody
+else needs what it had. So a wrong entry costs the node that it is about, and no other, whatever the order in which
+changes arrive.
 
-A change costs the same with 100 members and with 5,000: subnets are found by bisection.
+A change costs the same with 100 members and with 5,000: subnets and addresses are found by bisection.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from typing import TYPE_CHECKING
 
 from cni import addr
@@ -18,7 +20,7 @@ from plugins.peers import SIZES, span
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from plugins.peers import Node
+    from plugins.peers import Node, Subnet
 
 
 class Roster:
@@ -31,6 +33,7 @@ class Roster:
         # By family: the first addresses of all subnets in order, and beside them the last ones with their holders.
         self._firsts: dict[int, list[int]] = {size: [] for size in SIZES}
         self._spans: dict[int, list[tuple[int, str]]] = {size: [] for size in SIZES}
+        self._addresses: dict[int, list[int]] = {size: [] for size in SIZES}  # of nodes, in order
         self._refused: dict[str, Node] = {}
         self.faults: dict[str, str] = {}
 
@@ -56,11 +59,13 @@ class Roster:
     def change(self, put: Iterable[Node], gone: Iterable[str]) -> tuple[list[Node], list[Node]]:
         """Take nodes as they are now, and other names as gone; what left (as it was) and what came in (as it is)."""
         left: dict[str, Node] = {}
-        put = list(put)
-        gone = set(gone).difference(node.name for node in put)
+        latest = {node.name: node for node in put}
+        gone = set(gone).difference(latest)
         # Whatever stood against those may be gone now.
         pending = {name: node for name, node in self._refused.items() if name not in gone}
-        pending.update((node.name, node) for node in put if self._nodes.get(node.name) != node)
+        pending.update(
+            (name, node) for name, node in latest.items() if self._nodes.get(name) != node or name in self._refused
+        )
         for name in (*gone, *pending):
             self._refused.pop(name, None)
             self.faults.pop(name, None)
@@ -69,6 +74,13 @@ class Roster:
                 left[name] = node
                 self._forget(node)
         came = [node for node in pending.values() if self._admit(node)]
+        for name, node in pending.items():
+            before = left.get(name)
+            if name in self.faults and before is not None and not self._contradiction(before):
+                self._enter(before)
+                came.append(before)
+                self._refused[name] = node  # so that what it was yields to whoever needs it
+                self.faults[name] += "; it stays as it was"
         return list(left.values()), came
 
     def _admit(self, node: Node) -> bool:
@@ -79,19 +91,26 @@ class Roster:
                 self._refused[node.name] = node
             self.faults[node.name] = fault
             return False
+        self._enter(node)
+        return True
+
+    def _enter(self, node: Node) -> None:
         self._nodes[node.name] = node
         for key in (*node.addresses.values(), *node.macs.values()):
             self._holders[key] = node.name
+        for size, address in node.addresses.items():
+            insort(self._addresses[size], int.from_bytes(address, "big"))
         for packed, prefix in node.subnets:
             first, last = span(packed, prefix)
             at = bisect_left(self._firsts[len(packed)], first)
             self._firsts[len(packed)].insert(at, first)
             self._spans[len(packed)].insert(at, (last, node.name))
-        return True
 
     def _forget(self, node: Node) -> None:
         for key in (*node.addresses.values(), *node.macs.values()):
             self._holders.pop(key, None)
+        for size, address in node.addresses.items():
+            del self._addresses[size][bisect_left(self._addresses[size], int.from_bytes(address, "big"))]
         for packed, prefix in node.subnets:
             at = bisect_left(self._firsts[len(packed)], span(packed, prefix)[0])
             del self._firsts[len(packed)][at]
@@ -111,23 +130,50 @@ class Roster:
                     f"node {node.name}: expected a VTEP MAC of its own, found {addr.unpack_mac(mac)}, "
                     f"which is {self._holders[mac]}'s"
                 )
+        return self._overlap(node) or self._address_among_pods(node)
+
+    def _overlap(self, node: Node) -> str:
+        for packed, prefix in node.subnets:
+            text = addr.unpack_cidr(packed, prefix)
+            if sum(_overlap((packed, prefix), other) for other in node.subnets) > 1:
+                return f"node {node.name}: expected subnets that do not overlap, found two that do, one of them {text}"
+            first, last = span(packed, prefix)
+            holder = self._holder_of_one(len(packed), first, last)
+            if holder:
+                return (
+                    f"node {node.name}: expected a subnet that is nobody else's, found {text}, which overlaps one of "
+                    f"{holder}"
+                )
+        return ""
+
+    def _holder_of_one(self, size: int, first: int, last: int) -> str:
+        """Whose subnets have one of these addresses; empty when nobody's."""
+        # Those here do not overlap, so the last one that begins before the end is all that can have any.
+        at = bisect_right(self._firsts[size], last) - 1
+        return self._spans[size][at][1] if at >= 0 and self._spans[size][at][0] >= first else ""
+
+    def _address_among_pods(self, node: Node) -> str:
+        for size, address in node.addresses.items():
+            number = int.from_bytes(address, "big")
+            inside = any(len(one[0]) == size and addr.inside(address, *one) for one in node.subnets)
+            holder = node.name if inside else self._holder_of_one(size, number, number)
+            if holder:
+                return (
+                    f"node {node.name}: expected an address outside of every node's subnets, found "
+                    f"{addr.unpack(address)}, which is in one of {holder}"
+                )
         for packed, prefix in node.subnets:
             first, last = span(packed, prefix)
-            if (
-                sum(len(other) == len(packed) and _overlap((first, last), span(other, n)) for other, n in node.subnets)
-                > 1
-            ):
-                return f"node {node.name}: expected subnets that do not overlap, found two that do, one of them {addr.unpack_cidr(packed, prefix)}"
-            # Those here do not overlap, so the one before and the one after are all that can.
-            at = bisect_right(self._firsts[len(packed)], last) - 1
-            if at >= 0 and self._spans[len(packed)][at][0] >= first:
-                holder = self._spans[len(packed)][at][1]
+            addresses = self._addresses[len(packed)]
+            at = bisect_left(addresses, first)
+            if at < len(addresses) and addresses[at] <= last:
+                found = addresses[at].to_bytes(len(packed), "big")
                 return (
-                    f"node {node.name}: expected a subnet that is nobody else's, found {addr.unpack_cidr(packed, prefix)}, "
-                    f"which overlaps one of {holder}"
+                    f"node {node.name}: expected subnets without the address of any node, found "
+                    f"{addr.unpack_cidr(packed, prefix)}, which has {self._holders[found]}'s {addr.unpack(found)}"
                 )
         return ""
 
 
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return one[0] <= other[1] and other[0] <= one[1]
+def _overlap(one: Subnet, other: Subnet) -> bool:
+    return len(one[0]) == len(other[0]) and (addr.inside(one[0], *other) or addr.inside(other[0], *one))

@@ -12,7 +12,7 @@ import os
 import select
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from agent import mounts, wire
 from agent.steps import Steps, TimedKernel
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from agent.locks import SharedLocks
-    from agent.tracing import Trace
     from agent.workers import Workers
     from cni.dispatch import Call
     from cni.kernel import Namespace
@@ -131,6 +130,14 @@ class Service:
     def is_elsewhere(self, request: wire.Request) -> bool:
         """Whether the launcher sees other mounts than we do."""
         return _identity(os.fstat(request.mounts)) != self._mounts
+
+
+class Trace(Protocol):
+    """What following a call (`tracing.py`) has to say here: its name for the log, and what its programs are told."""
+
+    trace_id: str
+
+    def environ(self, environ: Mapping[str, str]) -> Mapping[str, str]: ...
 
 
 class Served:

@@ -94,7 +94,7 @@ class Tracing:
 
     def __call__(self, account: Account, served: Served) -> None:
         """Finish the trace of a call that has ended (`agent/report.py`)."""
-        if served.trace is not None:
+        if isinstance(served.trace, Trace):
             served.trace.finish(account, served.steps)
 
     def close(self) -> None:

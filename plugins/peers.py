@@ -239,19 +239,9 @@ def refuse_contradictions(nodes: Iterable[Node]) -> None:
         if names.setdefault(node.name, node) is not node:
             raise CniError(INVALID_CONFIG, f"node {node.name}: expected a name that no other node has, found two of it")
         for address in node.addresses.values():
-            if holders.setdefault(address, node) is not node:
-                raise CniError(
-                    INVALID_CONFIG,
-                    f"node {node.name}: expected an address of its own, found {addr.unpack(address)}, "
-                    f"which is {holders[address].name}'s",
-                )
+            _claim(holders, address, node, f"an address of its own, found {addr.unpack(address)}")
         for mac in node.macs.values():
-            if macs.setdefault(mac, node) is not node:
-                raise CniError(
-                    INVALID_CONFIG,
-                    f"node {node.name}: expected a VTEP MAC of its own, found {addr.unpack_mac(mac)}, "
-                    f"which is {macs[mac].name}'s",
-                )
+            _claim(macs, mac, node, f"a VTEP MAC of its own, found {addr.unpack_mac(mac)}")
         spans += [(len(packed), *span(packed, prefix), node) for packed, prefix in node.subnets]
     spans.sort(key=lambda one: one[:3])
     for one, two in zip(spans, spans[1:], strict=False):  # noqa: RUF007 - itertools is one import more
@@ -262,6 +252,13 @@ def refuse_contradictions(nodes: Iterable[Node]) -> None:
                 f"{_span_text(one)} and {_span_text(two)}",
             )
     _refuse_addresses_among_pods(holders, spans)
+
+
+def _claim(holders: dict[bytes, Node], what: bytes, node: Node, expected: str) -> None:
+    """Make a node the holder of an address or MAC. CniError 7 when another one is."""
+    if holders.setdefault(what, node) is not node:
+        text = f"node {node.name}: expected {expected}, which is {holders[what].name}'s"
+        raise CniError(INVALID_CONFIG, text, f"correct one of {node.name} and {holders[what].name}")
 
 
 def _refuse_addresses_among_pods(holders: dict[bytes, Node], spans: list[tuple[int, int, int, Node]]) -> None:

@@ -25,7 +25,7 @@ from cni.kernel.types import Address, Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from cni.kernel.netlink import Request
     from cni.kernel.ops import Op
@@ -62,6 +62,8 @@ _RTAX_ADVMSS = 8
 _RT_TABLE_MAIN = 254
 _RT_TABLE_LOCAL = 255
 _RTN_UNICAST = 1
+# What may stand in a unicast route's place: itself, blackhole, unreachable, prohibit, throw.
+ANY_KIND = frozenset((_RTN_UNICAST, 6, 7, 8, 9))
 _RTN_LOCAL = 2
 _RTPROT_BOOT = 3
 _RT_SCOPE_NOWHERE = 255
@@ -248,15 +250,15 @@ def is_local_route(body: bytes) -> bool:
     return bool(_RTMSG.unpack_from(body)[7] == _RTN_LOCAL)
 
 
-def parse_routes(body: bytes) -> list[Route]:
-    """RTM_NEWROUTE: one route for each next hop; none for what is not a unicast route outside table `local`."""
+def parse_routes(body: bytes, kinds: Collection[int] = (_RTN_UNICAST,)) -> list[Route]:
+    """RTM_NEWROUTE: one route for each next hop; none for what is not a route of these kinds outside table `local`."""
     if len(body) < _RTMSG.size:
         raise malformed()
     family, prefix, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
     found = attrs(body, _RTMSG.size)
     table = number(found.get(_RTA_TABLE, bytes([table])))
     dst = found.get(_RTA_DST, bytes(_LENGTHS.get(family, 0)))
-    if kind != _RTN_UNICAST or table == _RT_TABLE_LOCAL or len(dst) != _LENGTHS.get(family):
+    if kind not in kinds or table == _RT_TABLE_LOCAL or len(dst) != _LENGTHS.get(family):
         return []
     metric = number(found.get(_RTA_PRIORITY, b""))
     mtu = number(attrs(found.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b""))

@@ -73,7 +73,7 @@ class AddressEvent(_Event):
 
 
 class RouteEvent(_Event):
-    """A unicast route outside table `local`. One that replaces another is announced alone."""
+    """A route outside table `local`, a blackhole and its like included. One that replaces another is announced alone."""
 
     __slots__ = ()
     value: Route
@@ -183,7 +183,7 @@ def _addresses(body: bytes, gone: bool) -> list[Event]:  # noqa: FBT001
 
 
 def _routes(body: bytes, gone: bool) -> list[Event]:  # noqa: FBT001
-    return [RouteEvent(route, gone=gone) for route in rtnetlink.parse_routes(body)]
+    return [RouteEvent(route, gone=gone) for route in rtnetlink.parse_routes(body, rtnetlink.ANY_KIND)]
 
 
 def _neighbours(body: bytes, gone: bool) -> list[Event]:  # noqa: FBT001

@@ -15,9 +15,9 @@ from cni.kernel.types import NUD_NOARP, NUD_PERMANENT, FdbEntry, Neighbour, Next
 from cni.testing.fake_nft import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from cni.testing.fake_links import FakeLink
+    from cni.kernel.types import Link
 
 _MAIN = 254
 _RTPROT_BOOT = 3
@@ -30,7 +30,7 @@ class Paths:
     routes that come with its addresses. `own` are the routes that somebody has made.
     """
 
-    def __init__(self, links: dict[int, FakeLink], connected: Callable[[], list[Route]]) -> None:
+    def __init__(self, links: Mapping[int, Link], connected: Callable[[], list[Route]]) -> None:
         self._links = links
         self._connected = connected
         self.own: list[Route] = []
@@ -176,7 +176,7 @@ class Paths:
 
     # What they ask
 
-    def _link(self, index: int, down: int = 0, absent: int = ENODEV) -> FakeLink:
+    def _link(self, index: int, down: int = 0, absent: int = ENODEV) -> Link:
         link = self._links.get(index)
         if link is None:
             raise Refused(absent)

@@ -172,6 +172,17 @@ def test_route_that_replaces_another_is_told(told: Told, host_ns: Netns) -> None
     assert (event.gone, event.value.gateway) == (False, packed("192.0.2.3"))
 
 
+@pytest.mark.parametrize("kind", ["blackhole", "unreachable", "prohibit", "throw"])
+def test_a_route_to_nowhere_that_replaces_another_is_told(told: Told, host_ns: Netns, kind: str) -> None:
+    host_ns.run(*"ip route add 10.9.0.0/16 via 192.0.2.2 proto 205".split())
+    host_ns.run("ip", "route", "replace", kind, "10.9.0.0/16")
+
+    told.next(RouteEvent, lambda e: e.value.protocol == 205)
+    event = told.next(RouteEvent, lambda e: e.value.protocol != 205)
+
+    assert (event.gone, event.value.dst, event.value.oif) == (False, packed("10.9.0.0"), 0)
+
+
 @pytest.mark.parametrize("gateway", ["10.244.2.0", "fd00:244:2::"], ids=["ipv4", "ipv6"])
 def test_neighbour_comes_changes_and_goes(told: Told, host: Namespace, host_ns: Netns, gateway: str) -> None:
     def is_it(e: NeighbourEvent) -> bool:

@@ -67,6 +67,34 @@ def test_two_networks_with_one_vni_are_refused(tmp_path: Path) -> None:
         networks_of([listed(tmp_path, "one", VXLAN), listed(tmp_path, "two", VXLAN)])
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"network": "10.244.0.0/16"}, "network two: expected ranges of its own, found 10.244.0.0/16, which overlaps 10.244.0.0/16 of one"),
+        ({"network": "10.244.128.0/17"}, "found 10.244.128.0/17, which overlaps"),
+        ({"network": "10.0.0.0/8"}, "found 10.0.0.0/8, which overlaps"),
+        ({"network": "", "ipv6Network": "fd00:244:0:1::/64"}, "found fd00:244:0:1::/64, which overlaps fd00:244::/48"),
+        ({"network": "10.9.0.0/16", "subnetFile": "/run/cnikit/subnets/one.env"}, "expected a subnetFile of its own"),
+    ],
+)  # fmt: skip
+def test_two_networks_that_would_take_from_each_other_are_refused(
+    tmp_path: Path, options: dict[str, Any], complaint: str
+) -> None:
+    one = listed(tmp_path, "one", {**VXLAN, "ipv6Network": "fd00:244::/48"})
+
+    with pytest.raises(CniError) as caught:
+        networks_of([one, listed(tmp_path, "two", {**VXLAN, "type": "host-gw", **options})])
+
+    assert complaint in caught.value.msg
+
+
+def test_two_networks_with_nothing_in_common_are_no_twins(tmp_path: Path) -> None:
+    one = listed(tmp_path, "one", {**VXLAN, "ipv6Network": "fd00:244::/48"})
+    two = {**VXLAN, "network": "10.245.0.0/16", "ipv6Network": "fd00:245::/48", "vni": 2}
+
+    assert [found.conf.name for found in networks_of([one, listed(tmp_path, "two", two)])] == ["one", "two"]
+
+
 def test_the_subnet_file_is_what_the_plugins_read(tmp_path: Path) -> None:
     conf = ClusterConf(
         Reader(

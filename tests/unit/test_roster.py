@@ -95,8 +95,57 @@ def test_a_node_that_is_wrong_by_itself_is_forgotten_with_its_name() -> None:
     assert found.faults == {}
 
 
+def test_a_node_with_its_address_among_pods_is_left_out_whatever_the_order() -> None:
+    inside, pods = node("n1", 9), node("n2", 2, "192.0.2.8/29")
+
+    for first, second in ((inside, pods), (pods, inside)):
+        found = roster(first)
+        found.change([second], [])
+        assert names(found) == {first.name}
+        assert "192.0.2." in found.faults[second.name]
+    assert "outside of every node's subnets, found 192.0.2.9, which is in one of n2" in found.faults["n1"]
+    found.change([], ["n2"])
+    assert names(found) == {"n1"}
+
+
+def test_a_node_with_its_own_address_among_its_own_pods_is_left_out() -> None:
+    assert "found 192.0.2.1, which is in one of n1" in roster(node("n1", 1, "192.0.2.0/24")).faults["n1"]
+
+
+def test_addresses_of_the_other_family_are_not_among_pods() -> None:
+    assert names(roster(node("n1", 1, "::c000:200/120"), node("n2", 2, "fd00::/64"))) == {"n1", "n2"}
+
+
+def test_a_node_that_becomes_wrong_stays_as_it_was_until_somebody_needs_what_it_had() -> None:
+    found = roster(node("n1", 1, "10.1.1.0/24"), node("n2", 2, "10.1.2.0/24"))
+
+    found.change([node("n2", 2, "10.1.1.0/24")], [])
+
+    assert found.get("n2") == node("n2", 2, "10.1.2.0/24")
+    assert found.faults["n2"].endswith("overlaps one of n1; it stays as it was")
+    found.change([node("n3", 3, "10.1.2.0/24")], [])
+    assert names(found) == {"n1", "n3"}
+    found.change([], ["n1"])
+    assert found.get("n2") == node("n2", 2, "10.1.1.0/24")
+    assert found.faults == {}
+
+
+def test_a_node_that_leaves_the_network_stays_as_it_was_until_it_is_gone() -> None:
+    made = Roster(lambda one: "no" if one.subnets and one.subnets[0][0][0] != 10 else "")
+    made.replace([node("n1", 1, "10.1.1.0/24")])
+
+    made.change([node("n1", 1, "11.1.1.0/24")], [])
+
+    assert made.get("n1") == node("n1", 1, "10.1.1.0/24")
+    made.change([], ["n1"])
+    assert (names(made), made.faults) == (set(), {})
+
+
 nodes = st.builds(
-    lambda number, address, start, length: node(f"n{number}", address, f"10.{start << (8 - length)}.0.0/{8 + length}"),
+    lambda number, address, start, length: node(
+        f"n{number}", address,
+        *([f"10.{start << (8 - length)}.0.0/{8 + length}"] if start else [f"192.0.2.{address ^ 2}/32"]),
+    ),
     st.integers(1, 5), st.integers(1, 6), st.integers(0, 3), st.integers(2, 4),
 )  # fmt: skip
 
@@ -111,5 +160,6 @@ def test_those_in_it_never_contradict_and_nobody_is_lost(changes: list[tuple[lis
 
         refuse_contradictions(found)
         assert {one.name for one in found} | set(found.faults) == set(known)
+        assert all(one == known[one.name] or one.name in found.faults for one in found)
         assert all(found.get(one.name) == one for one in came)
         assert len({one.name for one in left}) == len(left)
