@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import deque
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from cni.kernel.mountns import separate_directories
 
@@ -36,26 +36,36 @@ MOST_CALLS = 2000
 _STACK = 512 << 10
 
 
+class _Call(NamedTuple):
+    """A job, and whose turn it is."""
+
+    key: Hashable | None
+    job: Job
+
+
 class Workers:
-    """A pool that grows while its threads wait, and shrinks again."""
+    """A pool that grows while its threads wait, and shrinks again.
+
+    A call is handed to one thread, which alone wakes up: the one that has worked last, whose caches are warm. (With
+    one queue for all of them each call woke a second thread, which only went to sleep again.)
+    """
 
     def __init__(self, most: int = MOST, most_calls: int = MOST_CALLS) -> None:
         self._most = most
         self._most_calls = most_calls
-        self._queue: SimpleQueue[tuple[Hashable | None, Job] | None] = SimpleQueue()
-        self._guard = threading.Lock()
-        # A thread works while it holds one of these.
-        self._slots: SimpleQueue[None] = SimpleQueue()
-        self._turns: dict[Hashable, deque[Job]] = {}
+        self._guard = threading.Lock()  # of all that follows
         self._calls = 0
+        self._turns: dict[Hashable, deque[Job]] = {}
+        self._backlog: deque[_Call] = deque()  # calls whose turn it is, and that no thread has begun
+        self._places = WORKING  # how many more threads may work
         self._threads = 0
-        self._waiting = 0
+        self._idle: list[SimpleQueue[_Call | None]] = []  # mailboxes of threads with nothing to do
+        self._back: deque[SimpleQueue[None]] = deque()  # and of those that have waited and want to go on
+        self._waiting = 0  # threads that wait
+        self._away = 0  # of these, those that may take long
+        self._closed = False
         self._quiet = threading.Condition(self._guard)
         threading.stack_size(_STACK)
-        with self._guard:
-            for _ in range(WORKING):
-                self._slots.put(None)
-                self._start()
 
     @property
     def calls(self) -> int:
@@ -78,16 +88,17 @@ class Workers:
                     behind.append(job)
                     return True
                 self._turns[key] = deque()
-        self._queue.put((key, job))
+            self._backlog.append(_Call(key, job))
+            self._give_places()
         return True
 
     def waiting(self) -> Waiting:
         """Use it with `with` around a wait for a program, a client or a lock, which may need us meanwhile."""
-        return Waiting(self, self._most)
+        return Waiting(self, briefly=False)
 
     def briefly_waiting(self) -> Waiting:
         """The same around a wait for the kernel, which does not."""
-        return Waiting(self, min(USUAL, self._most))
+        return Waiting(self, briefly=True)
 
     def drain(self, seconds: float) -> bool:
         """Wait until every call is answered; whether that is so."""
@@ -96,76 +107,116 @@ class Workers:
 
     def close(self) -> None:
         """End the threads that have nothing to do; call it when drained."""
-        with self._guard:
-            for _ in range(self._threads):
-                self._queue.put(None)
+        with self._quiet:
+            self._closed = True
+            for mailbox in self._idle:
+                mailbox.put(None)
+            self._idle.clear()
             self._quiet.wait_for(lambda: self._threads == 0, 1.0)
 
-    def begin_waiting(self, most: int) -> None:
-        self._slots.put(None)
+    def begin_waiting(self, *, briefly: bool) -> None:
         with self._guard:
             self._waiting += 1
-            if self._threads - self._waiting < WORKING and self._threads < most:
-                self._start()
+            self._away += not briefly
+            self._places += 1
+            self._give_places()
 
-    def end_waiting(self) -> None:
+    def end_waiting(self, *, briefly: bool) -> None:
         with self._guard:
             self._waiting -= 1
-        self._slots.get()
+            self._away -= not briefly
+            if self._places:
+                self._places -= 1
+                return
+            mailbox: SimpleQueue[None] = SimpleQueue()
+            self._back.append(mailbox)
+        mailbox.get()
 
-    def _start(self) -> None:
-        self._threads += 1
+    # With the guard held
+
+    def _give_places(self) -> None:
+        """Let threads work as long as more may: those that have begun with a call come first."""
+        while self._places:
+            if self._back:
+                self._back.popleft().put(None)
+            elif self._backlog and self._idle:
+                self._idle.pop().put(self._backlog.popleft())
+            elif not self._backlog or not self._start():
+                return
+            self._places -= 1
+
+    def _start(self) -> bool:
+        """Start a thread for the next call. Those that wait for the kernel only are not made up for without end."""
+        if self._threads >= min(USUAL + self._away, self._most):
+            return False
         try:
-            threading.Thread(target=self._work, name="worker", daemon=True).start()
+            threading.Thread(target=self._work, args=(self._backlog[0],), name="worker", daemon=True).start()
         except RuntimeError:  # no room for another thread: those that are there do it, later
-            self._threads -= 1
+            return False
+        self._backlog.popleft()
+        self._threads += 1
+        return True
 
-    def _work(self) -> None:
+    def _finished(self, key: Hashable | None) -> None:
+        """Note that a call is answered, and whose turn it is then."""
+        self._calls -= 1
+        if key is not None:
+            behind = self._turns[key]
+            if behind:
+                self._backlog.append(_Call(key, behind.popleft()))
+            else:
+                del self._turns[key]
+        if self._calls == 0:
+            self._quiet.notify_all()
+
+    def _next(self, mailbox: SimpleQueue[_Call | None]) -> _Call | None:
+        """What the thread of a call that is answered goes on with; None for nothing yet."""
+        if self._backlog and not self._back:
+            return self._backlog.popleft()
+        self._places += 1
+        if self._closed or self._threads - self._waiting > USUAL:
+            mailbox.put(None)  # one too many
+        else:
+            self._idle.append(mailbox)
+        self._give_places()
+        return None
+
+    # In the threads
+
+    def _work(self, first: _Call) -> None:
         separate_directories()
-        while (taken := self._queue.get()) is not None:
-            key, job = taken
-            self._slots.get()
+        mailbox: SimpleQueue[_Call | None] = SimpleQueue()
+        call: _Call | None = first
+        del first  # what a call was given must not outlive it
+        while call is not None:
+            key = call.key
             try:
-                job()
+                call.job()
             except Exception:  # noqa: BLE001 - a call's bug must cost no thread
                 sys.excepthook(*sys.exc_info())
-            finally:
-                self._slots.put(None)
-                surplus = self._finished(key)
-            del taken, job  # what a call was given must not outlive it
-            if surplus:
-                break
+            del call
+            with self._guard:
+                self._finished(key)
+                call = self._next(mailbox)
+            if call is None:
+                call = mailbox.get()
         with self._quiet:
             self._threads -= 1
             self._quiet.notify_all()
-
-    def _finished(self, key: Hashable | None) -> bool:
-        """Note that a call is answered; whether its thread is one too many."""
-        with self._quiet:
-            self._calls -= 1
-            if key is not None:
-                behind = self._turns[key]
-                if behind:
-                    self._queue.put((key, behind.popleft()))
-                else:
-                    del self._turns[key]
-            if self._calls == 0:
-                self._quiet.notify_all()
-            return self._threads - self._waiting > USUAL
 
 
 class Waiting:
     """The `with` block of a thread that waits."""
 
-    __slots__ = ("_most", "_workers")
+    __slots__ = ("_briefly", "_workers")
 
-    def __init__(self, workers: Workers, most: int) -> None:
+    def __init__(self, workers: Workers, *, briefly: bool) -> None:
         self._workers = workers
-        self._most = most
+        self._briefly = briefly
 
     def __enter__(self) -> Self:
-        self._workers.begin_waiting(self._most)
+        self._workers.begin_waiting(briefly=self._briefly)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._workers.end_waiting()
+        self._workers.end_waiting(briefly=self._briefly)

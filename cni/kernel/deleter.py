@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from cni.kernel.netlink import Answer
 
+    _Turns = SimpleQueue[bool]  # True: take all jobs and delete them; False: end
+
 GROUPS = 0x63000000  # the first of 2^24 link groups
 THREADS = 32  # at most; as many as have ever been blocked at once
 _NOTICE_SECONDS = 1.0  # without a notice for so long, ask
@@ -68,9 +70,9 @@ class Deleter:
         self._mutex = threading.Lock()  # of all that follows
         self._jobs: list[_Job] = []
         self._announcing: _Batch | None = None  # the one that deletes now
-        self._turns: SimpleQueue[bool] = SimpleQueue()  # True: take all jobs and delete them; False: end
-        self._threads: list[threading.Thread] = []
-        self._blocked = 0  # threads with a turn
+        self._threads: dict[threading.Thread, _Turns] = {}
+        self._idle: list[_Turns] = []  # of threads that are not blocked; one of its own for each, so that one wakes up
+        self._overdue = False  # a turn that no thread was free for
         self._monitor: Monitor | None = None
         self._closed = False
 
@@ -79,9 +81,9 @@ class Deleter:
         with self._mutex:
             self._closed = True
             threads, monitor = self._threads, self._monitor
-            self._threads, self._monitor = [], None
-        for _ in threads:
-            self._turns.put(False)
+            self._threads, self._monitor = {}, None
+        for turns in threads.values():
+            turns.put(False)
         for thread in threads:
             thread.join()
         if monitor is not None:
@@ -142,21 +144,27 @@ class Deleter:
     # With the mutex held
 
     def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._run, name=f"link deleter {len(self._threads)}", daemon=True)
+        turns: _Turns = SimpleQueue()
+        name = f"link deleter {len(self._threads)}"
+        thread = threading.Thread(target=self._run, args=(turns,), name=name, daemon=True)
         thread.start()
-        self._threads.append(thread)
+        self._threads[thread] = turns
+        self._idle.append(turns)
 
     def _give_turn(self) -> None:
         """Let a thread begin, when there is something to do and nothing is being deleted."""
         if not self._jobs or self._announcing is not None or self._closed:
             return
         self._announcing = _Batch([])
-        self._turns.put(True)
-        if self._blocked >= len(self._threads) < THREADS:
+        if not self._idle and len(self._threads) < THREADS:
             try:
                 self._start_thread()
             except RuntimeError:
                 pass  # one of those that there are will take it
+        if self._idle:
+            self._idle.pop().put(True)
+        else:
+            self._overdue = True
 
     def _announced(self, batch: _Batch) -> None:
         """The next one may begin."""
@@ -180,15 +188,14 @@ class Deleter:
 
     # In the deleting threads
 
-    def _run(self) -> None:
+    def _run(self, turns: _Turns) -> None:
         socket: Socket | None = None
-        while self._turns.get():
+        while turns.get():
             with self._mutex:
                 jobs, self._jobs = self._jobs, []
                 batch = self._announcing = _Batch(jobs)
                 for job in jobs:
                     job.batch = batch
-                self._blocked += 1
             try:
                 if socket is not None and not socket.usable:
                     socket.close()
@@ -201,7 +208,11 @@ class Deleter:
                 for job in jobs:
                     job.mail.put((errno, str(error)))
             with self._mutex:
-                self._blocked -= 1
+                if self._overdue:
+                    self._overdue = False
+                    turns.put(True)
+                else:
+                    self._idle.append(turns)
                 self._announced(batch)
         if socket is not None:
             socket.close()
