@@ -18,6 +18,7 @@ from cni import addr
 if TYPE_CHECKING:
     from plugins.pod_network import Site
 
+_LONGEST = 1 << 16
 _KEYS = {4: ("FLANNEL_NETWORK", "FLANNEL_SUBNET"), 16: ("FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET")}
 
 
@@ -40,11 +41,12 @@ def text_of(site: Site) -> str:
 def settle(path: str, text: str) -> bool:
     """Make the file have this content, or be gone when there is none; whether that changed anything. OSError."""
     try:
-        with open(path) as file:
-            found = file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # whatever lies there is not waited for
+        with open(fd, "rb") as file:
+            found = file.read(_LONGEST) or b""  # a FIFO says None
     except FileNotFoundError:
-        found = ""
-    if found == text:
+        found = b""
+    if found == text.encode():
         return False
     if not text:
         os.unlink(path)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from errno import ENOSPC
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,8 @@ from cli.lab_plan import BACKENDS, MOST_NODES, MOST_PODS, SOURCES, UPLINK, LabEr
 from cli.registry import bundled_plugins
 
 if TYPE_CHECKING:
-    from cli.lab_cluster import Lab, LabNode
+    from cli.lab_cluster import Lab
+    from cli.lab_places import LabNode
 
 # Where programs of a lab may lie, beside the caller's PATH.
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -38,6 +40,16 @@ class Group(click.Group):
             if os.geteuid() == 0:
                 raise
             raise click.ClickException(f"a lab needs root: run it with sudo ({error})") from None
+        except OSError as error:
+            if error.errno != ENOSPC:
+                raise
+            raise click.ClickException(
+                f"labs are in /run, and it is full ({error}): make room, see `df /run`"
+            ) from None
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's way
+        """In the order of this file, which is that of use."""
+        return list(self.commands)
 
 
 @click.group(cls=Group)
@@ -55,7 +67,13 @@ def lab() -> None:
 @click.option(
     "--backend", type=click.Choice(BACKENDS), default="vxlan", show_default=True, help="How nodes are joined."
 )
-@click.option("--source", type=click.Choice(SOURCES), default="static", show_default=True, help="Who knows the nodes.")
+@click.option(
+    "--source",
+    type=click.Choice(SOURCES),
+    default="static",
+    show_default=True,
+    help="From where the agents know the nodes: a file, or an etcd that runs in the lab.",
+)
 @click.option("--ipv6", is_flag=True, help="IPv6 only, the underlay too.")
 @click.option("--dual", is_flag=True, help="IPv4 and IPv6.")
 @click.option("--bin-dir", type=click.Path(exists=True, file_okay=False), help="The folder with the plugins.")
@@ -70,7 +88,7 @@ def up(
     bin_dir: str | None,
 ) -> None:
     """Build a lab: nodes with agents, and pods that reach each other."""
-    from cli.lab_cluster import Lab
+    from cli.lab_cluster import Lab, option
 
     if ipv6 and dual:
         raise LabError("expected --ipv6 or --dual, found both: --ipv6 has no IPv4")
@@ -80,38 +98,30 @@ def up(
     made = Lab.up(Plan(name, nodes, pods, backend, source, families), os.path.realpath(bin_dir or bundled_plugins()))
     took = time.monotonic() - start
     _show(made)
-    option = "" if name == "lab" else f" --name {name}"
-    click.echo(f"lab {name} is up after {took:.1f} s, and every pod reaches every other one. Try:")
-    node, place = made.nodes[-1].name, (made.pods or made.nodes)[0].name
+    click.echo(f"The lab named {name} is up after {took:.1f} s, and every pod reaches every other one. Try:")
+    node, place, which = made.nodes[-1].name, (made.pods or made.nodes)[0].name, option(name)
     for line in (
-        f"ping{option}",
-        f"tcpdump{option} {node}",
-        f"exec{option} {place} ip addr",
-        f"kill{option} {node}",
-        f"down{option}",
+        f"ping{which}",
+        f"exec{which} {place} ip addr",
+        f"tcpdump{which} {node}",
+        f"kill{which} {node}",
+        f"start{which} {node}",
+        f"down{which}",
     ):
         click.echo(f"    cnikit lab {line}")
 
 
-@lab.command()
-@NAME
-def down(name: str) -> None:
-    """Remove a lab, also one that was left half built."""
-    from cli.lab_cluster import remove
-
-    Plan(name)  # a name that no lab can have is told
-    _need_root()
-    click.echo(f"lab {name} is gone" if remove(name) else f"there is no lab {name}")
-
-
-@lab.command()
+@lab.command(short_help="Show nodes, agents, pods, partitions.")
 @NAME
 def status(name: str) -> None:
-    """Show nodes, agents, pods, and who is cut from whom. Without a lab of that name, the labs that there are."""
+    """Show nodes, agents, pods, and who is cut from whom.
+
+    When there is no lab of that name, those that there are.
+    """
     _show(_find(name))
 
 
-@lab.command()
+@lab.command(short_help="Ping from every pod to every other one.")
 @NAME
 @click.option(
     "--size",
@@ -137,15 +147,17 @@ def ping(name: str, size: int, timeout: float, places: tuple[str, ...]) -> None:
 
     found = _find(name)
     targets, answers = found.ping(size, timeout, places)
+    if not answers and (places or len(found.pods) > 1):
+        count = f"{len(targets)} pod{'' if len(targets) == 1 else 's'}"
+        raise LabError(f"expected two pods at least, to ping each other, found {count}: name more nodes or pods")
     _print(table(targets, answers))
     lost = [one for one in answers if one.seconds is None]
     click.echo(f"{len(answers) - len(lost)} of {len(answers)} pings of {size} bytes answered")
     for node in found.nodes:
         if node.killed:
             click.echo(f"{node.name} was killed")
-    for one, two in sorted(_cuts(found)):
-        click.echo(f"{one} and {two} are partitioned")
-    if lost or (not answers and len(found.pods) > 1 and not places):
+    _show_cuts(found)
+    if lost:
         sys.exit(1)
 
 
@@ -156,46 +168,21 @@ def ping(name: str, size: int, timeout: float, places: tuple[str, ...]) -> None:
 def tcpdump(name: str, node: str, args: tuple[str, ...]) -> None:
     """Run tcpdump on the underlay link of NODE.
 
-    What is inside of VXLAN packets is shown too.
+    What is inside of VXLAN packets is shown too: `tcpdump node1 udp port 8472`.
     """
-    found = _find(name).node(node)
-    if found.killed:
-        raise LabError(f"{node} was killed, and its link with it: choose another node")
+    found = _find(name)
+    target = found.node(node)
+    if target.killed:
+        raise LabError(f"{node} was killed, and its link with it: choose another node, or start it again")
     program = shutil.which("tcpdump", path=_search_path())
     if program is None:
         raise LabError("expected the program tcpdump, found none: apt-get install tcpdump")
     from cli import sandbox
 
-    sandbox.enter(found.netns)  # and not its files: what -w writes lands where the caller is
-    os.execv(program, ["tcpdump", "-n", "-i", UPLINK, "-T", "vxlan", *args])
-
-
-@lab.command()
-@NAME
-@click.argument("node")
-def kill(name: str, node: str) -> None:
-    """Let a node vanish: its agent, whatever runs on it, and its link."""
-    found = _find(name)
-    found.kill(node)
-    how = (
-        "etcd forgets it when its lease ends" if found.state.plan.source == "etcd" else "it is off the list of members"
-    )
-    click.echo(f"{node} is gone; {how}")
-
-
-@lab.command()
-@NAME
-@click.option("--heal", is_flag=True, help="Let it pass again.")
-@click.argument("one")
-@click.argument("two")
-def partition(name: str, heal: bool, one: str, two: str) -> None:  # noqa: FBT001 - click's way
-    """Drop whatever nodes ONE and TWO send each other on the underlay."""
-    found = _find(name)
-    if heal:
-        found.heal(one, two)
-    else:
-        found.partition(one, two)
-    click.echo(f"{one} and {two} {'reach each other again' if heal else 'are cut from each other'}")
+    sandbox.enter(target.netns)  # and not its files: what -w writes lands where the caller is
+    # tcpdump knows VXLAN by another port.
+    inside = ["-T", "vxlan"] if found.state.plan.backend == "vxlan" else []
+    os.execv(program, ["tcpdump", "-n", "-i", UPLINK, *inside, *args])
 
 
 @lab.command(name="exec", context_settings=_PASSED_ON)
@@ -209,11 +196,71 @@ def execute(name: str, place: str, command: tuple[str, ...]) -> None:
     bin_dir = found.state.bin_dir
     path = f"{_search_path()}:{os.path.dirname(bin_dir)}"  # `cnikit` lies beside its plugins' folder
     argv = command or (os.environ.get("SHELL") or "/bin/sh",)
+    if not command:
+        click.echo(f"A shell on {place}; `exit` leaves it.", err=True)
     target.enter()
     try:
         os.execvpe(argv[0], argv, {**os.environ, "PATH": path, "CNI_PATH": bin_dir})
     except OSError as error:
         raise LabError(f"exec {argv[0]}: {error.strerror}") from None
+
+
+@lab.command(short_help="Let a node vanish.")
+@NAME
+@click.argument("node")
+def kill(name: str, node: str) -> None:
+    """Let a node vanish: its agent, whatever runs on it, and its link."""
+    from cli.lab_cluster import option
+
+    found = _find(name)
+    before = found.node(node).killed
+    found.kill(node)
+    if before:
+        click.echo(f"{node} was killed before")
+        return
+    how = "etcd forgets it when its lease ends" if found.state.plan.source == "etcd" else "it is off the list of nodes"
+    click.echo(f"{node} is gone: nothing runs on it, its link is cut, and {how}.")
+    click.echo(f"`cnikit lab start{option(name)} {node}` brings it back.")
+
+
+@lab.command(short_help="Bring back a node that was killed.")
+@NAME
+@click.argument("node")
+def start(name: str, node: str) -> None:
+    """Bring back a node that was killed, with new pods, or the agent of a node if only that has ended."""
+    found = _find(name)
+    found.start(node)
+    _show(found)
+
+
+@lab.command(short_help="Cut nodes off from each other, or --heal.")
+@NAME
+@click.option("--heal", is_flag=True, help="Let it pass again: between two nodes, of one, or all.")
+@click.argument("nodes", nargs=-1, metavar="NODE [NODE]")
+def partition(name: str, heal: bool, nodes: tuple[str, ...]) -> None:  # noqa: FBT001 - click's way
+    """Drop whatever two nodes send each other on the underlay.
+
+    With one NODE, whatever it and all others send each other. With --source etcd, `etcd` is one of the others.
+    """
+    if len(nodes) > 2 or not (nodes or heal):
+        raise click.UsageError(f"expected one node or two, found {len(nodes)}")
+    found = _find(name)
+    pairs = found.heal(*nodes) if heal else found.partition(*nodes)
+    for one, two in pairs:
+        click.echo(f"{one} and {two} {'reach each other again' if heal else 'are cut from each other'}")
+    if not pairs:
+        click.echo("there was nothing to heal" if heal else f"{nodes[0]} is the only node: there is nothing to cut")
+
+
+@lab.command()
+@NAME
+def down(name: str) -> None:
+    """Remove a lab, also one that was left half built."""
+    from cli.lab_cluster import remove
+
+    Plan(name)  # a name that no lab can have is told
+    _need_root()
+    click.echo(f"The lab named {name} is gone" if remove(name) else f"There is no lab named {name}")
 
 
 def _find(name: str) -> Lab:
@@ -231,13 +278,6 @@ def _need_root() -> None:
 
 def _search_path() -> str:
     return f"{os.environ.get('PATH', '')}:{_SYSTEM_PATH}".lstrip(":")
-
-
-def _cuts(found: Lab) -> set[tuple[str, str]]:
-    """Each pair once. Without nft there are none."""
-    from cli import lab_underlay
-
-    return {(one, two) for one, two in lab_underlay.cuts(found.space) if one < two}
 
 
 def _show(found: Lab) -> None:
@@ -259,7 +299,11 @@ def _show(found: Lab) -> None:
     etcd = found.state.processes.get("etcd")
     if etcd is not None:
         click.echo(f"etcd {'runs' if etcd.runs() else 'has ended'} at {plan.etcd_url()}, process {etcd.pid}")
-    for one, two in sorted(_cuts(found)):
+    _show_cuts(found)
+
+
+def _show_cuts(found: Lab) -> None:
+    for one, two in found.cuts():
         click.echo(f"{one} and {two} are partitioned")
 
 

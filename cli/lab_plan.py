@@ -26,6 +26,7 @@ NETWORK = "lab"
 UPLINK = "eth0"
 # The bridge that is the underlay, which is also where etcd listens.
 BRIDGE = "underlay"
+ETCD = "etcd"
 ETCD_NUMBER = 254
 ETCD_PORT = 2379
 # How long etcd waits for a node that says nothing before it is gone, in seconds.
@@ -116,6 +117,12 @@ class Plan:
     @property
     def pods(self) -> Iterator[PodPlan]:
         return (pod for node in self.nodes for pod in node.pods)
+
+    def neighbours(self, size: int) -> int:
+        """How many neighbours the kernel may have to keep for a family: the nodes know each other, they and etcd know one
+        another, and so do pods and their node. With IPv6 each by its link-local address too."""
+        others = self.node_count - 1 + (2 if self.source == "etcd" else 0)
+        return self.node_count * (others + 2 * self.pod_count) * (2 if size == 16 else 1)
 
     def etcd_url(self) -> str:
         """Where etcd listens, if the lab has one."""

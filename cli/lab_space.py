@@ -154,14 +154,18 @@ class Space:
             pins.add((status.st_dev, status.st_ino))
         return lab_process.inside(pins)
 
-    def release(self) -> None:
-        """End all processes of the lab and remove what it was made of; what is not there is fine."""
+    def end_processes(self, node: str = "") -> None:
+        """Kill everything that runs in the lab, or on a node and in its pods."""
         deadline = time.monotonic() + _SECONDS
-        while found := self.processes():  # again: one may just have started another
+        while found := self.processes(node):  # again: one may just have started another
             for process in found:
                 process.kill()
             for process in found:
                 process.await_end(deadline)
+
+    def release(self) -> None:
+        """End all processes of the lab and remove what it was made of; what is not there is fine."""
+        self.end_processes()
         for mounted in reversed(self._mounts()):
             unmount(mounted)
         if os.path.lexists(self.folder):

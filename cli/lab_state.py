@@ -16,11 +16,12 @@ class State:
     """The plan, and what became of it. `complete` when `up` has come to its end.
 
     `processes` are the agents by their node's name, and `etcd`; `addresses` those of each pod; `killed` the nodes that
-    are gone; `bin_dir` where the plugins are.
+    are gone; `bin_dir` where the plugins are; `command` what a node's agent is a subcommand of.
     """
 
     plan: Plan
     bin_dir: str
+    command: list[str]
     complete: bool = False
     processes: dict[str, Process] = field(default_factory=dict)
     addresses: dict[str, list[str]] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class State:
         value = {
             "plan": self.plan.described(),
             "bin_dir": self.bin_dir,
+            "command": self.command,
             "complete": self.complete,
             "processes": {name: [process.pid, process.started] for name, process in self.processes.items()},
             "addresses": self.addresses,
@@ -52,6 +54,7 @@ def read(folder: str) -> State | None:
         return State(
             Plan.read(value["plan"]),
             value["bin_dir"],
+            value["command"],
             value["complete"],
             {name: Process(*both) for name, both in value["processes"].items()},
             value["addresses"],
@@ -60,4 +63,7 @@ def read(folder: str) -> State | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise LabError(f"{folder}/state.json: expected what this version of `lab up` writes, found {error!r}") from None
+        raise LabError(
+            f"{folder}/state.json: expected what this version of `lab up` writes, found {error!r}: "
+            f"`cnikit lab down --name {os.path.basename(folder)}` removes that lab"
+        ) from None

@@ -12,24 +12,37 @@ import time
 from typing import TYPE_CHECKING
 
 from cli import sandbox
-from cli.lab_plan import BRIDGE, ETCD_NUMBER, UPLINK, LabError, underlay_address
+from cli.lab_plan import BRIDGE, ETCD, ETCD_NUMBER, UPLINK, LabError, underlay_address
+from cni.addr import AF_INET6
 from cni.kernel import ops
 from cni.kernel.background import fork_background
 from cni.kernel.linux import Kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cli.lab_plan import NodePlan, Plan
     from cli.lab_space import Space
     from cni.kernel import Namespace
 
 # The pairs of bridge ports between which nothing passes. Ports, not addresses: ARP and neighbour discovery are cut too.
+# What comes to the bridge itself is for etcd.
 TABLE = "cnikit-lab"
 _RULES = f"""
 table bridge {TABLE} {{
   set cut {{ type ifname . ifname; }}
+  set etcd {{ type ifname; }}
   chain forward {{
     type filter hook forward priority 0; policy accept;
     meta iifname . meta oifname @cut counter drop
+  }}
+  chain input {{
+    type filter hook input priority 0; policy accept;
+    meta iifname @etcd counter drop
+  }}
+  chain output {{
+    type filter hook output priority 0; policy accept;
+    meta oifname @etcd counter drop
   }}
 }}
 """
@@ -51,8 +64,21 @@ def build(plan: Plan, space: Space) -> None:
                     namespace.apply(ops.link_set("lo", up=True))  # what a runtime's network `loopback` does
 
 
+def connect(space: Space, node: NodePlan) -> None:
+    """Give a node a link to the underlay again."""
+    disconnect(space, node.name)
+    kernel = Kernel(time.monotonic, fork_background)
+    with kernel.open(space.underlay()) as underlay, kernel.open(space.net(node.name)) as own:
+        _connect(underlay, _index(underlay, BRIDGE), node, own)
+
+
 def _connect(underlay: Namespace, bridge: int, node: NodePlan, own: Namespace) -> None:
-    underlay.apply(ops.veth_add(node.name, None, UPLINK, None, own, master=bridge))
+    # The same MAC after `lab start`, as a machine has it that was off: others may know it by that one for half a minute.
+    mac = bytes((2, 0, 0, 0, 0, node.number))
+    underlay.apply(ops.veth_add(node.name, None, UPLINK, mac, own, master=bridge))
+    if 16 in node.families:
+        # The link-local address, which asks for the neighbours of forwarded packets, is of use after 2 s otherwise.
+        own.set_conf(AF_INET6, UPLINK, "accept_dad", "0")
     own.apply(ops.link_set("lo", up=True), ops.link_set(UPLINK, up=True))
     uplink = _index(own, UPLINK)
     own.apply(*(_address(uplink, size, node.number) for size in node.families))
@@ -78,29 +104,36 @@ def disconnect(space: Space, node: str) -> None:
             underlay.delete_link(link.index)
 
 
-def cut(space: Space, one: str, two: str) -> None:
-    """Let nothing pass between two nodes."""
+def cut(space: Space, pairs: Sequence[tuple[str, str]]) -> None:
+    """Let nothing pass between the nodes of each pair."""
     rules = "" if _has_table(space) else _RULES
-    _nft(space, "-f", "-", commands=f"{rules}\nadd element bridge {TABLE} cut {{ {_pairs(one, two)} }}\n")
+    _nft(space, "-f", "-", commands=rules + _for_elements("add", pairs))
 
 
-def heal(space: Space, one: str, two: str) -> None:
-    """Let everything pass again."""
-    if (one, two) in cuts(space):
-        _nft(space, "-f", "-", commands=f"delete element bridge {TABLE} cut {{ {_pairs(one, two)} }}\n")
+def heal(space: Space, pairs: Sequence[tuple[str, str]]) -> None:
+    """Let everything pass again between those of each pair, which are cut."""
+    _nft(space, "-f", "-", commands=_for_elements("delete", pairs))
 
 
-def cuts(space: Space) -> set[tuple[str, str]]:
-    """The pairs that are cut, in both orders, as the kernel has them. Without nft nobody can have cut anything."""
+def cuts(space: Space) -> list[tuple[str, str]]:
+    """The pairs that are cut, as the kernel has them, each once. Without nft nobody can have cut anything."""
     if _program() is None or not _has_table(space):
-        return set()
-    listed = json.loads(_nft(space, "-j", "list", "set", "bridge", TABLE, "cut"))["nftables"]
-    elements = [element for item in listed if "set" in item for element in item["set"].get("elem", [])]
-    return {tuple(element["concat"]) for element in elements}
+        return []
+    listed = json.loads(_nft(space, "-j", "list", "table", "bridge", TABLE))["nftables"]
+    elements = {item["set"]["name"]: item["set"].get("elem", []) for item in listed if "set" in item}
+    between = [element["concat"] for element in elements["cut"]]
+    return sorted([(ETCD, node) for node in elements["etcd"]] + [(one, two) for one, two in between if one < two])
 
 
-def _pairs(one: str, two: str) -> str:
-    return f'"{one}" . "{two}", "{two}" . "{one}"'
+def _for_elements(verb: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """nft's commands about some pairs, in both directions. A node's port has its name."""
+    lines = []
+    for one, two in pairs:
+        if ETCD in (one, two):
+            lines.append(f'{verb} element bridge {TABLE} etcd {{ "{two if one == ETCD else one}" }}\n')
+        else:
+            lines.append(f'{verb} element bridge {TABLE} cut {{ "{one}" . "{two}", "{two}" . "{one}" }}\n')
+    return "".join(lines)
 
 
 def _has_table(space: Space) -> bool:

@@ -13,7 +13,9 @@ somebody has them.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,9 +23,11 @@ from urllib.parse import urlsplit
 
 from agent.membership import FIRST_PAUSE, LAST_PAUSE
 from agent.membership.etcd_claim import Claimer, Keys, read_pools
-from agent.membership.etcd_client import Client, Credentials, after, leased, put
-from agent.membership.etcd_faults import CompactedError, EtcdError, LostError, Troubles, UnreachableError
+from agent.membership.etcd_client import Client, after, leased, put
+from agent.membership.etcd_credentials import Credentials
+from agent.membership.etcd_faults import CompactedError, EtcdError, LostError, UnreachableError
 from agent.membership.etcd_nodes import Nodes
+from agent.membership.troubles import Troubles
 from cni import addr
 from cni.config import text, wrong
 from cni.errors import CniError
@@ -132,6 +136,7 @@ class EtcdSource:
 
     def _follow(self) -> None:
         pause = FIRST_PAUSE
+        lost_at = -math.inf
         while not self._stopped.is_set():
             try:
                 self._take()
@@ -141,6 +146,11 @@ class EtcdSource:
                 self._revision = 0
             except LostError:
                 self._lose()
+                # The others have withdrawn this node, so there is no time to lose; but who fights for a name has to wait.
+                before, lost_at = lost_at, time.monotonic()
+                if lost_at - before >= LAST_PAUSE:
+                    self._watching = False
+                    continue
             except UnreachableError as error:
                 if not self._watching:  # a watch that was lost may be had from another endpoint at once
                     self._troubles.tell("etcd", f"{error}; what is known stays in force")

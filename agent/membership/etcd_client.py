@@ -29,9 +29,10 @@ from agent.membership.etcd_faults import (
 from cni import __version__
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Generator, Sequence
     from typing import Any
+
+    from agent.membership.etcd_credentials import Credentials
 
 # Seconds for one exchange. etcd itself gives up on a request that finds no leader after 7.
 _PATIENCE = 8.0
@@ -41,16 +42,6 @@ _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_
 PAGE = 1000
 # gRPC's numbers for what another endpoint, or a later try, may answer: deadline exceeded, unavailable.
 _PASSING = (4, 14)
-
-
-class Credentials(NamedTuple):
-    """How to speak to etcd: paths of PEM files, and a user whose password stands in a file. Empty: not that."""
-
-    ca: str = ""
-    cert: str = ""
-    key: str = ""
-    user: str = ""
-    password: str = ""
 
 
 class KeyValue(NamedTuple):
@@ -244,9 +235,7 @@ class Client:
 
     def _authenticated(self) -> str:
         credentials = self._credentials
-        with open(credentials.password) as file:
-            password = file.readline().rstrip("\r\n")
-        name = {"name": credentials.user, "password": password}
+        name = {"name": credentials.user, "password": credentials.secret()}
         with self._exchanged("auth/authenticate", json.dumps(name).encode()) as response:
             return str(json.loads(response.read())["token"])
 
@@ -256,9 +245,8 @@ class Client:
             host, port = url.hostname or "", url.port or 2379
             connection: http.client.HTTPConnection
             if url.scheme == "https":
-                connection = http.client.HTTPSConnection(
-                    host, port, timeout=_PATIENCE, context=_context(self._credentials)
-                )
+                context = self._credentials.context()
+                connection = http.client.HTTPSConnection(host, port, timeout=_PATIENCE, context=context)
             else:
                 connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE)
             connection.connect()
@@ -377,16 +365,3 @@ def _refusal(endpoint: str, status: int, body: bytes) -> EtcdError:
 
 def _is_about_token(text: str) -> bool:
     return "revision of auth store is old" in text or "invalid auth token" in text
-
-
-def _context(credentials: Credentials) -> ssl.SSLContext:
-    """Made for each connection: the files may have been renewed."""
-    import ssl
-
-    for path in filter(None, (credentials.ca, credentials.cert, credentials.key)):
-        with open(path):
-            pass  # OpenSSL's error would not tell which file cannot be read
-    context = ssl.create_default_context(cafile=credentials.ca or None)
-    if credentials.cert:
-        context.load_cert_chain(credentials.cert, credentials.key or None)
-    return context

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from http.client import RemoteDisconnected
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent.membership.etcd_client import Credentials
+    from agent.membership.etcd_credentials import Credentials
 
 # gRPC's numbers.
 INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED = 3, 7, 16
@@ -76,8 +73,7 @@ def connection_fault(endpoint: str, error: Exception, credentials: Credentials) 
         return f"etcd at {endpoint}: its certificate is not accepted ({error.verify_message}); {step}"
     if isinstance(error, ssl.SSLError):
         return _tls_fault(endpoint, error, credentials)
-    files = (credentials.ca, credentials.cert, credentials.key, credentials.password)
-    if isinstance(error, OSError) and error.filename in files and error.filename:
+    if isinstance(error, OSError) and error.filename in credentials.files:
         return f"{error.filename}: cannot be read: {error.strerror}"
     if isinstance(error, RemoteDisconnected) and endpoint.startswith("http:"):
         return f"etcd at {endpoint} ended the connection; where it speaks TLS, endpoints must say https:// there"
@@ -106,37 +102,3 @@ def _tls_fault(endpoint: str, error: Exception, credentials: Credentials) -> str
     if reason in ("KEY_VALUES_MISMATCH", "NO_START_LINE", "BAD_PASSWORD_READ") or "PEM" in reason:
         return f"caFile, certFile or keyFile is wrong ({said}); certFile and keyFile must be PEM and belong together"
     return f"etcd at {endpoint} cannot be reached: TLS: {said}"
-
-
-class Troubles:
-    """What is wrong now, of several kinds, told to a listener whenever it changes, and "" when nothing is."""
-
-    def __init__(self, listener: Callable[[str], None]) -> None:
-        self._listener = listener
-        self._guard = threading.Lock()
-        self._texts: dict[str, str] = {}
-        self._told = ""
-        self._closed = False
-
-    def tell(self, kind: str, text: str) -> None:
-        """Note what is wrong of one kind, "" for nothing."""
-        with self._guard:
-            self._texts[kind] = text
-            self._say("; ".join(dict.fromkeys(filter(None, self._texts.values()))))
-
-    def mention(self, text: str) -> None:
-        """Tell what has happened and is over."""
-        with self._guard:
-            before = self._told
-            self._say("; ".join(filter(None, (text, before))))
-            self._say(before)
-
-    def close(self) -> None:
-        """Say nothing more."""
-        with self._guard:
-            self._closed = True
-
-    def _say(self, text: str) -> None:
-        if text != self._told and not self._closed:
-            self._told = text
-            self._listener(text)

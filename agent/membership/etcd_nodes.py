@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.membership.troubles import few
 from cni import addr
 from cni.errors import CniError
 from cni.jsonio import decode
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
     from agent.membership.etcd_client import Event, KeyValue
     from plugins.peers import Node
-
-# Complaints told at once; there may be thousands.
-_MOST_TOLD = 3
 
 
 class Nodes:
@@ -78,9 +76,7 @@ class Nodes:
     @property
     def complaint(self) -> str:
         """What is wrong with values under the prefix, or ""."""
-        told = list(self._faults.values())[:_MOST_TOLD]
-        more = len(self._faults) - len(told)
-        return "; ".join([*told, *([f"and {more} more"] if more else [])])
+        return few(list(self._faults.values()))
 
     def _put(self, kv: KeyValue) -> None:
         name = kv.key.removeprefix(self._prefix)

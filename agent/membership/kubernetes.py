@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from agent.membership import FIRST_PAUSE, LAST_PAUSE
 from agent.membership.kubernetes_api import SERVICE_ACCOUNT, Api, ApiError, GoneError
-from agent.membership.kubernetes_members import Members, Troubles
+from agent.membership.kubernetes_members import Members
 from agent.membership.kubernetes_own import Announcer
+from agent.membership.troubles import Troubles
 from cni.config import wrong
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class KubernetesSource:
         self._thread: threading.Thread | None = None
 
     def start(self, own: Node, listener: Listener) -> None:
-        self._troubles = Troubles(listener)
+        self._troubles = Troubles(listener.trouble, follows={"announce": "api"})
         self._announcer = Announcer(own, self._network, self._connect, self._troubles, time.time)
         self._members = Members(own, self._network, listener, self._troubles, self._announcer)
         self._thread = threading.Thread(target=self._run, name="kubernetes", daemon=True)

@@ -17,58 +17,10 @@ if TYPE_CHECKING:
     from agent.membership import Listener, Network
     from agent.membership.kubernetes_node import NodeView
     from agent.membership.kubernetes_own import Announcer
+    from agent.membership.troubles import Troubles
     from plugins.peers import Subnet
 
-_MOST_PROBLEMS = 3
-
-
-class Troubles:
-    """What is wrong, by its subject, told as one text when that changes. Any thread may tell."""
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self._guard = threading.Lock()
-        self._texts: dict[str, str] = {}
-        self._nodes: dict[str, str] = {}
-        self._told = ""
-        self._closed = False
-
-    def tell(self, subject: str, text: str) -> None:
-        """What is wrong with a subject; empty for nothing."""
-        with self._guard:
-            self._texts[subject] = text
-            self._compare()
-
-    def node(self, name: str, text: str) -> None:
-        """What is wrong with a node's object; empty for nothing."""
-        with self._guard:
-            if text:
-                self._nodes[name] = text
-            else:
-                self._nodes.pop(name, None)
-            self._compare()
-
-    def nodes(self, texts: dict[str, str]) -> None:
-        """All the nodes with something wrong."""
-        with self._guard:
-            self._nodes = texts
-            self._compare()
-
-    def close(self) -> None:
-        with self._guard:
-            self._closed = True
-
-    def _compare(self) -> None:
-        names = sorted(self._nodes)
-        follows = {"announce"} if self._texts.get("api") else set()  # from what is told already
-        texts = [text for subject, text in self._texts.items() if text and subject not in follows]
-        texts += [f"{name}: {self._nodes[name]}" for name in names[:_MOST_PROBLEMS]]
-        if len(names) > _MOST_PROBLEMS:
-            texts.append(f"and {len(names) - _MOST_PROBLEMS} more nodes like these")
-        text = "; ".join(texts)
-        if text != self._told and not self._closed:
-            self._told = text
-            self._listener.trouble(text)
+_MOST_NAMES = 3
 
 
 class Members:
@@ -218,7 +170,7 @@ class Reading:
 
     def take(self, view: NodeView) -> None:
         name = view.metadata.name
-        if len(self.names) < _MOST_PROBLEMS:
+        if len(self.names) < _MOST_NAMES:
             self.names.append(name)
         if name == self._own_name:
             self.own = view

@@ -21,7 +21,8 @@ import msgspec
 from lightkube.core.resource import ApiInfo, GlobalResource, GlobalSubResource, ResourceDef
 
 from cni import addr
-from plugins.peers import SIZES, Node
+from cni.errors import CniError
+from plugins.peers import SIZES, Node, read_described
 
 if TYPE_CHECKING:
     from agent.membership import Network
@@ -158,7 +159,11 @@ def peer(view: NodeView, network: Network) -> Node | None:
     answers = addresses(view)
     if not answers:
         raise NodeError("expected an InternalIP in its status, found none")
-    return Node(view.metadata.name, answers, ranges, macs(view, network) if network.backend != "host-gw" else {})
+    found = Node(view.metadata.name, answers, ranges, macs(view, network) if network.backend != "host-gw" else {})
+    try:
+        return read_described("", found.described())  # what no node of any source may have
+    except CniError as error:
+        raise NodeError(error.msg) from None
 
 
 def status_patch(own: Node, view: NodeView, network: Network, now: float) -> dict[str, Any]:

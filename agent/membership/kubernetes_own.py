@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from agent.membership import Network
     from agent.membership.kubernetes_api import Api
-    from agent.membership.kubernetes_members import Troubles
     from agent.membership.kubernetes_node import NodeView
+    from agent.membership.troubles import Troubles
     from plugins.peers import Node
 
 # Between patches that undo somebody else's: at most so long. After so long without one the next is done at once.

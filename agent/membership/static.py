@@ -4,22 +4,28 @@
 
 The file is asked for its status four times a second, which costs microseconds and holds wherever a file may come
 from: replaced by a rename, written in place, behind a symbolic link that is exchanged (a ConfigMap's), on a file
-system that notifies of nothing. While it is gone, half written or contradicts itself the last good one is in force.
+system that notifies of nothing. While it is gone, half written or something else, the last good one is in force; an entry
+that is wrong leaves its node as it was, and costs no other node anything.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from typing import TYPE_CHECKING
 
+from agent.membership.troubles import few
 from cni import jsonio
 from cni.config import Reader, mapping, wrong
 from cni.errors import INVALID_CONFIG, CniError
-from plugins.peers import read_nodes
+from plugins.peers import read_described
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from agent.membership import Listener, Network
     from plugins.peers import Node
 
@@ -53,6 +59,7 @@ class File:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._known: dict[str, Node] = {}
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -79,16 +86,25 @@ class File:
                 try:
                     data = self._read()
                     if hash(data) != content or trouble:
-                        listener.replace(nodes_of(data))
+                        found = self._take(data, listener)
                         content = hash(data)
-                    found = ""
                 except CniError as error:
                     found = f"{self._path}: {error.msg}"
+                except OSError as error:
+                    found = f"{self._path}: expected a file of nodes, found none: {error.strerror}"
+                    seen = None  # what cannot be read may be readable the next time, with the same status
                 if found != trouble:
                     listener.trouble(found)
                     trouble = found
             if self._closed.wait(_PAUSE):
                 return
+
+    def _take(self, data: bytes, listener: Listener) -> str:
+        """Tell the nodes; returns what is wrong with some of them."""
+        nodes, faults = nodes_of(data, self._known)
+        self._known = {node.name: node for node in nodes}
+        listener.replace(nodes)
+        return f"{self._path}: {few(faults)}" if faults else ""
 
     def _status(self) -> Status:
         """What changes when the file does; empty when it is not there."""
@@ -99,22 +115,45 @@ class File:
         return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_dev, found.st_ino
 
     def _read(self) -> bytes:
-        try:
-            with open(self._path, "rb") as file:
-                data = file.read(_LARGEST + 1)
-        except OSError as error:
-            raise CniError(INVALID_CONFIG, f"expected a file of nodes, found none: {error.strerror}") from None
+        fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would be waited for
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise CniError(INVALID_CONFIG, "expected a file of nodes, found something that is no regular file")
+            data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             raise CniError(INVALID_CONFIG, f"expected at most {_LARGEST} bytes, found more")
         return data
 
 
-def nodes_of(data: bytes) -> list[Node]:
-    """The nodes that a file's bytes describe. CniError says what is wrong with them."""
+def nodes_of(data: bytes, known: Mapping[str, Node]) -> tuple[list[Node], list[str]]:
+    """The nodes that a file's bytes describe, and what is wrong with the other entries, whose nodes are given as they
+    were `known`. CniError when the file as a whole is no list of nodes.
+    """
     config = Reader(mapping("the file", jsonio.decode(data)))
     if config.raw("nodes") is None:  # a file of something else, or cut off: an empty cluster says []
         raise wrong("nodes", "an array of nodes", None)
-    return list(read_nodes(config, "nodes"))
+    nodes: dict[str, Node] = {}
+    faults = []
+    wrongs = []
+    for path, value in config.array("nodes"):
+        try:
+            node = read_described(path, value)
+        except CniError as error:
+            faults.append(error.msg)
+            wrongs.append(_name(value))
+            continue
+        if nodes.setdefault(node.name, node) is not node:
+            faults.append(f"{path}.name: expected a name that no other node has, found two of {node.name}")
+    for name in wrongs:
+        if name in known:
+            nodes.setdefault(name, known[name])
+    return list(nodes.values()), faults
+
+
+def _name(value: Any) -> str:
+    """The name in an entry that cannot be read; empty when there is none either."""
+    name = value.get("name") if isinstance(value, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def make(config: Reader, network: Network) -> File:  # noqa: ARG001 - the file says it all

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import signal
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,6 +25,16 @@ EVERYONE = [member(number) for number in range(1, PEERS + 2)]
 TWO = "10.244.2.0/24"
 
 
+def many(count: int) -> list[dict[str, Any]]:
+    """Node 1 and so many others, with one subnet each."""
+    found = [member(1, subnets=["10.247.1.0/24"])]
+    for number in range(2, count + 2):
+        high, low = divmod(number, 250)
+        subnet = f"10.{244 + (number >> 11)}.{number >> 3 & 255}.{(number & 7) << 5}/27"
+        found.append(member(number, publicIP=f"192.0.{2 + high}.{low}", publicIPv6=None, subnets=[subnet]))
+    return found
+
+
 @pytest.fixture(scope="module")
 def vxlan(agent_way: AgentWay) -> Iterator[ClusterNode]:
     """One node for all kinds of damage: each test finds it whole and leaves it whole."""
@@ -39,6 +50,17 @@ def host_gw(agent_way: AgentWay) -> Iterator[ClusterNode]:
         made.start()
         made.wait_for_routes(2 * PEERS)
         yield made
+
+
+@pytest.fixture(scope="module")
+def whole(vxlan: ClusterNode) -> dict[str, Any]:
+    """What the node holds before any damage. Looked at between two tests it might be that of the first's end."""
+    return vxlan.held()
+
+
+@pytest.fixture(scope="module")
+def plain(host_gw: ClusterNode) -> dict[str, Any]:
+    return host_gw.held()
 
 
 def test_a_vxlan_node_holds_what_leads_to_every_other_node(vxlan: ClusterNode) -> None:
@@ -65,6 +87,8 @@ DAMAGE = {
     "several routes deleted": ["ip route del 10.244.2.0/24", "ip route del 10.244.3.0/24", "ip route del 10.244.4.0/24"],
     "a route replaced": ["ip route replace 10.244.2.0/24 dev lo"],
     "an IPv6 route replaced": ["ip -6 route replace fd00:244:0:2::/64 dev lo"],
+    "a route replaced by a blackhole": ["ip route replace blackhole 10.244.2.0/24"],
+    "an IPv6 route made unreachable": ["ip -6 route replace unreachable fd00:244:0:2::/64"],
     "a route led elsewhere": ["ip route replace 10.244.2.0/24 via 10.244.3.0 dev cnikit.1 onlink proto 205"],
     "a route given an MTU": ["ip route replace 10.244.2.0/24 via 10.244.2.0 dev cnikit.1 onlink mtu 900 proto 205"],
     "a superfluous route": ["ip route add 10.247.9.0/24 via 10.244.3.0 dev cnikit.1 onlink proto 205"],
@@ -77,7 +101,12 @@ DAMAGE = {
     "a superfluous neighbour": ["ip neigh add 10.244.9.9 lladdr 02:00:00:00:00:09 dev cnikit.1 nud permanent"],
     "all neighbours flushed": ["ip neigh flush dev cnikit.1 nud permanent"],
     "a superfluous fdb entry": ["bridge fdb add 02:00:00:00:00:09 dev cnikit.1 dst 192.0.2.9 self permanent"],
+    "all fdb entries flushed": ["bridge fdb flush dev cnikit.1"],
     "the device deleted": ["ip link del cnikit.1"],
+    "the device renamed": ["ip link set cnikit.1 down", "ip link set cnikit.1 name other"],
+    "its label altered": ["ip link set cnikit.1 alias other"],
+    "learning switched on": ["ip link set cnikit.1 type vxlan learning"],
+    "IPv6 taken off it": ["sysctl -w net.ipv6.conf.cnik6/1.disable_ipv6=1"],
     "both devices deleted": ["ip link del cnikit.1", "ip link del cnik6.1"],
     "the device down": ["ip link set cnikit.1 down"],
     "the device down and up": ["ip link set cnik6.1 down", "ip link set cnik6.1 up"],
@@ -101,16 +130,13 @@ def damage(world: ClusterNode, steps: list[str]) -> None:
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_vxlan_heals(vxlan: ClusterNode, what: str) -> None:
-    whole = vxlan.held()
-
+def test_vxlan_heals(vxlan: ClusterNode, whole: dict[str, Any], what: str) -> None:
     damage(vxlan, DAMAGE[what])
 
     vxlan.wait_for(whole)
 
 
-def test_vxlan_heals_an_fdb_entry_that_was_deleted_or_altered(vxlan: ClusterNode) -> None:
-    whole = vxlan.held()
+def test_vxlan_heals_an_fdb_entry_that_was_deleted_or_altered(vxlan: ClusterNode, whole: dict[str, Any]) -> None:
     mac = whole["neighbours"]["cnikit.1", "10.244.2.0"]
 
     vxlan.node.run("bridge", "fdb", "del", mac, "dev", "cnikit.1", "dst", "192.0.2.2", "self")
@@ -130,16 +156,13 @@ def test_vxlan_heals_an_fdb_entry_that_was_deleted_or_altered(vxlan: ClusterNode
         [f"ip addr flush dev {UNDERLAY} scope global", "RAISE"],
     ],
 )
-def test_host_gw_heals(host_gw: ClusterNode, steps: list[str]) -> None:
-    whole = host_gw.held()
-
+def test_host_gw_heals(host_gw: ClusterNode, plain: dict[str, Any], steps: list[str]) -> None:
     damage(host_gw, steps)
 
-    host_gw.wait_for(whole)
+    host_gw.wait_for(plain)
 
 
-def test_what_happened_while_the_agent_stood_still_is_healed(vxlan: ClusterNode) -> None:
-    whole = vxlan.held()
+def test_what_happened_while_the_agent_stood_still_is_healed(vxlan: ClusterNode, whole: dict[str, Any]) -> None:
     assert vxlan.agent is not None
 
     vxlan.agent.signal(signal.SIGSTOP)
@@ -173,18 +196,14 @@ def test_it_looks_anew_when_the_kernel_drops_notices(agent_way: AgentWay) -> Non
         assert world.metric("cnikit_cluster_losses_total") > 0
 
 
-def test_an_underlay_that_flaps_ends_whole(vxlan: ClusterNode) -> None:
-    whole = vxlan.held()
-
+def test_an_underlay_that_flaps_ends_whole(vxlan: ClusterNode, whole: dict[str, Any]) -> None:
     for _ in range(5):
         damage(vxlan, DAMAGE["the underlay down and up"])
 
     vxlan.wait_for(whole)
 
 
-def test_the_mtu_follows_the_underlay(vxlan: ClusterNode) -> None:
-    whole = vxlan.held()
-
+def test_the_mtu_follows_the_underlay(vxlan: ClusterNode, whole: dict[str, Any]) -> None:
     vxlan.node.run("ip", "link", "set", UNDERLAY, "mtu", "1400")
 
     wait_until(
@@ -214,6 +233,58 @@ def test_routes_and_devices_of_others_are_left_alone(agent_way: AgentWay) -> Non
         assert others(world) == before
         run("ip", "route", "del", TWO, "dev", "lo")  # and ours comes when the place is free
         world.wait_for_routes(2 * PEERS - 2)
+
+
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_a_route_of_others_that_comes_beside_ours_stays(vxlan: ClusterNode, whole: dict[str, Any], family: str) -> None:
+    run = vxlan.node.run
+    subnet, half = (TWO, "10.244.2.128/25") if family == "-4" else ("fd00:244:0:2::/64", "fd00:244:0:2::/65")
+    foreign = [
+        f"{subnet} dev lo metric 7 proto static", f"{subnet} dev lo metric 2000 proto static",
+        f"{half} dev lo proto static", f"{subnet} dev lo table 100 proto static",
+    ]  # fmt: skip
+
+    for route in foreign:
+        run("ip", family, "route", "add", *route.split())
+    damage(vxlan, DAMAGE["all nexthops deleted"])
+    vxlan.wait_for(whole)
+    run("ip", family, "route", "append", *f"{subnet} dev {UNDERLAY} proto static".split())
+
+    vxlan.wait_for(whole)
+    there = vxlan.node.ip(family, "route", "show", "proto", "static", "table", "all")
+    assert len(there) == 5
+    for route in (*foreign, f"{subnet} dev {UNDERLAY} proto static"):
+        run("ip", family, "route", "del", *route.split())
+    vxlan.wait_for(whole)
+
+
+def test_thousands_of_routes_that_others_replace_are_healed(agent_way: AgentWay) -> None:
+    with ClusterNode(agent_way, "vxlan", many(5000), ipv6Network="") as world:
+        world.start()
+        world.wait_for_routes(5000)
+        whole = world.routes()
+
+        batch = "".join(f"route replace {subnet} dev lo\n" for subnet in whole)
+        world.node.run("ip", "-batch", "-", stdin=batch.encode())
+
+        wait_until(lambda: world.routes() == whole, "they are ours again", SOON)
+
+
+def test_what_cannot_be_made_keeps_nobody_busy(agent_way: AgentWay) -> None:
+    with ClusterNode(agent_way, "vxlan", many(3000), ipv6Network="") as world:
+        batch = "".join(f"route add {one['subnets'][0]} dev lo\n" for one in many(3000)[1:])
+        world.node.run("ip", "-batch", "-", stdin=batch.encode())
+        agent = world.start()
+        wait_until(lambda: world.metric("cnikit_cluster_failing") == 3000, "it has tried all of them", SOON)
+
+        began = world.metric("cnikit_cluster_resyncs_total")
+        watched = time.monotonic() + 2.0  # that somebody rests can only be seen for a while
+        wait_until(lambda: time.monotonic() > watched, "it was watched", SOON)
+
+        assert world.metric("cnikit_cluster_resyncs_total") - began < 10, "each try is later than the one before"
+        assert agent.log().count("of another program, which stays") == 20
+        world.node.run("ip", "route", "flush", "proto", "boot")
+        world.wait_for_routes(3000)
 
 
 def others(world: ClusterNode) -> list[str]:
@@ -262,9 +333,10 @@ def test_members_come_go_and_return_as_others(agent_way: AgentWay) -> None:
         world.wait_for(whole)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"nodes": [', b'{"nodes": null}', b"[]", b'{"nodes": [{"name": "node2"}]}'])
-def test_a_broken_file_of_members_keeps_what_is_in_force(vxlan: ClusterNode, content: bytes) -> None:
-    whole = vxlan.held()
+@pytest.mark.parametrize("content", [b"", b'{"nodes": [', b'{"nodes": null}', b"[]"])
+def test_a_broken_file_of_members_keeps_what_is_in_force(
+    vxlan: ClusterNode, whole: dict[str, Any], content: bytes
+) -> None:
     assert vxlan.agent is not None
     told = vxlan.agent.log().count("membership: ")
 
@@ -278,17 +350,60 @@ def test_a_broken_file_of_members_keeps_what_is_in_force(vxlan: ClusterNode, con
     assert vxlan.held() == whole
 
 
-def test_who_contradicts_the_others_is_left_out_and_told(vxlan: ClusterNode) -> None:
-    whole = vxlan.held()
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": "node9", "subnets": ["10.244.2.128/25"]}, "node9: expected a subnet that is nobody else's"),
+        ({"name": "node9", "publicIP": "192.0.2.2"}, "node9: expected an address of its own, found 192.0.2.2"),
+        ({"name": "node9", "subnets": ["192.0.2.0/28"]}, "node9: expected a subnet inside the network"),
+        ({"name": "node9", "publicIP": "10.244.2.7"}, "node9: expected an address outside of every node's subnets"),
+        ({"name": "node9", "publicIP": "127.0.0.1"}, "nodes[4].publicIP: expected an address that other nodes can reach"),
+        ({"name": "node9", "vtepMAC": "00:00:00:00:00:00"}, "nodes[4].vtepMAC: expected a unicast MAC address"),
+        ({"name": "node9", "publicIP": "192.0.2.1"}, "node9: expected an address of its own, found 192.0.2.1"),
+        ({"name": "node4"}, "nodes[4].name: expected a name that no other node has, found two of node4"),
+    ],
+)  # fmt: skip
+def test_who_contradicts_the_others_is_left_out_and_told(
+    vxlan: ClusterNode, whole: dict[str, Any], changes: dict[str, Any], told: str
+) -> None:
     agent = vxlan.agent
     assert agent is not None
-    told = agent.log().count("members: node node9: expected")
 
-    vxlan.tell([*EVERYONE, member(9, subnets=["10.244.2.128/25"])])
+    vxlan.tell([*EVERYONE, member(9, **changes)])
 
-    wait_until(lambda: "two nodes" in agent.log() or agent.log().count("overlap") > told, "it is told", SOON)
+    wait_until(lambda: told in agent.log(), "it is told", SOON)
+    assert vxlan.held() == whole
+    vxlan.tell([*EVERYONE, member(9)])  # and comes in when nothing stands against it
+    wait_until(lambda: len(vxlan.routes()) == 2 * PEERS + 2, "it is in", SOON)
+    vxlan.tell(EVERYONE)
+    vxlan.wait_for(whole)
+
+
+def test_a_node_that_becomes_wrong_stays_as_it_was(vxlan: ClusterNode, whole: dict[str, Any]) -> None:
+    agent = vxlan.agent
+    assert agent is not None
+    taken = member(3, subnets=["10.244.2.0/24"])
+
+    vxlan.tell([EVERYONE[0], taken, EVERYONE[1], member(4, publicIP="0.0.0.0")])
+
+    wait_until(
+        lambda: "found 10.244.2.0/24, which overlaps one of node2; it stays as it was" in agent.log(), "it is told"
+    )
+    wait_until(lambda: "nodes[3].publicIP: expected an address that other nodes can reach" in agent.log(), "it is told")
     assert vxlan.held() == whole
     vxlan.tell(EVERYONE)
+
+
+def test_a_node_that_is_in_its_own_range_of_pods_has_no_part(agent_way: AgentWay) -> None:
+    with ClusterNode(agent_way, "vxlan", [member(1, subnets=["10.244.0.0/24"]), EVERYONE[1]]) as world:
+        world.node.run("ip", "addr", "add", "10.244.0.9/32", "dev", UNDERLAY)
+        world.tell([member(1, subnets=["10.244.0.0/24"], publicIP="10.244.0.9"), EVERYONE[1]])
+        agent = world.start()
+
+        told = "found node node1: expected an address outside of every node's subnets, found 10.244.0.9"
+        wait_until(lambda: told in agent.log(), "it is told", SOON)
+        assert world.routes() == {}
+        assert not world.node.path(SUBNETS).exists()
 
 
 def test_what_it_made_stays_when_the_agent_ends_and_is_taken_over(agent_way: AgentWay) -> None:
@@ -502,13 +617,7 @@ def test_a_peer_with_our_own_address_is_left_out_and_told(agent_way: AgentWay) -
 
 
 def test_five_thousand_peers_fit_into_sixty_mebibytes(agent_way: AgentWay) -> None:
-    everyone = [member(1)]
-    for number in range(2, 5002):
-        high, low = divmod(number, 250)
-        subnet = f"10.{244 + (number >> 11)}.{number >> 3 & 255}.{(number & 7) << 5}/27"
-        everyone.append(member(number, publicIP=f"192.0.{2 + high}.{low}", publicIPv6=None, subnets=[subnet]))
-    everyone[0]["subnets"] = ["10.247.1.0/24"]
-    with ClusterNode(agent_way, "vxlan", everyone) as world:
+    with ClusterNode(agent_way, "vxlan", many(5000)) as world:
         world.start()
 
         world.wait_for_routes(5000)

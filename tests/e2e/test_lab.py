@@ -209,6 +209,28 @@ class TestBreaking:
         machine.ok("partition", "--heal", "node2", "node1")
         assert "12 of 12" in machine.ok("ping")
 
+    def test_a_node_alone_loses_all_and_heals(self, machine: Machine) -> None:
+        machine.ok("up", "--pods", "1", "--source", "etcd")
+        client = ("etcdctl", "--endpoints=192.0.2.254:2379", "--command-timeout=1s", "endpoint", "health")
+        assert machine.lab("exec", "node2", *client).returncode == 0
+
+        machine.ok("partition", "node2")
+        assert "2 of 6" in machine.lab("ping", "--timeout", "0.3").stdout
+        assert machine.lab("exec", "node2", *client).returncode != 0
+        assert machine.lab("exec", "node1", *client).returncode == 0
+
+        assert machine.ok("partition", "--heal", "node2", "etcd") == "etcd and node2 reach each other again\n"
+        assert machine.lab("exec", "node2", *client).returncode == 0
+        assert machine.ok("partition", "--heal").count("reach each other again") == 2
+        assert machine.ok("partition", "--heal") == "there was nothing to heal\n"
+        wait_until(lambda: machine.lab("ping").returncode == 0, "all reach all", GENEROUS)
+
+    def test_nodes_that_are_killed_at_once_are_all_remembered(self, machine: Machine) -> None:
+        machine.ok("up", "--nodes", "4", "--pods", "0")
+        killing = [machine.start("kill", f"node{number}") for number in (1, 2, 3, 4)]
+        assert [one.communicate(timeout=GENEROUS)[1] for one in killing] == [""] * 4
+        assert machine.ok("status").count("killed") == 4
+
     def test_tcpdump_shows_pods_packets_in_the_underlays(self, machine: Machine) -> None:
         machine.ok("up", "--nodes", "2", "--pods", "1")
         watching = machine.start("tcpdump", "node1", "-l", "-c", "2", "udp", "port", "8472")
@@ -222,6 +244,19 @@ class TestBreaking:
         assert re.search(r"192\.0\.2\.\d\.\d+ > 192\.0\.2\.\d\.8472: VXLAN.*vni 1", out)
         assert re.search(r"IP 10\.244\.\d\.2 > 10\.244\.\d\.2: ICMP echo", out)
 
+    def test_tcpdump_takes_udp_for_vxlan_only_where_there_is_vxlan(self, machine: Machine) -> None:
+        machine.ok("up", "--nodes", "2", "--pods", "1", "--backend", "host-gw")
+        watching = machine.start("tcpdump", "node1", "-l", "-c", "1", "udp", "port", "5000")
+        assert watching.stderr is not None
+        while "listening on eth0" not in (line := watching.stderr.readline()):
+            assert line, "tcpdump ended"
+
+        send = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'x' * 40, ('10.244.2.2', 5000))"
+        machine.ok("exec", "node1-pod1", sys.executable, "-c", send)
+
+        out, _ = watching.communicate(timeout=GENEROUS)
+        assert "10.244.2.2.5000: UDP, length 40" in out
+
     def test_down_ends_what_somebody_runs_on_a_node(self, machine: Machine) -> None:
         machine.ok("up", "--nodes", "1", "--pods", "1")
         shell = machine.start("exec", "node1-pod1", "sh", "-c", "echo there; exec sleep 1000")
@@ -232,6 +267,57 @@ class TestBreaking:
 
         assert shell.wait(GENEROUS) == -signal.SIGKILL
         shell.communicate()
+
+
+class TestStartingAgain:
+    @pytest.mark.parametrize(
+        "options",
+        [("--dual",), ("--source", "etcd"), ("--backend", "host-gw", "--ipv6"), ("--backend", "host-gw", "--dual")],
+    )
+    def test_a_killed_node_is_back_with_new_pods(self, machine: Machine, options: tuple[str, ...]) -> None:
+        machine.ok("up", "--pods", "1", *options)
+        before = addresses(machine, "node2-pod1")
+        machine.ok("kill", "node2")
+        machine.ok("kill", "node2")
+
+        machine.ok("start", "node2")
+
+        assert machine.lab("ping").returncode == 0
+        assert before.isdisjoint(addresses(machine, "node2-pod1"))
+        assert machine.check("node2", "node2-pod1") == ""
+        assert "killed" not in machine.ok("status")
+        assert "running" in machine.lab("start", "node2").stderr
+
+    def test_a_node_whose_agent_has_ended_keeps_its_pods(self, machine: Machine) -> None:
+        machine.ok("up", "--nodes", "2", "--pods", "1")
+        before = addresses(machine, "node2-pod1")
+        (agent,) = [pid for pid in machine.processes() if "node2" in Path(f"/proc/{pid}/cmdline").read_text()]
+        os.kill(agent, signal.SIGKILL)
+        wait_until(lambda: "has ended" in machine.ok("status"), "the agent's end is told", GENEROUS)
+        assert "2 of 2" in machine.ok("ping"), "what the agent has set up stays"
+
+        machine.ok("start", "node2")
+
+        assert "has ended" not in machine.ok("status")
+        assert addresses(machine, "node2-pod1") == before
+        machine.ok("exec", "node2", "ip", "nexthop", "flush", "proto", "205")
+        wait_until(lambda: machine.lab("ping").returncode == 0, "the new agent heals the routes", GENEROUS)
+
+    def test_it_waits_for_those_only_that_can_be_reached(self, machine: Machine) -> None:
+        machine.ok("up", "--nodes", "4", "--pods", "1")
+        machine.ok("kill", "node2")
+        machine.ok("kill", "node3")
+        machine.ok("partition", "node1", "node2")
+
+        machine.ok("start", "node2")
+
+        assert "2 of 2" in machine.ok("ping", "node2", "node4")
+
+
+def addresses(machine: Machine, pod: str) -> set[str]:
+    """A pod's own, as `ip` has them."""
+    (link,) = machine.ip(pod, "addr", "show", "eth0")
+    return {info["local"] for info in link["addr_info"] if info["scope"] == "global"}
 
 
 # What is there when `up` is killed.
@@ -269,7 +355,7 @@ class TestUpThatFails:
         _, err = running.communicate(timeout=GENEROUS)
 
         assert running.returncode not in (0, -end), err
-        assert [path for path in machine.left() if not path.endswith(".log")] == []
+        assert machine.left() == []
 
     def test_the_error_names_the_log_and_nothing_else_is_left(self, machine: Machine) -> None:
         with pytest.raises(LabError) as caught:
@@ -280,6 +366,21 @@ class TestUpThatFails:
         assert str(log) in str(caught.value)
         assert "I am no agent" in log.read_text()
         assert machine.left() == [str(log)]
+
+    def test_a_full_disk_leaves_nothing_either(self, machine: Machine) -> None:
+        """With a /run of 64 KiB the agents start, and then there is no room."""
+        mounts = "$(grep -c cnikit-lab /proc/self/mountinfo)"  # other labs' are seen here too
+        script = f'before={mounts}; mount -t tmpfs -o size=64k none /run && "$@"; echo "exit code $?"; find /run; '
+        script += f"pgrep -c python; echo $(({mounts} - before))"
+        up = [sys.executable, "-m", "cli.main", "lab", "up", "--name", machine.name, "--bin-dir", str(machine.bin_dir)]
+        ran = subprocess.run(
+            ["unshare", "-mpf", "--mount-proc", "sh", "-c", script, "sh", *up],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=GENEROUS, check=False,
+        )  # fmt: skip
+        assert "No space left" in ran.stderr
+        assert "nothing of it is left" in ran.stderr
+        found = [line for line in ran.stdout.splitlines() if not line.endswith(".log")]
+        assert found == ["exit code 1", "/run", "/run/cnikit-lab", "0", "0"], ran
 
     @pytest.mark.parametrize(
         ("args", "told"),
@@ -315,6 +416,8 @@ class TestUpThatFails:
         for verb, *args in (
             ("kill", "node9"), ("partition", "node1", "node9"), ("partition", "node1", "node1"), ("ping", "nobody"),
             ("exec", "node1-pod9", "true"), ("tcpdump", "eth0"), ("exec", "node1", "no-such-program"),
+            ("start", "node9"), ("start", "node1"), ("ping", "node1"), ("ping", "node1-pod1"), ("partition", "etcd"),
+            ("partition", "--heal", "node9"),
         ):  # fmt: skip
             ran = machine.lab(verb, *args)
             assert ran.returncode == 1, (verb, args)

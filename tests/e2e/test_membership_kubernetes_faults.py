@@ -18,8 +18,8 @@ import pytest
 from agent.membership import Network
 from agent.membership.kubernetes import KubernetesSource
 from agent.membership.kubernetes_api import Api, ApiError
-from agent.membership.kubernetes_members import Troubles
 from agent.membership.kubernetes_own import Announcer
+from agent.membership.troubles import Troubles
 from plugins.peers import Node
 from tests.kubernetes.pki import Authority
 from tests.kubernetes.recorder import Recorder
@@ -227,7 +227,7 @@ def test_pauses_are_what_the_server_asked_for_and_grow(server: StandIn, tmp_path
 
 
 def test_patches_that_are_undone_are_done_later_each_time() -> None:
-    announcer = Announcer(OWN, NETWORK, lambda: Api("/nowhere"), Troubles(Recorder()), lambda: 0.0)
+    announcer = Announcer(OWN, NETWORK, lambda: Api("/nowhere"), Troubles(Recorder().trouble), lambda: 0.0)
     announcer._closed = pauses = Pauses()
 
     for _ in range(15):
@@ -465,7 +465,7 @@ agent.main.preload({"bridge": "plugins.bridge", "host-local": "ipam.host_local",
 found = {"agent": kib("VmRSS")}
 from agent.membership.kubernetes import KubernetesSource
 from agent.membership.kubernetes_api import Api, ApiError
-from agent.membership.kubernetes_members import Troubles
+from agent.membership.troubles import Troubles
 from agent.membership.kubernetes_own import Announcer
 found["client"] = kib("VmRSS")
 done = threading.Event()

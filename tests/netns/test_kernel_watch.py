@@ -174,7 +174,7 @@ def test_route_that_replaces_another_is_told(told: Told, host_ns: Netns) -> None
 
 @pytest.mark.parametrize("kind", ["blackhole", "unreachable", "prohibit", "throw"])
 def test_a_route_to_nowhere_that_replaces_another_is_told(told: Told, host_ns: Netns, kind: str) -> None:
-    host_ns.run(*"ip route add 10.9.0.0/16 via 192.0.2.2 proto 205".split())
+    host_ns.run(*["ip", "route", "add", "10.9.0.0/16", "via", "192.0.2.2", "proto", "205"])
     host_ns.run("ip", "route", "replace", kind, "10.9.0.0/16")
 
     told.next(RouteEvent, lambda e: e.value.protocol == 205)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -116,6 +117,19 @@ def test_the_subnet_file_is_what_the_plugins_read(tmp_path: Path) -> None:
     read = SubnetFile(text, path)
     assert (read.subnets, read.networks, read.mtu) == (subnets, conf.networks, 1450)
     assert [entry.name for entry in (tmp_path / "subnets").iterdir()] == ["lab.env"]
+
+
+@pytest.mark.parametrize("found", [b"FLANNEL_SUBNET=\xff\xfe\n", b"x" * (1 << 20), None])
+def test_whatever_lies_in_its_place_is_replaced(tmp_path: Path, found: bytes | None) -> None:
+    path = tmp_path / "lab.env"
+    if found is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(found)
+
+    assert settle(str(path), "FLANNEL_MTU=1450\n")
+
+    assert path.read_text() == "FLANNEL_MTU=1450\n"
 
 
 def test_a_node_without_subnets_has_no_subnet_file(tmp_path: Path) -> None:

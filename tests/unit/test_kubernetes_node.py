@@ -95,6 +95,9 @@ def test_macs_mean_nothing_to_host_gw() -> None:
         ({OURS + "public-ipv6": "192.0.2.1"}, {}, "an IPv6 address"),
         ({}, {"podCIDR": "10.244.2.1/24"}, "podCIDR"),
         ({}, {"podCIDRs": ["10.244.2.0/24", "fd00::/200"]}, "podCIDR"),
+        ({OURS + "vtep-mac": "00:00:00:00:00:00"}, {}, "vtepMAC: expected a unicast MAC"),
+        ({OURS + "public-ip": "127.0.0.1"}, {}, "publicIP: expected an address that other nodes can reach"),
+        ({OURS + "public-ipv6": "fe80::1"}, {}, "publicIPv6: expected an address that other nodes can reach"),
     ],
 )
 def test_what_is_wrong_is_told(notes: dict[str, str], spec: dict[str, Any], expected: str) -> None:
@@ -104,6 +107,12 @@ def test_what_is_wrong_is_told(notes: dict[str, str], spec: dict[str, Any], expe
 
 def test_no_range_is_no_peer_yet() -> None:
     assert peer(view(spec={}), VXLAN) is None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.1", "224.0.0.1", "::1", "::", "fe80::1", "ff02::1"])
+def test_an_address_that_no_other_node_can_reach_is_wrong(address: str) -> None:
+    with pytest.raises(NodeError, match=f"other nodes can reach, found .*{address}"):
+        peer(view(status={"addresses": [{"type": "InternalIP", "address": address}]}), VXLAN)
 
 
 def test_no_address_is_wrong() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import lab_state
+from cli import lab_programs, lab_state
 from cli.lab_capture import tunnelled
 from cli.lab_ping import Answer, Target, table
 from cli.lab_plan import LabError, Plan
@@ -50,6 +50,15 @@ class TestPlan:
         where = {"static": ("file", "/nodes.json"), "etcd": ("endpoints", ["http://[2001:db8::fe]:2379"])}[source]
         assert where in plugin.value["membership"].items()
 
+    def test_more_neighbours_than_the_kernel_keeps_are_refused(self, tmp_path: Path) -> None:
+        """Linux drops packets to the others ("neighbour table overflow"); its default is 1,024 in all namespaces."""
+        (tmp_path / "limit").write_text("1024\n")
+        lab_programs.refuse_crowd(Plan(node_count=30).neighbours(4), "limit", str(tmp_path))
+        lab_programs.refuse_crowd(Plan(node_count=20).neighbours(16), "limit", str(tmp_path))
+        with pytest.raises(LabError, match="found a limit of 1024.*sysctl -w limit=2240"):
+            lab_programs.refuse_crowd(Plan(node_count=32).neighbours(4), "limit", str(tmp_path))
+        lab_programs.refuse_crowd(1 << 20, "not.there.in.a.container", str(tmp_path))
+
     @pytest.mark.parametrize("name", ["", "-x", "Lab", "a/b", "..", "a b", "é", "x\n", "a" * 33])
     def test_a_name_that_is_none_is_refused(self, name: str) -> None:
         with pytest.raises(LabError, match="expected up to 32"):
@@ -59,7 +68,9 @@ class TestPlan:
 class TestState:
     def test_what_is_written_is_read(self, tmp_path: Path) -> None:
         plan = Plan("mine", 2, 1, "host-gw", "etcd", (4, 16))
-        state = State(plan, "/bin", True, {"node1": Process(12, 34)}, {"node1-pod1": ["10.244.1.2"]}, ("node2",))
+        state = State(
+            plan, "/bin", ["cnikit"], True, {"node1": Process(12, 34)}, {"node1-pod1": ["10.244.1.2"]}, ("node2",)
+        )
         state.write(str(tmp_path))
         assert lab_state.read(str(tmp_path)) == state
         assert [path.name for path in tmp_path.iterdir()] == ["state.json"]

@@ -10,7 +10,6 @@ from agent.membership import Network
 from agent.membership.etcd import read_settings
 from agent.membership.etcd_claim import Pool, read_pools
 from agent.membership.etcd_client import Event, KeyValue, after
-from agent.membership.etcd_faults import Troubles
 from agent.membership.etcd_nodes import Nodes
 from cni import addr
 from cni.config import Reader
@@ -172,21 +171,3 @@ def test_of_two_with_one_address_the_later_is_in_whatever_the_order_of_names() -
     found = Nodes(PREFIX, OWN).load([put(node("a", "192.0.2.2"), 7).kv, put(node("b", "192.0.2.2"), 5).kv])
 
     assert {one.name for one in found} == {"own", "a"}
-
-
-def test_troubles_are_told_once_for_each_text() -> None:
-    told: list[str] = []
-    troubles = Troubles(told.append)
-
-    troubles.tell("etcd", "")
-    troubles.tell("etcd", "away")
-    troubles.tell("lease", "away")
-    troubles.tell("values", "broken")
-    troubles.tell("etcd", "")
-    troubles.tell("lease", "")
-    troubles.mention("moved")
-    troubles.tell("values", "")
-    troubles.close()
-    troubles.tell("etcd", "away")
-
-    assert told == ["away", "away; broken", "broken", "moved; broken", "broken", ""]

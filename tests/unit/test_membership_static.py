@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 from typing import TYPE_CHECKING, Any
 
@@ -130,19 +131,85 @@ def test_a_file_that_is_gone_is_told_and_comes_back(file: Path, ear: Ear) -> Non
         ("[]", "the file: expected an object"),
         ("{}", "nodes: expected an array of nodes, found null"),
         ('{"nodes": {}}', "nodes: expected an array"),
-        ('{"nodes": [{"name": "n1"}]}', "nodes[0].publicIP"),
-        (content("n1", "n1"), "expected a name that no other node has"),
     ],
 )
-def test_what_is_wrong_is_said(text: str, complaint: str) -> None:
+def test_what_is_no_list_of_nodes_is_said(text: str, complaint: str) -> None:
     with pytest.raises(CniError) as caught:
-        nodes_of(text.encode())
+        nodes_of(text.encode(), {})
 
     assert complaint in caught.value.msg
 
 
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ("n2", "nodes[1]: expected an object"),
+        ({}, "nodes[1].name"),
+        ({"name": "n2"}, "nodes[1].publicIP: expected publicIP or publicIPv6"),
+        ({"name": "n2", "publicIP": "127.0.0.1"}, "nodes[1].publicIP: expected an address that other nodes can reach"),
+        ({"name": "n2", "publicIP": "192.0.2.9", "vtepMAC": "00:00:00:00:00:00"}, "nodes[1].vtepMAC"),
+        ({"name": "n2", "publicIP": "192.0.2.9", "subnets": ["10.1.2.3/24"]}, "nodes[1].subnets[0]"),
+        ({"name": "n1", "publicIP": "192.0.2.9"}, "nodes[1].name: expected a name that no other node has"),
+    ],
+)
+def test_what_is_wrong_with_a_node_costs_that_node_only(entry: Any, complaint: str) -> None:
+    whole = json.loads(content("n1", "other", "n3"))
+    whole["nodes"][1] = entry
+
+    nodes, faults = nodes_of(json.dumps(whole).encode(), {})
+
+    assert [node.name for node in nodes] == ["n1", "n3"]
+    (fault,) = faults
+    assert complaint in fault
+
+
+def test_a_node_that_becomes_wrong_stays_as_it_was(file: Path, ear: Ear) -> None:
+    file.write_text(content("n1", "n2", "n3"))
+    while ear.next() != ["n1", "n2", "n3"]:
+        pass
+    whole = json.loads(content("n1", "n2", "n3"))
+    whole["nodes"][1]["publicIP"] = "0.0.0.0"  # noqa: S104 - a node that cannot be
+    new = file.with_name("new")
+    new.write_text(json.dumps(whole))
+    new.rename(file)
+
+    heard = [ear.next(), ear.next()]
+
+    assert heard[0] == ["n1", "n3", "n2"]
+    assert heard[1].startswith(f"{file}: nodes[1].publicIP: expected")
+
+
+def test_many_wrong_nodes_are_told_in_one_short_text(file: Path, ear: Ear) -> None:
+    new = file.with_name("new")
+    new.write_text(json.dumps({"nodes": [{}] * 5000}))
+    new.rename(file)
+
+    assert ear.next() == []
+    assert ear.next().endswith("and 4997 more")
+
+
+def test_what_is_no_regular_file_is_told_and_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "peers.json"
+    os.mkfifo(path)
+    heard = Ear()
+    watched = File(str(path))
+    watched.start(OWN, heard)
+    assert heard.next().endswith("found something that is no regular file")
+
+    path.unlink()
+    path.mkdir()
+    (tmp_path / "new").write_text(content("n1"))
+    path.rmdir()
+    (tmp_path / "new").rename(path)
+
+    told = heard.next()
+    while told != ["n1"]:
+        told = heard.next()
+    watched.close()
+
+
 def test_no_nodes_at_all_is_said_explicitly() -> None:
-    assert nodes_of(b'{"nodes": []}') == []
+    assert nodes_of(b'{"nodes": []}', {}) == ([], [])
 
 
 def test_the_configurations_peers_are_told_at_once() -> None:
