@@ -215,20 +215,21 @@ def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: s
     known = this_node.known_places(host, conf, devices)
     if known:
         try:
-            return _found(host, conf, backend, file, known, known=True)
+            if file is None or this_node.of_devices(host, conf, file.subnets, known, devices):
+                return _found(host, conf, backend, file, known)
         except CniError:
             pass  # something has moved, and looking at every link will tell where
-    return _found(host, conf, backend, file, this_node.places(host), known=False)
+    return _found(host, conf, backend, file, this_node.places(host))
 
 
-def _found(
-    host: Namespace, conf: ClusterConf, backend: Backend, file: SubnetFile | None, there: Places, *, known: bool
-) -> Site:
-    """The same by the addresses `there`, which are `known` to be the underlay's or are all that the node has."""
+def _found(host: Namespace, conf: ClusterConf, backend: Backend, file: SubnetFile | None, there: Places) -> Site:
+    """The same by the addresses `there`, which are all that the node has or those of the underlay."""
     from plugins import this_node
 
     if file is not None:
-        own = this_node.of_links(host, conf, file.subnets, there, known=known)
+        own = this_node.of_devices(host, conf, file.subnets, there, backend.devices(conf)) or this_node.of_links(
+            host, conf, file.subnets, there
+        )
     else:
         own = this_node.among(conf, conf.peers or (), there)
         if not own.subnets:

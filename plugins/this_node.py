@@ -116,22 +116,38 @@ def among(conf: ClusterConf, nodes: Iterable[Node], there: Places) -> Node:
     return own
 
 
-def of_links(
-    host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], there: Places, *, known: bool = False
-) -> Node:
+def of_devices(
+    host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], there: Places, devices: list[str]
+) -> Node | None:
+    """The node by the network's own `devices`, as far as their addresses are `there` and lead over `iface`; None by none.
+
+    The links alone do not tell which of several addresses the members know this node by. Who has made the devices, our
+    agent or an earlier ADD, knew.
+    """
+    wanted = host.link(conf.iface) if conf.iface else None
+    here = {one.packed for _, one in there}
+    found: dict[int, bytes] = {}
+    for link in map(host.link, devices):
+        made = link.vxlan if link is not None and link.alias == label(conf.name) else None
+        if made is None or made.local is None or made.local not in here:
+            continue
+        if not conf.iface or (wanted is not None and made.link == wanted.index):
+            found[len(made.local)] = made.local
+    return Node(conf.node_name, found, subnets) if found else None
+
+
+def of_links(host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], there: Places) -> Node:
     """The node by its links: its address of each family in which it has pods, else of whichever there is.
 
-    The link is `iface`, else the default route's, or with `known` any of those `there`. CniError 50 when it has no
-    address.
+    The link is `iface`, else the default route's. CniError 50 when it has no address.
     """
     found: dict[int, bytes] = {}
     wanted = {len(packed) for packed, _ in subnets}
     for size in sorted(SIZES, key=lambda size: size not in wanted):
         if size not in wanted and found:
             break
-        name = conf.iface or ("" if known else _default_link(host, size))
-        on_link = [one for link, one in there if link.name == name or (known and not name)]
-        usable = [one for one in on_link if len(one.packed) == size]
+        name = conf.iface or _default_link(host, size)
+        usable = [one for link, one in there if link.name == name and len(one.packed) == size]
         lasting = [one for one in usable if not one.flags & IFA_F_TEMPORARY] or usable
         if lasting:
             found[size] = lasting[0].packed

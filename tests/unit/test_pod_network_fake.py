@@ -267,6 +267,31 @@ class TestThisNode:
 
         assert moved.underlays[4].index == moved.underlays[16].index == eth1
 
+    @pytest.mark.parametrize("local", ["192.0.2.1", "192.0.2.101", "192.0.2.201"])
+    def test_the_device_tells_which_of_the_addresses_is_the_nodes(
+        self, host: Namespace, tmp_path: Path, local: str
+    ) -> None:
+        """Of two on the link and one on another; and that it has none of the other family."""
+        under = host.link("eth0")
+        assert under is not None
+        host.apply(ops.bridge_add("other", b"\x02\0\0\0\0\x02", 1500), ops.link_set("other", up=True))
+        other = host.link("other")
+        assert other is not None
+        host.apply(
+            ops.addr_add(under.index, packed("192.0.2.101"), 24, nodad=True),
+            ops.addr_add(other.index, packed("192.0.2.201"), 32, nodad=True),
+            ops.vxlan_add("cnikit.1", 1, mac=None, mtu=1450, port=8472, local=packed(local), link=under.index),
+            ops.link_set("cnikit.1", up=True, alias="cnikit net"),
+        )
+        file = tmp_path / "subnet.env"
+        file.write_text("FLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_IPV6_SUBNET=fd00:244:0:1::1/64\nFLANNEL_MTU=1450\n")
+
+        site = site_of(host, cluster(iface="eth0"), vxlan.BACKEND, str(file))
+
+        assert site.own.addresses == {4: packed(local)}
+        assert site.underlays[4].name == "eth0"
+        assert site.mtu == 1450
+
     def test_no_underlay_is_told(self, tmp_path: Path) -> None:
         file = tmp_path / "net.env"
         file.write_text("FLANNEL_SUBNET=10.244.1.1/24\n")
