@@ -149,11 +149,12 @@ class Workers:
         """Start a thread for the next call. Those that wait for the kernel only are not made up for without end."""
         if self._threads >= min(USUAL + self._away, self._most):
             return False
+        mailbox: SimpleQueue[_Call | None] = SimpleQueue()
         try:
-            threading.Thread(target=self._work, args=(self._backlog[0],), name="worker", daemon=True).start()
+            threading.Thread(target=self._work, args=(mailbox,), name="worker", daemon=True).start()
         except RuntimeError:  # no room for another thread: those that are there do it, later
             return False
-        self._backlog.popleft()
+        mailbox.put(self._backlog.popleft())
         self._threads += 1
         return True
 
@@ -183,18 +184,16 @@ class Workers:
 
     # In the threads
 
-    def _work(self, first: _Call) -> None:
+    def _work(self, mailbox: SimpleQueue[_Call | None]) -> None:
         separate_directories()
-        mailbox: SimpleQueue[_Call | None] = SimpleQueue()
-        call: _Call | None = first
-        del first  # what a call was given must not outlive it
+        call = mailbox.get()
         while call is not None:
             key = call.key
             try:
                 call.job()
-            except Exception:  # noqa: BLE001 - a call's bug must cost no thread
+            except BaseException:  # noqa: BLE001 - a call's bug must cost no thread
                 sys.excepthook(*sys.exc_info())
-            del call
+            del call  # what a call was given must not outlive it
             with self._guard:
                 self._finished(key)
                 call = self._next(mailbox)

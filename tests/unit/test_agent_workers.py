@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -131,6 +132,23 @@ def test_too_many_calls_are_refused() -> None:
     assert pool.submit(None, lambda: None)
     assert pool.drain(SECONDS)
     pool.close()
+
+
+def test_a_call_that_is_answered_is_forgotten(pool: Workers) -> None:
+    """Its thread goes on living, and a request may be megabytes."""
+
+    class Job:
+        def __call__(self) -> None:
+            pass
+
+    jobs = [Job() for _ in range(3)]
+    held = [weakref.ref(job) for job in jobs]
+    while jobs:
+        pool.submit(None, jobs.pop())
+    assert pool.drain(SECONDS)
+
+    assert [one() for one in held] == [None] * 3
+    assert pool.threads > 0
 
 
 def test_an_exception_costs_no_thread(pool: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
