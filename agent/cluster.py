@@ -33,7 +33,7 @@ from cni.lock import Locks
 from cni.netlist import read
 from cni.record import Records
 from plugins.cluster_conf import ClusterConf, subnet_file_of
-from plugins.peers import Entries, within
+from plugins.peers import Entries, overlap
 from plugins.reconcile import Difference, Scope, attempt, blocked_text, is_blocked
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _shared(one: ClusterConf, two: ClusterConf) -> str:
         return f"a VNI of its own, found {two.vni} twice"
     for mine in one.networks:
         for other in two.networks:
-            if len(mine[0]) == len(other[0]) and (within(mine, (other,)) or within(other, (mine,))):
+            if overlap(mine, other):
                 ranges = f"{addr.unpack_cidr(*other)}, which overlaps {addr.unpack_cidr(*mine)} of {one.name}"
                 return f"ranges of its own, found {ranges}"
     if subnet_file_of(one, RUN_DIR) == subnet_file_of(two, RUN_DIR):

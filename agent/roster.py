@@ -15,12 +15,12 @@ from bisect import bisect_left, bisect_right, insort
 from typing import TYPE_CHECKING
 
 from cni import addr
-from plugins.peers import SIZES, span
+from plugins.peers import SIZES, overlap, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from plugins.peers import Node, Subnet
+    from plugins.peers import Node
 
 
 class Roster:
@@ -130,12 +130,12 @@ class Roster:
                     f"node {node.name}: expected a VTEP MAC of its own, found {addr.unpack_mac(mac)}, "
                     f"which is {self._holders[mac]}'s"
                 )
-        return self._overlap(node) or self._address_among_pods(node)
+        return self._overlapping(node) or self._address_among_pods(node)
 
-    def _overlap(self, node: Node) -> str:
+    def _overlapping(self, node: Node) -> str:
         for packed, prefix in node.subnets:
             text = addr.unpack_cidr(packed, prefix)
-            if sum(_overlap((packed, prefix), other) for other in node.subnets) > 1:
+            if sum(overlap((packed, prefix), other) for other in node.subnets) > 1:
                 return f"node {node.name}: expected subnets that do not overlap, found two that do, one of them {text}"
             first, last = span(packed, prefix)
             holder = self._holder_of_one(len(packed), first, last)
@@ -173,7 +173,3 @@ class Roster:
                     f"{addr.unpack_cidr(packed, prefix)}, which has {self._holders[found]}'s {addr.unpack(found)}"
                 )
         return ""
-
-
-def _overlap(one: Subnet, other: Subnet) -> bool:
-    return len(one[0]) == len(other[0]) and (addr.inside(one[0], *other) or addr.inside(other[0], *one))

@@ -10,7 +10,7 @@ from cni import addr
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.names import interface_fault
-from plugins.peers import LONGEST_MTU, Node, read_nodes, within
+from plugins.peers import Node, read_nodes, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LAST_VNI = (1 << 24) - 1
 LAST_PORT = (1 << 16) - 1
+LONGEST_MTU = (1 << 16) - 1
 
 
 class ClusterConf:
@@ -76,8 +77,7 @@ def outside(node: Node, networks: tuple[Subnet, ...]) -> str:
     for subnet in node.subnets:
         if not within(subnet, networks):
             ranges = " and ".join(addr.unpack_cidr(*network) for network in networks) or "none"
-            who = f"node {node.name}" if node.name else "this node"
-            return f"{who}: expected a subnet inside the network ({ranges}), found {addr.unpack_cidr(*subnet)}"
+            return f"{node}: expected a subnet inside the network ({ranges}), found {addr.unpack_cidr(*subnet)}"
     return ""
 
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 # Sizes of an address, by which the families are told apart.
 SIZES = (4, 16)
-LONGEST_MTU = (1 << 16) - 1
 # What the addresses and MACs of a family are called in a node object.
 ADDRESS_KEYS = {4: "publicIP", 16: "publicIPv6"}
 MAC_KEYS = {4: "vtepMAC", 16: "vtepMACv6"}
@@ -70,7 +69,10 @@ class Node:
         return hash((self.name, self.subnets))
 
     def __repr__(self) -> str:
-        return f"<node {self.name}>"
+        return f"<{self}>"
+
+    def __str__(self) -> str:
+        return f"node {self.name}" if self.name else "this node"
 
     def subnet(self, size: int) -> Subnet | None:
         """The first range of a family."""
@@ -257,7 +259,7 @@ def refuse_contradictions(nodes: Iterable[Node]) -> None:
 def _claim(holders: dict[bytes, Node], what: bytes, node: Node, expected: str) -> None:
     """Make a node the holder of an address or MAC. CniError 7 when another one is."""
     if holders.setdefault(what, node) is not node:
-        text = f"node {node.name}: expected {expected}, which is {holders[what].name}'s"
+        text = f"{node}: expected {expected}, which is {holders[what].name}'s"
         raise CniError(INVALID_CONFIG, text, f"correct one of {node.name} and {holders[what].name}")
 
 
@@ -272,8 +274,8 @@ def _refuse_addresses_among_pods(holders: dict[bytes, Node], spans: list[tuple[i
             address = number.to_bytes(size, "big")
             raise CniError(
                 INVALID_CONFIG,
-                f"node {holders[address].name}: expected an address outside of every node's subnets, found "
-                f"{addr.unpack(address)} in {_span_text(one)} of {one[3].name}",
+                f"{holders[address]}: expected an address outside of every node's subnets, found "
+                f"{addr.unpack(address)} in {_span_text(one)} of {one[3].name or one[3]}",
                 "correct the address or the subnet",
             )
 
@@ -287,6 +289,11 @@ def span(packed: bytes, prefix: int) -> tuple[int, int]:
 def within(subnet: Subnet, networks: Iterable[Subnet]) -> bool:
     """Whether a subnet lies as a whole in one of these networks."""
     return any(subnet[1] >= network[1] and addr.inside(subnet[0], *network) for network in networks)
+
+
+def overlap(one: Subnet, other: Subnet) -> bool:
+    """Whether two networks have an address in common."""
+    return addr.inside(one[0], *other) or addr.inside(other[0], *one)
 
 
 def _span_text(found: tuple[int, int, int, Node]) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cni.context import Context
     from cni.kernel import Namespace
+    from cni.kernel.types import Vxlan
     from cni.request import Request
     from cni.result import IPConfig, Result
     from cni.world import Log
@@ -212,24 +213,26 @@ def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: s
     if file is not None and (conf.mtu or file.mtu) and not devices:
         # The file says all that a pod needs, and whoever wrote it looks after the routes.
         return _site_at(conf, backend, Node(conf.node_name, {}, file.subnets), {}, file)
-    known = this_node.known_places(host, conf, devices)
+    made = this_node.own_devices(host, conf, devices)
+    known = this_node.places_under(host, made)
     if known:
         try:
-            if file is None or this_node.of_devices(host, conf, file.subnets, known, devices):
-                return _found(host, conf, backend, file, known)
+            return _found(host, conf, backend, file, known, made)
         except CniError:
             pass  # something has moved, and looking at every link will tell where
-    return _found(host, conf, backend, file, this_node.places(host))
+    return _found(host, conf, backend, file, this_node.places(host), made)
 
 
-def _found(host: Namespace, conf: ClusterConf, backend: Backend, file: SubnetFile | None, there: Places) -> Site:
-    """The same by the addresses `there`, which are all that the node has or those of the underlay."""
+def _found(
+    host: Namespace, conf: ClusterConf, backend: Backend, file: SubnetFile | None, there: Places, made: list[Vxlan]
+) -> Site:
+    """The same by the addresses `there`, which are all that the node has or those of the underlay, and the network's
+    devices that are `made` already."""
     from plugins import this_node
 
     if file is not None:
-        own = this_node.of_devices(host, conf, file.subnets, there, backend.devices(conf)) or this_node.of_links(
-            host, conf, file.subnets, there
-        )
+        own = this_node.of_devices(host, conf, file.subnets, there, made)
+        own = own or this_node.of_links(host, conf, file.subnets, there)
     else:
         own = this_node.among(conf, conf.peers or (), there)
         if not own.subnets:
@@ -242,6 +245,7 @@ def _site_at(
 ) -> Site:
     from plugins import this_node
     from plugins.cluster_conf import refuse_outside
+    from plugins.peers import refuse_contradictions
 
     networks, given, source = conf.networks, conf.mtu, "mtu"
     if file is not None:
@@ -252,18 +256,9 @@ def _site_at(
         refuse_outside((own,), networks)
         if not given:
             given, source = file.mtu, "FLANNEL_MTU of the subnet file"
-    _refuse_own_address_among_pods(own)
+        refuse_contradictions((own,))  # peers are looked at when they are read
     mtu = this_node.pods_mtu(own, backend.overhead, underlays, given, source) if underlays else given
     return Site(conf, own, underlays, networks, mtu)
-
-
-def _refuse_own_address_among_pods(own: Node) -> None:
-    """CniError 7: answers to the node would go to its pods. Peers are looked at when they are read."""
-    for packed in own.addresses.values():
-        for subnet in own.subnets:
-            if addr.inside(packed, *subnet):
-                text = f"this node's subnet {addr.unpack_cidr(*subnet)}: expected one without the node's own address"
-                raise CniError(INVALID_CONFIG, f"{text}, found {addr.unpack(packed)} in it", "give it another subnet")
 
 
 def _site(ctx: Context, conf: Conf, backend: Backend) -> Site:

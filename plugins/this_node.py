@@ -11,14 +11,15 @@ import posix
 from cni import addr
 from cni.errors import INVALID_CONFIG, NOT_AVAILABLE, TRY_AGAIN, CniError
 from cni.names import OWNER
-from plugins.peers import ADDRESS_KEYS, LONGEST_MTU, SIZES, Node, Underlay, label
+from plugins.cluster_conf import LONGEST_MTU
+from plugins.peers import ADDRESS_KEYS, SIZES, Node, Underlay, label
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cni.kernel import Namespace
-    from cni.kernel.types import Address, Link
+    from cni.kernel.types import Address, Link, Vxlan
     from plugins.cluster_conf import ClusterConf
     from plugins.peers import Subnet
 
@@ -43,9 +44,10 @@ class SubnetFile:
         mtu = values.get("FLANNEL_MTU") or "0"
         if not mtu.isascii() or not mtu.isdigit():
             raise CniError(INVALID_CONFIG, f"{path}: FLANNEL_MTU: expected a number, found {mtu!r}")
-        self.mtu = int(mtu[:9])
-        if self.mtu > LONGEST_MTU:
-            raise CniError(INVALID_CONFIG, f"{path}: FLANNEL_MTU: expected at most {LONGEST_MTU}, found {mtu}")
+        digits = mtu.lstrip("0") or "0"
+        if len(digits) > 5 or int(digits) > LONGEST_MTU:
+            raise CniError(INVALID_CONFIG, f"{path}: FLANNEL_MTU: expected at most {LONGEST_MTU}, found {digits[:20]}")
+        self.mtu = int(digits)
 
 
 def read_subnet_file(path: str) -> SubnetFile:
@@ -81,15 +83,22 @@ def places(host: Namespace) -> Places:
     return found
 
 
-def known_places(host: Namespace, conf: ClusterConf, devices: list[str]) -> Places:
-    """The addresses of the links under the network's own `devices`: where this node's are as long as nothing has moved.
+def own_devices(host: Namespace, conf: ClusterConf, names: list[str]) -> list[Vxlan]:
+    """The VXLAN devices of these names that are the network's, by their label."""
+    links = [link for link in map(host.link, names) if link is not None and link.alias == label(conf.name)]
+    return [link.vxlan for link in links if link.vxlan is not None]
 
-    On a node with many pods this is far less to ask for than `places`.
+
+def places_under(host: Namespace, devices: list[Vxlan]) -> Places:
+    """The addresses of the links under the network's own devices; none when a device's own is not among them any more.
+
+    So they are the node's as long as nothing has moved. On a node with many pods this is far less to ask for than
+    `places`.
     """
-    found = [link for link in map(host.link, devices) if link is not None and link.alias == label(conf.name)]
-    indexes = {link.vxlan.link for link in found if link.vxlan is not None}
-    links = [link for link in map(host.link, sorted(indexes)) if link is not None]
-    return [(link, one) for link in links for one in host.addresses(link.index) if one.scope == SCOPE_GLOBAL]
+    links = [link for link in map(host.link, sorted({one.link for one in devices})) if link is not None]
+    found = [(link, one) for link in links for one in host.addresses(link.index) if one.scope == SCOPE_GLOBAL]
+    here = {one.packed for _, one in found}
+    return found if all(one.local in here for one in devices) else []
 
 
 def among(conf: ClusterConf, nodes: Iterable[Node], there: Places) -> Node:
@@ -117,22 +126,19 @@ def among(conf: ClusterConf, nodes: Iterable[Node], there: Places) -> Node:
 
 
 def of_devices(
-    host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], there: Places, devices: list[str]
+    host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], there: Places, devices: list[Vxlan]
 ) -> Node | None:
     """The node by the network's own `devices`, as far as their addresses are `there` and lead over `iface`; None by none.
 
     The links alone do not tell which of several addresses the members know this node by. Who has made the devices, our
     agent or an earlier ADD, knew.
     """
-    wanted = host.link(conf.iface) if conf.iface else None
+    iface = host.link(conf.iface) if conf.iface else None
     here = {one.packed for _, one in there}
     found: dict[int, bytes] = {}
-    for link in map(host.link, devices):
-        made = link.vxlan if link is not None and link.alias == label(conf.name) else None
-        if made is None or made.local is None or made.local not in here:
-            continue
-        if not conf.iface or (wanted is not None and made.link == wanted.index):
-            found[len(made.local)] = made.local
+    for one in devices:
+        if one.local in here and (not conf.iface or (iface is not None and one.link == iface.index)):
+            found[len(one.local)] = one.local
     return Node(conf.node_name, found, subnets) if found else None
 
 
@@ -163,14 +169,16 @@ def of_links(host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], th
 def underlays(conf: ClusterConf, own: Node, there: Places) -> dict[int, Underlay]:
     """The link of each of the node's own addresses, by the address's size. CniError 50 when it is on none."""
     if not own.addresses:
-        text = f"node {own.name}: expected an address of this host, found none"
+        text = f"{own}: expected an address of this host, found none"
         raise CniError(NOT_AVAILABLE, text, "set `iface` to the link that leads to the other nodes")
     found: dict[int, Underlay] = {}
     for size, packed in own.addresses.items():
         holder = next((link for link, one in there if one.packed == packed), None)
         if holder is None:
             here = ", ".join(sorted(addr.unpack(one.packed) for _, one in there)) or "none"
-            text = f"node {own.name}: {ADDRESS_KEYS[size]}: expected an address of this host ({here}), found {addr.unpack(packed)}"
+            text = (
+                f"{own}: {ADDRESS_KEYS[size]}: expected an address of this host ({here}), found {addr.unpack(packed)}"
+            )
             raise CniError(NOT_AVAILABLE, text, "correct the address, or nodeName")
         link = next((link for link, _ in there if link.name == conf.iface), None) if conf.iface else holder
         if link is None:

@@ -258,7 +258,7 @@ class TestThisNode:
         conf = cluster(peers=PEERS)
         site = site_of(host, conf, vxlan.BACKEND, "/nowhere")
         vxlan.prepare(host, site, print)
-        assert this_node.known_places(host, conf, vxlan.BACKEND.devices(conf))
+        assert this_node.places_under(host, this_node.own_devices(host, conf, vxlan.BACKEND.devices(conf)))
         eth0, eth1 = site.underlays[4].index, give_underlay(host, "eth1")
         for cidr in (("192.0.2.1", 24), ("2001:db8::1", 64)):
             host.apply(ops.addr_del(eth0, packed(cidr[0]), cidr[1]))
