@@ -5,7 +5,8 @@
 
 A plugin may be called at any moment, also while this runs. So nothing that is in use is ever written to or
 missing: everything is copied beside its place, synced, tried (VERSION), and only then renamed into it, the
-bundle first. Files of other makers and other versions of ours stay.
+bundle first. What was replaced stays for a while, for the calls that began in it (`sweep`). Files of other makers and
+other versions of ours stay.
 
 With the plugins br_netfilter is switched on: without it, what two pods say to each other over one bridge passes no rule
 of services and policy.
@@ -13,6 +14,7 @@ of services and policy.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -21,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +38,8 @@ BRIDGE_SETTINGS = Path("/proc/sys/net/bridge")
 LOAD_BR_NETFILTER = ("modprobe", "br_netfilter")
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
+STAGE = ".install-"
+CALLS_END_IN = 3600.0  # seconds; the runtimes give up sooner
 
 
 class InstallError(Exception):
@@ -92,20 +97,43 @@ def install(source: Path, target: Path, bundles: str, try_out: Callable[[Path], 
         if (target / name).is_dir():
             raise InstallError(f"{target / name} is a folder; remove it")
     (target / bundles).mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=target / bundles) as stage:
-        staged = Path(stage)
-        shutil.copytree(bundle, staged / bundles / __version__, symlinks=True)
+    sweep(target / bundles)
+    stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=target / bundles))
+    try:
+        shutil.copytree(bundle, stage / bundles / __version__, symlinks=True)
         for name in names:
-            shutil.copy2(source / name, staged / name)
-        sync(staged)
+            shutil.copy2(source / name, stage / name)
+        sync(stage)
         for name in names:
-            try_out(staged / name)
-        exchange(staged / bundles / __version__, target / bundles / __version__)
-        for name in names:
-            (staged / name).replace(target / name)
-        sync(target / bundles, recursive=False)
-        sync(target, recursive=False)
+            try_out(stage / name)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    exchange(stage / bundles / __version__, target / bundles / __version__)
+    for name in names:
+        (stage / name).replace(target / name)
+    if not any((stage / bundles).iterdir()):
+        shutil.rmtree(stage)
+    sync(target / bundles, recursive=False)
+    sync(target, recursive=False)
     return names
+
+
+def sweep(folder: Path) -> None:
+    """Remove what earlier installations have replaced, or left behind when they were killed, and nobody runs any more.
+
+    A program finds its files by the path that it was started from, and that path follows it when its bundle is replaced.
+    So a bundle that was replaced is kept for longer than any call takes; an agent may run in it for months.
+    """
+    # Programs in other PID namespaces cannot be seen here, which is what the time is for.
+    running = []
+    for program in Path("/proc").glob("[0-9]*/exe"):
+        with contextlib.suppress(OSError):
+            running.append(os.readlink(program))
+    for stage in folder.glob(f"{STAGE}*"):
+        old = time.time() - stage.stat().st_mtime > CALLS_END_IN
+        if old and not any(program.startswith(f"{stage}/") for program in running):
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def launchers(source: Path, bundle: Path) -> list[str]:

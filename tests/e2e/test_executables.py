@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cli.install import STAGE
 from cni import __version__
 
 if TYPE_CHECKING:
@@ -338,12 +339,71 @@ def test_install_replaces_ours_and_keeps_the_others(installed: Path) -> None:
     assert [entry.name for entry in (installed / ".cnikit").iterdir()] == [__version__]
 
 
+def replaced(installed: Path) -> list[Path]:
+    """The bundles that installations have replaced."""
+    return sorted((installed / ".cnikit").glob(f"{STAGE}*"))
+
+
 def test_install_again_keeps_other_versions(installed: Path, bin_dir: Path) -> None:
     other = installed / ".cnikit" / "0.0.0"
     other.mkdir()
     install(bin_dir, installed)
-    assert sorted(entry.name for entry in (installed / ".cnikit").iterdir()) == ["0.0.0", __version__]
+    left = {entry.name for entry in (installed / ".cnikit").iterdir()}
+    assert left - {stage.name for stage in replaced(installed)} == {"0.0.0", __version__}
     assert answers(call(installed / "bridge"))
+
+
+def test_a_call_that_began_before_the_installation_goes_on(installed: Path, bin_dir: Path, spied: Path) -> None:
+    """The path of its program follows it out of the way, and it has more to load from there."""
+    fifo = spied / "go-on"
+    os.mkfifo(fifo)
+    (spied / "waits").write_text(f"#!/bin/sh\ncat >/dev/null\necho >{spied}/begun\ncat {fifo}\n")
+    (spied / "waits").chmod(0o755)
+    config = {"cniVersion": "1.1.0", "name": "long", "type": "bridge", "ipam": {"type": "waits"}}
+    environ = {"CNI_COMMAND": "STATUS", "CNI_PATH": str(spied)}
+    long = subprocess.Popen(
+        [installed / "bridge"], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert long.stdin is not None
+    long.stdin.write(json.dumps(config).encode())
+    long.stdin.close()
+    long.stdin = None
+    while not (spied / "begun").exists():
+        assert long.poll() is None, long.communicate()
+    program = Path(os.readlink(f"/proc/{long.pid}/exe"))
+
+    install(bin_dir, installed)
+    moved = Path(os.readlink(f"/proc/{long.pid}/exe"))
+    assert moved != program, "it runs in the replaced bundle"
+    assert moved.exists()
+    assert (moved.parent / "modules.bin").exists()
+    fifo.write_text("")
+    stdout, stderr = long.communicate(timeout=60)
+    assert (long.returncode, stdout, stderr) == (0, b"", b"")
+
+
+def test_install_removes_what_was_replaced_long_ago(installed: Path, bin_dir: Path) -> None:
+    install(bin_dir, installed)
+    (old,) = replaced(installed)
+    os.utime(old, (0, 0))
+    install(bin_dir, installed)
+    assert not old.exists()
+    assert len(replaced(installed)) == 1
+
+
+def test_install_keeps_a_replaced_bundle_that_runs(installed: Path, bin_dir: Path) -> None:
+    install(bin_dir, installed)
+    (old,) = replaced(installed)
+    program = old / ".cnikit" / __version__ / "sleep"
+    shutil.copy2("/bin/sleep", program)
+    os.utime(old, (0, 0))
+    running = subprocess.Popen([program, "60"])
+    try:
+        install(bin_dir, installed)
+        assert old.exists()
+    finally:
+        running.kill()
+        running.wait()
 
 
 def test_install_while_the_plugins_are_called(installed: Path, bin_dir: Path) -> None:
