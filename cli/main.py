@@ -38,6 +38,8 @@ class Command(click.Group):
             return super().invoke(ctx)
         except CniError as error:
             fail(str(error))
+        except BrokenPipeError:
+            raise  # click knows what to do: `cnikit ... | head` has seen enough
         except OSError as error:
             fail(f"{error.filename or ctx.command_path}: {error.strerror}")
 

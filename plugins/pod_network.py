@@ -210,10 +210,11 @@ def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: s
 
     file = this_node.read_subnet_file(subnet_file) if conf.peers is None else None
     devices = backend.devices(conf)
-    if file is not None and (conf.mtu or file.mtu) and not devices:
+    made = this_node.own_devices(host, conf, devices)
+    written_elsewhere = file is not None and not made and (not devices or this_node.flanneld_serves(host, conf))
+    if file is not None and written_elsewhere and (conf.mtu or file.mtu):
         # The file says all that a pod needs, and whoever wrote it looks after the routes.
         return _site_at(conf, backend, Node(conf.node_name, {}, file.subnets), {}, file)
-    made = this_node.own_devices(host, conf, devices)
     known = this_node.places_under(host, made)
     if known:
         try:

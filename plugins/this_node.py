@@ -89,6 +89,15 @@ def own_devices(host: Namespace, conf: ClusterConf, names: list[str]) -> list[Vx
     return [link.vxlan for link in links if link.vxlan is not None]
 
 
+def flanneld_serves(host: Namespace, conf: ClusterConf) -> bool:
+    """Whether flanneld's device has the network's number: then it keeps the way to the other nodes."""
+    for name in (f"flannel.{conf.vni}", f"flannel-v6.{conf.vni}"):
+        link = host.link(name)
+        if link is not None and link.vxlan is not None and (link.vxlan.vni, link.vxlan.port) == (conf.vni, conf.port):
+            return True
+    return False
+
+
 def places_under(host: Namespace, devices: list[Vxlan]) -> Places:
     """The addresses of the links under the network's own devices; none when a device's own is not among them any more.
 

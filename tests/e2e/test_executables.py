@@ -440,3 +440,13 @@ def test_the_command_for_people_runs_from_a_copy(bin_dir: Path, tmp_path: Path) 
     ran = subprocess.run([tmp_path / "cnikit", "--help"], env={}, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ".cnikit-command" in ran.stderr
+
+
+def test_a_reader_that_has_seen_enough(bin_dir: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        ran = subprocess.run(
+            [bin_dir.parent / "cnikit", "--help"], env={}, stdout=closed, stderr=subprocess.PIPE, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (1, b"")

@@ -459,6 +459,37 @@ class TestSubnetFile:
         assert result["ips"][0]["address"] == "10.244.1.2/24"
         assert node.links()["cnikit.1"]["mtu"] == pod.ip("link", "show", "eth0")[0]["mtu"] == 1400
 
+    def test_beside_flanneld(self, cluster: Cluster) -> None:
+        """Its device, which has the network's VNI and port, and what leads to the other node are its own affair."""
+        addresses = ("198.18.0.1", "198.18.0.2")
+        for node, local, subnet in zip(cluster.nodes, addresses, ("10.244.1", "10.244.2"), strict=True):
+            device = ("flannel.1", "type", "vxlan", "id", "1", "local", local, "dev", "eth0", "dstport", "8472")
+            node.run("ip", "link", "add", *device, "nolearning")
+            node.run("ip", "addr", "add", f"{subnet}.0/32", "dev", "flannel.1")
+            node.run("ip", "link", "set", "flannel.1", "mtu", "1450", "up")
+            write_subnet_file(node, **FLANNEL | {"FLANNEL_SUBNET": f"{subnet}.1/24"})
+        for node, other, local, subnet in zip(
+            cluster.nodes, reversed(cluster.nodes), reversed(addresses), ("10.244.2", "10.244.1"), strict=True
+        ):
+            mac = other.links()["flannel.1"]["address"]
+            node.run("ip", "route", "add", f"{subnet}.0/24", "via", f"{subnet}.0", "dev", "flannel.1", "onlink")
+            node.run("ip", "neigh", "add", f"{subnet}.0", "lladdr", mac, "dev", "flannel.1")
+            node.run("bridge", "fdb", "add", mac, "dev", "flannel.1", "dst", local)
+        node = cluster.nodes[0]
+        before = (node.ip("route"), node.ip("addr", "show", "flannel.1"))
+        node.call("vxlan", "STATUS", FILE_CONF).silent()
+
+        one, two = (node.pod() for node in cluster.nodes)
+        result = add(one, FILE_CONF)
+        add(two, FILE_CONF)
+
+        assert "cnikit.1" not in node.links()
+        assert one.ip("link", "show", "eth0")[0]["mtu"] == 1450
+        assert ping(one, address(two, V4)).ok
+        node.call("vxlan", "CHECK", {**FILE_CONF, "prevResult": result}, one).silent()
+        delete(one, FILE_CONF)
+        assert (node.ip("route"), node.ip("addr", "show", "flannel.1")) == before
+
     def test_status_tells_what_is_missing(self, cluster: Cluster) -> None:
         node = cluster.nodes[0]
         missing = node.call("vxlan", "STATUS", FILE_CONF).error
