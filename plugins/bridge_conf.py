@@ -17,7 +17,10 @@ LAST_VLAN = 4094
 
 
 class Conf:
-    """The options of DROP-IN's bridge row, typed. `vlans` are the trunk's IDs, `mac` 6 bytes or None."""
+    """The options of DROP-IN's bridge row, typed. `vlans` are the trunk's IDs, `mac` 6 bytes or None.
+
+    What only making needs is not read in DEL and GC: after an ADD that was refused for it they have to succeed.
+    """
 
     __slots__ = (
         "backend", "bridge", "disable_container_interface", "dns", "duplicate_detection", "force_address", "hairpin",
@@ -32,17 +35,18 @@ class Conf:
         self.force_address = config.boolean("forceAddress")
         self.ip_masq = config.boolean("ipMasq")
         self.backend = config.string("ipMasqBackend") or masquerade.NFTABLES
-        self.mtu = config.integer("mtu", low=0, high=65535)
         self.hairpin = config.boolean("hairpinMode")
         self.promisc = config.boolean("promiscMode")
         self.vlan = config.integer("vlan", low=0, high=LAST_VLAN)
-        self.vlans = _trunk(config)
         self.preserve_default_vlan = config.boolean("preserveDefaultVlan")
         self.mac_spoof_check = config.boolean("macspoofchk")
         self.duplicate_detection = config.boolean("enabledad")
         self.disable_container_interface = config.boolean("disableContainerInterface")
         self.isolated = config.boolean("portIsolation")
-        self.mac = _mac(config, request)
+        makes = request.command not in ("DEL", "GC")
+        self.mtu = config.integer("mtu", low=0, high=65535) if makes else 0
+        self.vlans = _trunk(config) if makes else []
+        self.mac = _mac(config, request) if makes else None
         self.layer3 = bool(config.object("ipam").string("type"))
         self.dns = read_dns(config.object("dns"))
         self.vlan_option = f"vlan: {self.vlan}" if self.vlan else f"vlanTrunk: {self.vlans}" if self.vlans else ""
@@ -101,6 +105,6 @@ def _mac(config: Reader, request: Request) -> bytes | None:
         return None
     path, text = given[-1]
     mac = hardware_address(path, text)
-    if addr.is_multicast_mac(mac):
+    if addr.is_multicast_mac(mac) or not any(mac):
         raise wrong(path, "a unicast MAC address", text)
     return mac

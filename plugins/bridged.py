@@ -29,14 +29,14 @@ def add(ctx: Context, conf: Conf, kept: tuple[Subnet, ...] = ()) -> Result:
 
     Gateway addresses in the networks `kept` may stay on the bridge: earlier ones of a network whose subnet has changed.
     """
-    veth.refuse_taken_name(ctx)
+    host_end = veth.free_host_end(ctx)
     found = node_bridge.find(ctx.host, conf.bridge, vlan=conf.vlan_option)
     ipam = ctx.ipam if conf.layer3 else None  # a missing executable is found out before the first effect
     bridge = node_bridge.ensure(
         ctx.host, found, conf.bridge, conf.mtu, promisc=conf.promisc, vlan_filtering=bool(conf.vlan_option)
     )
     lease = attachment.lease(ctx, conf, ipam)
-    pair = veth.Pair(ctx, conf.mac or attachment.default_mac(lease), conf.mtu)
+    pair = veth.Pair(ctx, host_end, conf.mac or attachment.default_mac(lease), conf.mtu)
     attachment.record(ctx, conf, pair, lease)
     gateway_link = _set_gateways(ctx, conf, bridge, lease, kept)
     host_link, pod_link = _attach(ctx, conf, pair, bridge)

@@ -346,10 +346,10 @@ def _cluster(config: Reader, attachment: str) -> ClusterConf:
     backend = config.string("ipMasqBackend", "nftables")
     if backend != "nftables":
         raise wrong("ipMasqBackend", '"nftables", the only one that masquerades ranges', backend)
-    ipam = config.object("ipam")
-    for key in ("ranges", "subnet"):
-        if ipam.raw(key) is not None:
-            text = f"{ipam.at(key)}: expected none, because the ranges are the node's own subnets"
+    ipam, runtime = config.object("ipam"), config.object("runtimeConfig")
+    for given, key in ((ipam, "ranges"), (ipam, "subnet"), (runtime, "ipRanges")):
+        if given.raw(key):
+            text = f"{given.at(key)}: expected none, because the ranges are the node's own subnets"
             raise CniError(INVALID_CONFIG, text, "remove it: the subnets come from `peers` or the subnet file")
     return ClusterConf(config)
 

@@ -28,9 +28,9 @@ LINK_TIMEOUT = 1.0
 
 def add(ctx: Context, conf: Conf) -> Result:
     """The whole of ADD, once the configuration is known to be sound."""
-    veth.refuse_taken_name(ctx)
+    host_end = veth.free_host_end(ctx)
     lease = attachment.lease(ctx, conf, ctx.ipam)
-    pair = veth.Pair(ctx, conf.mac or attachment.default_mac(lease), conf.mtu)
+    pair = veth.Pair(ctx, host_end, conf.mac or attachment.default_mac(lease), conf.mtu)
     attachment.record(ctx, conf, pair, lease)
     for configured in sorted({family(ip.packed) for ip in lease.ips}):
         enable_forwarding(ctx, configured)

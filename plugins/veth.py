@@ -40,14 +40,15 @@ class Pair:
 
     __slots__ = ("alias", "host_mac", "host_name", "ifname", "mac", "mtu")
 
-    def __init__(self, ctx: Context, mac: bytes | None, mtu: int) -> None:
-        """`mac` is the pod's (None: random, made here so that it is known beforehand); MTU 0 is the kernel's."""
+    def __init__(self, ctx: Context, host_end: tuple[str, bytes], mac: bytes | None, mtu: int) -> None:
+        """`host_end` is `free_host_end`'s. `mac` is the pod's (None: random, made here so that it is known beforehand);
+        MTU 0 is the kernel's."""
         request = ctx.request
         self.ifname = request.ifname
         self.mac = mac or random_mac()
         self.mtu = mtu
         self.alias = names.owner(ctx.network, request.container_id, request.ifname)
-        self.host_name, self.host_mac = _free_host_end(ctx)
+        self.host_name, self.host_mac = host_end
 
 
 def random_mac() -> bytes:
@@ -62,8 +63,30 @@ def mac_of_address(packed: bytes) -> bytes:
     return b"\x0a\x58" + packed[-4:]
 
 
-def refuse_taken_name(ctx: Context) -> None:
-    """CniError when the pod has an interface of this name already (spec, ADD)."""
+def free_host_end(ctx: Context) -> tuple[str, bytes]:
+    """Name and MAC for the host's end of a new attachment. CniError when it has one, or the pod such an interface.
+
+    Asked before IPAM: what it would answer to an ADD that comes twice is followed by a DEL, which would cost the pod that
+    runs its lease.
+    """
+    _refuse_taken_name(ctx)
+    request = ctx.request
+    for attempt in range(ATTEMPTS):
+        name, mac = names.host_end(ctx.network, request.container_id, request.ifname, attempt)
+        found = ctx.host.link(name)
+        if found is None:
+            return name, mac
+        if found.mac == mac:
+            raise CniError(
+                INTERNAL,
+                f"container {request.container_id} is attached as {request.ifname} already, in another namespace or under "
+                f"another name: expected no {name} on the node, found it",
+                "DEL the earlier attachment first",
+            )
+    raise CniError(INTERNAL, f"failed to find a unique veth name: {ATTEMPTS} candidates are taken", "")
+
+
+def _refuse_taken_name(ctx: Context) -> None:
     ifname = ctx.request.ifname
     if ctx.sandbox.link(ifname) is not None:
         raise CniError(
@@ -186,6 +209,9 @@ def remove_pod_end(ctx: Context) -> None:
     if names.is_of_another(alias, ctx.request.container_id, ctx.request.ifname):
         ctx.log(f"leaving {link.name} in {ctx.request.netns} alone: it belongs to {alias}")
         return
+    if not link.kind:
+        ctx.log(f"leaving {link.name} in {ctx.request.netns} alone: it is no virtual interface, and none of ours")
+        return
     ctx.pod.delete_link(link.index, link.kind)
 
 
@@ -195,21 +221,6 @@ def pod_addresses(ctx: Context) -> list[Subnet]:
     if ctx.pod is None or link is None:
         return []
     return [(a.packed, a.prefix) for a in ctx.pod.addresses(link.index) if not a.packed.startswith(b"\xfe\x80")]
-
-
-def _free_host_end(ctx: Context) -> tuple[str, bytes]:
-    """Name and MAC for the host's end. A link left by a dead ADD of this very attachment is removed."""
-    request = ctx.request
-    for attempt in range(ATTEMPTS):
-        name, mac = names.host_end(ctx.network, request.container_id, request.ifname, attempt)
-        found = ctx.host.link(name)
-        if found is not None and found.mac == mac:
-            ctx.log(f"removing {name}, left by an earlier ADD of {request.container_id} {request.ifname}")
-            ctx.host.delete_link(found.index, found.kind)
-            found = None
-        if found is None:
-            return name, mac
-    raise CniError(INTERNAL, f"failed to find a unique veth name: {ATTEMPTS} candidates are taken", "")
 
 
 def _prepare(pod: Namespace, ifname: str, families: set[int], *, duplicate_detection: bool) -> None:

@@ -391,6 +391,34 @@ class TestDel:
 
         assert address(result, socket.AF_INET) not in [entry[1] for entry in node.neighbours()]
 
+    @ours
+    @pytest.mark.parametrize(
+        ("options", "args"),
+        [
+            ({}, "MAC=zz"),
+            ({"runtimeConfig": {"mac": "00:00:00:00:00:00"}}, ""),
+            ({"mtu": -1}, ""),
+            ({"vlanTrunk": [{"minID": 5}]}, ""),
+        ],
+    )
+    def test_after_an_add_that_was_refused(self, node: Node, options: dict[str, Any], args: str) -> None:
+        """A runtime repeats DEL until it succeeds, with the same configuration."""
+        conf, pod, env = network(**options), node.pod(), {"CNI_ARGS": args}
+        refused = node.call("bridge", "ADD", conf, pod, env=env).error
+
+        node.call("bridge", "DEL", conf, pod, env=env).silent()
+
+        assert refused["code"] == 7
+
+    @ours
+    def test_of_an_interface_that_cannot_go(self, node: Node) -> None:
+        pod = node.pod()
+
+        answer = node.call("bridge", "DEL", network(), pod, ifname="lo")
+
+        assert (answer.status, answer.stdout) == (0, b"")
+        assert "leaving lo" in answer.stderr
+
 
 class TestFailedAdd:
     """Nothing of the pod is left behind by an ADD that failed."""
@@ -457,6 +485,22 @@ class TestFailedAdd:
 
         wait_same(node.snapshot, before, "the second ADD changed something")
         assert pod.addresses() == [item["address"] for item in first["ips"]]
+
+    @ours
+    @pytest.mark.parametrize("args", ["", "IP=10.1.0.77"])
+    def test_add_in_a_second_namespace_is_refused_and_the_pod_lives_on(self, node: Node, args: str) -> None:
+        pod = node.pod()
+        first = add(node, pod, dual(ipMasq=True))
+        other = node.pod()
+        before = node.snapshot()
+
+        again: dict[str, str | None] = {"CNI_NETNS": other.path, "CNI_ARGS": args}
+        error = node.call("bridge", "ADD", dual(ipMasq=True), pod, env=again).error
+
+        assert f"container {pod.container_id} is attached as eth0 already" in error["msg"]
+        wait_same(node.snapshot, before, "the second ADD changed something")
+        assert pod.addresses() == [item["address"] for item in first["ips"]]
+        assert set(node.links(other)) == {"lo"}
 
     @ours
     def test_the_bridge_is_no_bridge(self, node: Node) -> None:

@@ -681,6 +681,7 @@ class TestBadInput:
             ({}, {"network": "10.244.0.1/16"}, 7, "network: expected the network's own address, 10.244.0.0/16"),
             ({}, {"ipMasqBackend": "iptables"}, 7, "ipMasqBackend"),
             ({}, {"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.1.0/24"}]]}}, 7, "ipam.ranges: expected none"),
+            ({}, {"runtimeConfig": {"ipRanges": [[{"subnet": "10.77.0.0/24"}]]}}, 7, "runtimeConfig.ipRanges: expected none"),
             ({}, {"nodeName": "node9"}, 50, "nodeName: expected the name of a peer"),
             ({}, {"nodeName": "node2"}, 7, "peer node1: expected an address of another host, found 198.18.0.1"),
         ],
@@ -696,7 +697,20 @@ class TestBadInput:
 
         assert refused["code"] == code
         assert told in refused["msg"]
+        node.call("vxlan", "DEL", conf, pod).silent()
         assert node.snapshot() == before
+
+    def test_add_in_a_second_namespace_is_refused_and_the_pod_lives_on(self, cluster: Cluster) -> None:
+        node, conf = cluster.nodes[0], cluster.conf("vxlan")
+        one, two = cluster.attach(conf)
+        before = node.snapshot()
+
+        again = {"CNI_NETNS": node.pod().path}
+        error = node.call("vxlan", "ADD", conf, one, env=again).error
+
+        assert f"container {one.container_id} is attached as eth0 already" in error["msg"]
+        assert node.snapshot() == before
+        assert ping(one, address(two, V4)).ok
 
     def test_a_node_that_is_no_peer(self, cluster: Cluster) -> None:
         node, conf = cluster.nodes[0], cluster.conf("vxlan")

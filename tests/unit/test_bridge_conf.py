@@ -105,6 +105,7 @@ def test_the_later_mac_wins(options: dict[str, Any], args: str, mac: bytes | Non
         ({"dns": {"search": "a"}}, "", "dns.search: expected an array"),
         ({}, "MAC=1:2", "CNI_ARGS MAC: expected a MAC address"),
         ({}, "MAC=01:00:5e:00:00:01", "CNI_ARGS MAC: expected a unicast MAC address"),
+        ({}, "MAC=00:00:00:00:00:00", "CNI_ARGS MAC: expected a unicast MAC address"),
         ({"args": {"cni": {"mac": "x"}}}, "", "args.cni.mac: expected a MAC address"),
         ({"runtimeConfig": {"mac": "ff:ff:ff:ff:ff:ff"}}, "", "runtimeConfig.mac: expected a unicast MAC address"),
         ({"runtimeConfig": {"mac": 5}}, "", "runtimeConfig.mac: expected a string, found 5"),

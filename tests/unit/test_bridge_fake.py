@@ -863,17 +863,17 @@ def test_gc_with_nothing_listed_removes_all(node: Node, attached: dict[str, Any]
 # Things that went wrong before
 
 
-def test_add_after_a_killed_add_of_the_same_pod(node: Node) -> None:
-    """The killed one left its link and record; the runtime gave the pod a new namespace."""
+def test_add_that_comes_twice(node: Node) -> None:
+    """In a second namespace: the pod that runs loses nothing, and nothing is begun."""
     conf = node.network(isGateway=True, ipMasq=True)
     assert node.call("bridge", "ADD", conf).status == 0
+    before = node.snapshot()
 
-    answer = node.call("bridge", "ADD", conf, netns=OTHER)
+    error = node.call("bridge", "ADD", conf, netns=OTHER).error
 
-    assert answer.status == 0
-    assert any("left by an earlier ADD" in line for line in answer.log)
-    assert "eth0" not in node.pod("links")
-    assert "eth0" in node.pod("links", OTHER)
+    assert error["code"] == 999
+    assert "container ctr is attached as eth0 already" in error["msg"]
+    assert node.snapshot() == before
 
 
 def test_host_end_s_name_taken_by_another(node: Node) -> None:
