@@ -12,7 +12,7 @@ from cni.request import Request
 from plugins.bridge import Conf
 
 MAC = b"\x0a\x58\x0a\x01\x00\x02"
-ENVIRON = {"CNI_COMMAND": "DEL", "CNI_CONTAINERID": "ctr", "CNI_IFNAME": "eth0"}
+ENVIRON = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "ctr", "CNI_IFNAME": "eth0", "CNI_NETNS": "/run/netns/pod"}
 
 
 def conf(options: dict[str, Any], args: str = "") -> Conf:
