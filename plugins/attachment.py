@@ -46,11 +46,20 @@ def lease(ctx: Context, conf: Conf, ipam: Delegate | None) -> Result:
     for ip in found.ips:
         if ip.gateway is None:
             ip.gateway = addr.following(addr.network(ip.packed, ip.prefix))
-        nowhere = bytes(len(ip.packed))
-        has_default = any(r.dst == nowhere and r.prefix == 0 and r.gateway is not None for r in found.routes)
-        if conf.is_default_gateway and not has_default:
-            found.routes.append(Route(nowhere, 0, ip.gateway))
+        if conf.is_default_gateway:
+            _lead_by_default(found.routes, ip.gateway)
     return found
+
+
+def _lead_by_default(routes: list[Route], gateway: bytes) -> None:
+    """Have a default route of the gateway's family; one of IPAM's that says nothing but where it leads means this one."""
+    nowhere = bytes(len(gateway))
+    defaults = [route for route in routes if route.dst == nowhere and route.prefix == 0]
+    for route in defaults:
+        if not (route.gateway or route.priority or route.table or route.scope):
+            route.gateway = gateway
+    if not any(route.gateway for route in defaults):
+        routes.append(Route(nowhere, 0, gateway))
 
 
 def record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:

@@ -58,7 +58,8 @@ def prepare(host: Namespace, site: Site, log: object) -> Local:
 
 
 def _refuse(host: Namespace, site: Site) -> None:
-    """There is no device that could not be made."""
+    """There is no device that could not be made, but there are routes."""
+    pod_network.refuse_underlay_down(host, site)
 
 
 def _check(host: Namespace, site: Site) -> Local:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from errno import EEXIST
 
 from cni import addr
+from cni.addr import AF_INET6
 from cni.errors import INTERNAL, INVALID_CONFIG, UNSUPPORTED_FIELD, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import IFF_PROMISC
@@ -80,25 +81,19 @@ def set_gateway(
 ) -> None:
     """Make sure the bridge has a gateway address.
 
-    `ours` are all gateway addresses of this network, and those in `kept` may stay beside them. Another IPv4 address, or an IPv6 one of an overlapping
-    network, is refused, or removed with `force` (`forceAddress`).
+    `ours` are all gateway addresses of this network, and those in `kept` may stay beside them. Another IPv4 address, or
+    an IPv6 one of an overlapping network, is refused, or removed with `force` (`forceAddress`).
     """
     packed, prefix = gateway
-    there = [(a.packed, a.prefix) for a in host.addresses(link.index) if len(a.packed) == len(packed)]
+    there = _addresses(host, link, gateway)
     if gateway in there:
         return
-    for other in there:
-        stays = other in ours or any(addr.inside(other[0], *network) for network in kept)
-        if stays or not _conflict(other, gateway):
-            continue
+    for other in _in_the_way(there, gateway, ours, kept):
         if not force:
-            raise CniError(
-                INTERNAL,
-                f'"{link.name}" already has an IP address different from {addr.unpack_cidr(*gateway)}: '
-                f"found {addr.unpack_cidr(*other)}",
-                f"ip address del {addr.unpack_cidr(*other)} dev {link.name}, or set forceAddress to true",
-            )
+            raise _taken(link, gateway, other)
         host.apply(ops.addr_del(link.index, *other))
+    if len(packed) == 16 and host.conf(AF_INET6, link.name, "disable_ipv6") == "1":
+        host.set_conf(AF_INET6, link.name, "disable_ipv6", "0")
     try:
         # NODAD: the first port makes the address tentative for 50 ms, in which the gateway does not answer.
         # A bridge that takes its MAC from its ports, and has lost them all, has none: that must not be kept.
@@ -107,6 +102,34 @@ def set_gateway(
     except KernelError as error:
         if error.errno != EEXIST:
             raise
+
+
+def refuse_gateways(host: Namespace, link: Link, gateways: list[Subnet], kept: tuple[Subnet, ...]) -> None:
+    """CniError 999 when `set_gateway` would refuse one of these; changes nothing."""
+    for gateway in gateways:
+        there = _addresses(host, link, gateway)
+        others = [] if gateway in there else _in_the_way(there, gateway, gateways, kept)
+        if others:
+            raise _taken(link, gateway, others[0])
+
+
+def _addresses(host: Namespace, link: Link, gateway: Subnet) -> list[Subnet]:
+    """The link's addresses of a gateway's family."""
+    return [(a.packed, a.prefix) for a in host.addresses(link.index) if len(a.packed) == len(gateway[0])]
+
+
+def _in_the_way(there: list[Subnet], gateway: Subnet, ours: list[Subnet], kept: tuple[Subnet, ...]) -> list[Subnet]:
+    foreign = [one for one in there if one not in ours and not any(addr.inside(one[0], *network) for network in kept)]
+    return [one for one in foreign if _conflict(one, gateway)]
+
+
+def _taken(link: Link, gateway: Subnet, other: Subnet) -> CniError:
+    return CniError(
+        INTERNAL,
+        f'"{link.name}" already has an IP address different from {addr.unpack_cidr(*gateway)}: '
+        f"found {addr.unpack_cidr(*other)}",
+        f"ip address del {addr.unpack_cidr(*other)} dev {link.name}, or set forceAddress to true",
+    )
 
 
 def _existing(host: Namespace, name: str) -> Link:

@@ -132,8 +132,9 @@ class Underlay:
         return f"<underlay {self.name}>"
 
     def reaches(self, packed: bytes) -> bool:
-        """Whether an address is on the link, so that no other node has to forward to it."""
-        return any(len(network) == len(packed) and addr.inside(packed, network, n) for network, n in self.networks)
+        """Whether an address is a host's on the link, so that no other node has to forward to it."""
+        on_link = [one for one in self.networks if len(one[0]) == len(packed) and addr.inside(packed, *one)]
+        return bool(on_link) and not any(is_broadcast(packed, *one) for one in on_link)
 
 
 class Local:
@@ -155,6 +156,12 @@ class Local:
         self.devices = devices or {}
         self.vni = vni
         self.direct = direct
+
+
+def is_broadcast(packed: bytes, network: bytes, prefix: int) -> bool:
+    """Whether an address is an IPv4 network's last one, which is all of its hosts'. A /31 has none (RFC 3021)."""
+    last = span(network, prefix)[1]
+    return len(packed) == 4 and prefix < 31 and int.from_bytes(packed, "big") == last
 
 
 def direct_hop(peer: Node, size: int, local: Local) -> Hop | None:

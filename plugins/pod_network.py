@@ -193,7 +193,10 @@ def status(ctx: Context, conf: Conf, backend: Backend) -> None:
         link = conf.link(site.mtu)
         if conf.attachment == BRIDGED:
             link.refuse_contradictions()
-            node_bridge.find(ctx.host, link.bridge, vlan="")
+            bridge = node_bridge.find(ctx.host, link.bridge, vlan="")
+            gateways = [(addr.following(packed), prefix) for packed, prefix in site.own.subnets]
+            if bridge is not None:
+                node_bridge.refuse_gateways(ctx.host, bridge, gateways, site.networks)
         if site.conf.ip_masq:
             masquerade.status(ctx, masquerade.NFTABLES)
         refuse_forwarding(ctx.host)
@@ -222,6 +225,15 @@ def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: s
         except CniError:
             pass  # something has moved, and looking at every link will tell where
     return _found(host, conf, backend, file, this_node.places(host), made)
+
+
+def refuse_underlay_down(host: Namespace, site: Site) -> None:
+    """CniError 50 when ADD would make routes over an underlay link that is down, which takes none."""
+    for underlay in site.underlays.values() if site.conf.peers is not None else ():
+        link = host.link(underlay.index)
+        if link is not None and not link.up:
+            text = f"{underlay.name}: expected the link to the other nodes up, found it down"
+            raise CniError(NOT_AVAILABLE, text, f"ip link set {underlay.name} up")
 
 
 def _found(

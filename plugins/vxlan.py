@@ -81,6 +81,8 @@ def _refuse(host: Namespace, site: Site) -> None:
 
     for wanted in _devices(site).values():
         vxlan_device.refuse(host, wanted)
+    if site.conf.direct:
+        pod_network.refuse_underlay_down(host, site)
 
 
 def _check(host: Namespace, site: Site) -> Local:

@@ -682,6 +682,26 @@ class TestOptions:
         assert node.run("sysctl", "-n", "net.ipv6.conf.all.forwarding").strip() == "1"
         assert node.run("sysctl", "-n", "net.ipv6.conf.cni0.accept_ra").strip() == "0"
 
+    @ours
+    def test_a_default_route_of_ipam_without_a_gateway(self, node: Node) -> None:
+        routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+        pod = node.pod()
+
+        result = add(node, pod, network(isDefaultGateway=True, ipam={**DUAL_STACK, "routes": routes}))
+
+        assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.1.0.1"}, {"dst": "::/0", "gw": "fd00:1::1"}]
+        for family, gateway in (("-4", "10.1.0.1"), ("-6", "fd00:1::1")):
+            assert [r["gateway"] for r in pod.ip(family, "route", "show", "default")] == [gateway]
+
+    @ours
+    def test_a_node_whose_new_links_have_no_ipv6(self, node: Node) -> None:
+        node.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+        pod = node.pod()
+
+        add(node, pod, dual(isGateway=True))
+
+        assert node.attempt("ip", "netns", "exec", pod.name, "ping", "-n", "-c1", "-W1", "fd00:1::1").ok
+
     def test_without_a_gateway(self, node: Node) -> None:
         pod = node.pod()
         add(node, pod, network(isDefaultGateway=False))

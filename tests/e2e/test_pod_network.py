@@ -731,6 +731,36 @@ class TestBadInput:
         assert "10.244.2.0/24" in answer.stderr
         assert [r["gateway"] for r in node.ip("route", "show", "10.244.2.0/24")] == ["198.18.0.77"]
 
+    def test_a_peer_that_nobody_can_reach_costs_no_other(self, cluster: Cluster) -> None:
+        node, conf = cluster.nodes[0], cluster.conf("host-gw")
+        conf["peers"].append({**cluster.peer(3), "publicIP": "198.18.0.255"})  # the link's broadcast address
+
+        answer = node.call("host-gw", "ADD", conf, node.pod())
+
+        assert answer.ok
+        assert "node3: 10.244.3.0/24 is unreachable" in answer.stderr
+        assert [r["dst"] for r in node.ip("route") if r.get("protocol") == "205"] == ["10.244.2.0/24"]
+
+    @pytest.mark.parametrize(("backend", "options"), [("host-gw", {}), ("vxlan", {"directRouting": True})])
+    def test_status_with_the_underlay_down(self, cluster: Cluster, backend: str, options: dict[str, Any]) -> None:
+        node, conf = cluster.nodes[0], cluster.conf(backend, **options)
+        node.run("ip", "link", "set", "eth0", "down")
+
+        status = node.call(backend, "STATUS", conf).error
+
+        assert (status["code"], "eth0: expected the link to the other nodes up" in status["msg"]) == (50, True)
+        assert not node.call(backend, "ADD", conf, node.pod()).ok
+
+    def test_status_with_another_networks_gateway(self, cluster: Cluster) -> None:
+        node, conf = cluster.nodes[0], cluster.conf("vxlan", attachment="bridged")
+        node.run("ip", "link", "add", "cni0", "type", "bridge")
+        node.run("ip", "addr", "add", "10.9.0.1/24", "dev", "cni0")
+
+        status = node.call("vxlan", "STATUS", conf).error
+
+        assert (status["code"], '"cni0" already has an IP address' in status["msg"]) == (50, True)
+        assert not node.call("vxlan", "ADD", conf, node.pod()).ok
+
     def test_a_peer_that_is_gone_is_withdrawn(self, cluster: Cluster) -> None:
         conf = cluster.conf("vxlan")
         cluster.attach(conf, 1)
