@@ -23,7 +23,7 @@ from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import outside, subnet_file_of
-from plugins.peers import Entries, Node, label, vtep_mac
+from plugins.peers import Entries, Node, vtep_mac
 from plugins.pod_network import Site
 from plugins.vxlan_device import remove_former
 
@@ -241,7 +241,7 @@ class Reconciler:
             if self._ground is None:
                 own = self._as_far_as_here(own)
             self._site = self._site_of(own, there)
-            ground = Ground(own, self._prepared(host, self._site), self._twins(own))
+            ground = Ground(own, self._backend.prepare(host, self._site, self._warn), self._twins(own))
         except CniError as error:
             self._tell("node", f"{error.msg}; what is in force stays")
             return
@@ -270,27 +270,6 @@ class Reconciler:
             self._warn(
                 f"{what}: other nodes do not reach the pods that have addresses of the old one; recreate these pods"
             )
-
-    def _prepared(self, host: Namespace, site: Site) -> Local:
-        try:
-            return self._backend.prepare(host, site, self._warn)
-        except CniError:
-            if not self._removes_renamed(host):
-                raise
-            return self._backend.prepare(host, site, self._warn)
-
-    def _removes_renamed(self, host: Namespace) -> bool:
-        """Remove devices of ours that somebody has renamed: they hold the number that the right ones need."""
-        names, found = self._backend.devices(self.conf), False
-        for link in host.links():
-            there = link.vxlan
-            if there is None or link.alias != label(self.conf.name) or link.name in names:
-                continue
-            if (there.vni, there.port) == (self.conf.vni, self.conf.port):
-                self._warn(f"{link.name} has another name than ours have and is removed")
-                host.delete_link(link.index, link.kind)
-                found = True
-        return found
 
     def _twins(self, own: Node) -> frozenset[str]:
         holders = filter(None, map(self._roster.holder, self._here))

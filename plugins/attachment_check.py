@@ -65,6 +65,21 @@ def addressed(pod: Namespace, link: Link, index: int, result: Result) -> list[IP
     return ips
 
 
+def has_route(pod: Namespace, link: Link, dst: bytes, prefix: int) -> None:
+    """CniError 999 when no route of the pod leads to a network over its link. A later plugin may have moved it to another
+    table."""
+    if not any((route.dst, route.prefix, route.oif) == (dst, prefix, link.index) for route in pod.routes()):
+        raise unwell("the pod's routes", f"{addr.unpack_cidr(dst, prefix)} dev {link.name}", "none")
+
+
+def has_address(host: Namespace, link: Link, packed: bytes) -> None:
+    """CniError 999 when a link of the node lacks a gateway's address."""
+    addresses = [one.packed for one in host.addresses(link.index)]
+    if packed not in addresses:
+        there = ", ".join(map(addr.unpack, addresses)) or "none"
+        raise unwell(f"{link.name} on the node", f"the gateway's address {addr.unpack(packed)}", there)
+
+
 def _ips_of(index: int, result: Result) -> list[IPConfig]:
     return [ip for ip in result.ips if ip.interface in (None, index)]
 

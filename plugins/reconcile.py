@@ -107,12 +107,12 @@ class Held:
             if not gone and subnet in self.routes:
                 self.set_route(subnet, 0)
             return subnet
-        if found.gateway is None and not found.nexthop:
+        if found.gateway is None and not found.nexthop and found.prefix == len(found.dst) * 8:
             return None
         if gone:
             self.set_route(subnet, None)
         else:
-            self.set_route(subnet, 0 if found.mtu else found.nexthop)
+            self.set_route(subnet, 0 if found.mtu else found.nexthop)  # 0 also for a blackhole with our protocol
         return subnet
 
     def set_route(self, subnet: Subnet, nexthop: int | None) -> None:

@@ -16,13 +16,14 @@ def check(ctx: Context) -> None:
     result = attachment_check.promised(ctx)
     index, pod_link = attachment_check.pod_end(ctx, result)
     host_link = attachment_check.host_end(ctx, result, pod_link)
+    if host_link.port is not None:
+        raise unwell(f"{host_link.name} on the node", "it on no bridge", "it on one")
     ips = attachment_check.addressed(ctx.sandbox, pod_link, index, result)
-    addresses = [one.packed for one in ctx.host.addresses(host_link.index)]
     routes = {(route.dst, route.prefix, route.oif) for route in ctx.host.routes()}
     for ip in ips:
         full = len(ip.packed) * 8
-        if ip.gateway and ip.gateway not in addresses:
-            there = ", ".join(map(addr.unpack, addresses)) or "none"
-            raise unwell(f"{host_link.name} on the node", f"the gateway's address {addr.unpack(ip.gateway)}", there)
+        if ip.gateway:
+            attachment_check.has_address(ctx.host, host_link, ip.gateway)
+            attachment_check.has_route(ctx.sandbox, pod_link, ip.gateway, full)
         if (ip.packed, full, host_link.index) not in routes:
             raise unwell("the node's routes", f"{addr.unpack(ip.packed)} dev {host_link.name}", "none")

@@ -78,7 +78,7 @@ def ensure(host: Namespace, wanted: Wanted, log: Log) -> int:
         host.delete_link(link.index, link.kind)
         link = None
     if link is None:
-        link = _make(host, wanted)
+        link = _make(host, wanted, log)
     _settle(host, link, wanted)
     return link.index
 
@@ -87,7 +87,9 @@ def refuse(host: Namespace, wanted: Wanted) -> None:
     """CniError 50 when `ensure` could not succeed. Changes nothing."""
     if _usable(host, wanted) is not None:
         return
-    _refuse_taken_number(host, wanted)
+    holder = _holder_of_number(host, wanted)
+    if holder is not None and holder.alias != wanted.alias:
+        raise _taken(wanted, holder)
     try:
         # No VNI is as large. A kernel that knows VXLAN says so, before it makes anything.
         host.apply(_addition(wanted, _TOO_LARGE_VNI))
@@ -115,10 +117,11 @@ def check(host: Namespace, wanted: Wanted) -> int:
         raise CniError(
             INTERNAL, f"{wanted.name}: expected the network's VXLAN device, found none", "ADD of any pod makes it"
         )
-    there = [(one.packed, one.prefix) for one in host.addresses(link.index)]
+    there = _addresses(host, link)
     found = _differences(link, wanted)
     found += [("it up", "it down")] * (not link.up) + _small_differences(link, wanted)
     found += [(f"address {addr.unpack_cidr(*one)}", "none") for one in wanted.addresses if one not in there]
+    found += [("no other address", addr.unpack_cidr(*one)) for one in there if one not in wanted.addresses]
     if found:
         expected, instead = found[0]
         raise CniError(INTERNAL, f"{wanted.name}: expected {expected}, found {instead}", "ADD of any pod puts it right")
@@ -160,6 +163,8 @@ def _small_differences(link: Link, wanted: Wanted) -> list[tuple[str, str]]:
     pairs = [
         (f"MAC {addr.unpack_mac(wanted.mac)}", f"MAC {addr.unpack_mac(link.mac)}"),
         (f"MTU {wanted.mtu}", f"MTU {link.mtu}"),
+        (f"label {wanted.alias!r}", f"label {link.alias!r}"),
+        ("it on no bridge", "it on one" if link.master else "it on no bridge"),
     ]
     return [(expected, found) for expected, found in pairs if expected != found]
 
@@ -171,19 +176,28 @@ def _addition(wanted: Wanted, vni: int) -> ops.Op:
     )  # fmt: skip
 
 
-def _make(host: Namespace, wanted: Wanted) -> Link:
+def _make(host: Namespace, wanted: Wanted, log: Log) -> Link:
     try:
-        host.apply(_addition(wanted, wanted.vni))
+        _add(host, wanted)
     except KernelError as error:
         if error.errno != EEXIST:
             raise _unmade(error) from None
-        _refuse_taken_number(host, wanted)
-    else:
-        _stop_breaking_offload(host, wanted)
+        holder = _holder_of_number(host, wanted)
+        if holder is not None and holder.alias != wanted.alias:
+            raise _taken(wanted, holder) from None
+        if holder is not None:
+            log(f"{holder.name} has another name than this network's device has, and is removed")
+            host.delete_link(holder.index, holder.kind)
+            _add(host, wanted)
     link = _usable(host, wanted)  # or another pod's ADD was faster
     if link is None:
         raise CniError(NOT_AVAILABLE, f"{wanted.name}: expected the device just made, found none", "try again")
     return link
+
+
+def _add(host: Namespace, wanted: Wanted) -> None:
+    host.apply(_addition(wanted, wanted.vni))
+    _stop_breaking_offload(host, wanted)
 
 
 def _unmade(error: KernelError) -> CniError:
@@ -191,36 +205,48 @@ def _unmade(error: KernelError) -> CniError:
     return CniError(NOT_AVAILABLE, f"the VXLAN device cannot be made: {error.msg}", help_)
 
 
-def _refuse_taken_number(host: Namespace, wanted: Wanted) -> None:
-    """CniError 50 when another device has the VNI on this port: the kernel gives it to one for each family."""
+def _holder_of_number(host: Namespace, wanted: Wanted) -> Link | None:
+    """Another device that has the VNI on this port: the kernel gives it to one for each family."""
     for link in host.links():
         there = link.vxlan
         if there is None or link.name == wanted.name or (there.vni, there.port) != (wanted.vni, wanted.port):
             continue
         if there.local is None or len(there.local) == len(wanted.local):
-            text = f"VNI {wanted.vni} on UDP port {wanted.port}: expected it free for {wanted.name}, found {link.name} with it"
-            raise CniError(NOT_AVAILABLE, text, f"choose another `vni` or `port`, or remove {link.name}")
+            return link
+    return None
+
+
+def _taken(wanted: Wanted, holder: Link) -> CniError:
+    text = (
+        f"VNI {wanted.vni} on UDP port {wanted.port}: expected it free for {wanted.name}, found {holder.name} with it"
+    )
+    return CniError(NOT_AVAILABLE, text, f"choose another `vni` or `port`, or remove {holder.name}")
 
 
 def _settle(host: Namespace, link: Link, wanted: Wanted) -> None:
-    """Give a device what can be changed: MAC, MTU, label, addresses; and set it up."""
-    there = [(one.packed, one.prefix) for one in host.addresses(link.index) if one.scope == _SCOPE_GLOBAL]
+    """Give a device what can be changed: addresses, MAC, MTU, label; free it from a bridge and set it up."""
+    there = _addresses(host, link)
     missing = [one for one in wanted.addresses if one not in there]
     if wanted.ipv6 and (not link.up or missing):
         if host.conf(AF_INET6, wanted.name, "disable_ipv6") == "1":
             host.set_conf(AF_INET6, wanted.name, "disable_ipv6", "0")
         set_known(host, wanted.name, "accept_ra", "0")
-    changes = [ops.addr_del(link.index, *one) for one in there if one not in wanted.addresses]
-    changes += [ops.addr_add(link.index, *one, nodad=True) for one in missing]
-    mac = wanted.mac if link.mac != wanted.mac else None
-    mtu = wanted.mtu if link.mtu != wanted.mtu else None
-    if not link.up or mac or mtu or link.alias != wanted.alias:
-        changes.append(ops.link_set(link.index, up=True, mac=mac, mtu=mtu, alias=wanted.alias))
+    changes = [ops.addr_add(link.index, *one, nodad=True) for one in missing]
+    changes += [ops.addr_del(link.index, *one) for one in there if one not in wanted.addresses]
+    if not link.up or _small_differences(link, wanted):
+        mac = wanted.mac if link.mac != wanted.mac else None
+        mtu = wanted.mtu if link.mtu != wanted.mtu else None
+        master = 0 if link.master else None
+        changes.append(ops.link_set(link.index, up=True, mac=mac, mtu=mtu, alias=wanted.alias, master=master))
     try:
         host.apply(*changes)
     except KernelError as error:
         if error.errno not in (EEXIST, EADDRNOTAVAIL):  # another ADD did the same at this moment
             raise _unmade(error) from None
+
+
+def _addresses(host: Namespace, link: Link) -> list[Subnet]:
+    return [(one.packed, one.prefix) for one in host.addresses(link.index) if one.scope == _SCOPE_GLOBAL]
 
 
 def _stop_breaking_offload(host: Namespace, wanted: Wanted) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 OPER_UP = 6  # IF_OPER_UP
+PORT_DISABLED = 0  # BR_STATE_DISABLED
 PORT_FORWARDING = 3  # BR_STATE_FORWARDING
 
 # Link flags (netdevice(7))

@@ -841,6 +841,19 @@ class TestCheck:
         pytest.param(run_in("ip", "link", "set", "VETH", "nomaster"), ("cni0",), id="bridge port", marks=ours),
         pytest.param(run_in("ip", "link", "set", "VETH", "nomaster"), (), id="bridge port, any words"),
         pytest.param(run_in("ip", "link", "del", "cni0"), ("cni0",), id="bridge"),
+        pytest.param(run_in("ip", "link", "set", "cni0", "down"), ("cni0", "up"), id="bridge down", marks=ours),
+        pytest.param(
+            run_in("ip", "addr", "del", "10.1.0.1/16", "dev", "cni0"), ("10.1.0.1",), id="gateway", marks=ours
+        ),
+        pytest.param(
+            run_in("ip", "-n", "POD", "route", "del", "10.1.0.0/16"), ("10.1.0.0/16",), id="subnet", marks=ours
+        ),
+        pytest.param(
+            run_in("bridge", "link", "set", "dev", "VETH", "state", "0"), ("disabled",), id="port", marks=ours
+        ),
+        pytest.param(
+            run_in("bridge", "link", "set", "dev", "VETH", "hairpin", "off"), ("hairpin",), id="hairpin", marks=ours
+        ),
         pytest.param(
             run_in("ip", "link", "set", "VETH", "address", "02:00:00:00:00:98"),
             ("02:00:00:00:00:98",),
@@ -862,8 +875,9 @@ class TestCheck:
         self, node: Node, break_it: Callable[[Node, Pod, dict[str, Any]], None], parts: tuple[str, ...]
     ) -> None:
         pod = node.pod()
-        result = add(node, pod, dual(ipMasq=True))
-        conf = dual(ipMasq=True, prevResult=result)
+        options = {"ipMasq": True, "isGateway": True, "hairpinMode": True}
+        result = add(node, pod, dual(**options))
+        conf = dual(**options, prevResult=result)
         node.call("bridge", "CHECK", conf, pod).silent()
 
         break_it(node, pod, result)

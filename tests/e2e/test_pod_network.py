@@ -556,6 +556,7 @@ class TestDevice:
         one, two = cluster.attach(conf)
         node = one.node
         before = node.links()["cnikit.1"]
+        node.run("ip", "link", "add", "foreign", "type", "bridge")
         node.run("ip", "link", "set", "cnikit.1", "down", "address", "02:00:00:00:00:99", "mtu", "1300")
         node.run("ip", "addr", "flush", "dev", "cnikit.1")
 
@@ -566,9 +567,15 @@ class TestDevice:
             before[key] for key in ("address", "mtu", "ifindex")
         ]
         assert ping(again, address(two, V4)).ok
-        node.run("ip", "link", "del", "cnikit.1")
-        cluster.attach(conf, 1)
-        assert ping(again, address(two, V4)).ok
+        for damage in (
+            ("del", "cnikit.1"),
+            ("set", "cnikit.1", "down", "name", "other"),
+            ("set", "cnikit.1", "master", "foreign"),
+        ):
+            node.run("ip", "link", *damage)
+            cluster.attach(conf, 1)
+            assert ping(again, address(two, V4)).ok, damage
+        assert "other" not in node.links()
 
     @pytest.mark.parametrize("other", [{"vni": 9}, {"type": "host-gw"}], ids=str)
     def test_ours_goes_when_the_network_has_another(self, cluster: Cluster, other: dict[str, Any]) -> None:
@@ -638,6 +645,15 @@ class TestDevice:
         for damage, told in (
             (("ip", "link", "set", "cnikit.1", "down"), "cnikit.1: expected it up, found it down"),
             (("ip", "link", "del", "cnikit.1"), "expected the network's VXLAN device, found none"),
+            (
+                ("ip", "link", "set", "cnikit.1", "alias", "x"),
+                "cnikit.1: expected label 'cnikit pods', found label 'x'",
+            ),
+            (
+                ("ip", "addr", "add", "10.244.1.77/32", "dev", "cnikit.1"),
+                "expected no other address, found 10.244.1.77/32",
+            ),
+            (("ip", "-n", pod.name, "route", "del", "10.244.1.1"), "the pod's routes: expected 10.244.1.1/32 dev eth0"),
             (("ip", "route", "flush", "scope", "link", "proto", "boot"), "the node's routes: expected 10.244.1."),
             (("nft", "flush", "ruleset"), "expected a rule for 10.244.1.0/24"),
             (("ip", "route", "del", "10.244.2.0/24", "proto", "205"), "10.244.2.0/24"),

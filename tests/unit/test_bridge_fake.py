@@ -704,6 +704,7 @@ ILL: list[tuple[str, Callable[[Node], object], str]] = [
     ("MTU", lambda n: n.kernel.open(POD).apply(ops.link_set("eth0", mtu=1400)), "eth0 in the pod: expected MTU 1500, found 1400"),
     ("address", lambda n: n.kernel.open(POD).apply(ops.addr_del(eth0(n), pack("10.1.0.2"), 24)), "expected address 10.1.0.2/24, found fd00:1::2/64"),
     ("route", lambda n: n.kernel.open(POD).world.routes.clear(), "the pod's routes: expected 0.0.0.0/0 via 10.1.0.1, found none"),
+    ("bridge down", lambda n: n.kernel.own().apply(ops.link_set("cni0", up=False)), "bridge cni0: expected it up, found it down"),
     ("off the bridge", lambda n: n.kernel.own().apply(ops.link_set(n.host_end(), master=0)), "expected it on bridge cni0, found it on no bridge"),
     ("host end down", lambda n: n.kernel.own().apply(ops.link_set(n.host_end(), up=False)), "on the node: expected it up, found it down"),
     ("no bridge", lambda n: n.kernel.own().delete_link(n.kernel.own().link("cni0").index), "bridge cni0: expected a bridge on the node, found none"),  # type: ignore[union-attr]
