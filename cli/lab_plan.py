@@ -30,7 +30,7 @@ ETCD = "etcd"
 ETCD_NUMBER = 254
 ETCD_PORT = 2379
 # How long etcd waits for a node that says nothing before it is gone, in seconds.
-LEASE_SECONDS = 5
+LEASE_SECONDS = 10
 
 # By address size. Documentation's networks (RFC 5737, RFC 3849) are nobody's, so they cannot be the machine's.
 UNDERLAY = {4: "192.0.2.{}", 16: "2001:db8::{:x}"}

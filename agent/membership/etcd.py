@@ -102,7 +102,7 @@ class EtcdSource:
         settings = self._settings
         self._own = own
         self._listener = listener
-        self._troubles = Troubles(listener.trouble)
+        self._troubles = Troubles(listener.trouble, follows={"lease": "etcd"})
         spread = digest(own.name)  # thousands of nodes do not all do the same at the same moment
         self._spread = 0.75 + spread[0] / 512
         start = int.from_bytes(spread[:4], "big")

@@ -201,7 +201,7 @@ class Client:
             return self._served(path, body)
 
     def _served(self, path: str, body: bytes) -> http.client.HTTPResponse:
-        faults: list[str] = []
+        faults: dict[str, str] = {}  # of each endpoint, the last one
         for _ in range(len(self._endpoints) + 1):  # once more: a connection that was kept may be dead
             endpoint = self._endpoints[self._at]
             try:
@@ -211,9 +211,8 @@ class Client:
             except UnreachableError as error:
                 fault = str(error)
             self._move_on()
-            if fault not in faults:
-                faults.append(fault)
-        raise UnreachableError("; ".join(faults))
+            faults[endpoint] = fault
+        raise UnreachableError("; ".join(faults.values()))
 
     def _exchanged(self, path: str, body: bytes) -> http.client.HTTPResponse:
         if self._closed:
