@@ -21,8 +21,10 @@ iptables (`ipMasqBackend`) makes the very chains that the Go plugin makes (plugi
 
 from __future__ import annotations
 
+from errno import EEXIST
+
 from cni import addr, names
-from cni.errors import INTERNAL, CniError
+from cni.errors import INTERNAL, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.ops import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from cni.context import Context
+    from cni.kernel import Namespace
     from cni.kernel.ops import Op
 
     Subnet = tuple[bytes, int]  # an address's bytes and its prefix length
@@ -69,7 +72,7 @@ def add(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
             ops.nft_element_add(NFPROTO_INET, TABLE, set_name(ctx.network, subnet), subnet[0], comment)
             for subnet in addresses
         ]
-        ctx.host.nft(*_missing(ctx, addresses), *elements)
+        commit(ctx.host, [*_missing(ctx, addresses), *elements])
 
 
 def remove(ctx: Context, backend: str, addresses: list[Subnet], container_id: str, ifname: str) -> None:
@@ -122,6 +125,19 @@ def status(ctx: Context, backend: str) -> None:
         _iptables().find_restore(ctx, 4)
     else:
         ctx.host.nft_has(NFPROTO_INET, TABLE)
+
+
+def commit(host: Namespace, operations: list[Op]) -> None:
+    """Carry out operations on our table. CniError 999 when something else has a name that they need."""
+    try:
+        host.nft(*operations)
+    except KernelError as error:
+        if error.errno != EEXIST:
+            raise
+        text = f"{error.msg}: expected nothing of that name in nftables table inet {TABLE}, or what cnikit makes"
+        raise CniError(
+            INTERNAL, text, f"look at it: nft list table inet {TABLE}; what is deleted there the next ADD makes"
+        ) from None
 
 
 def chain_name(network: str) -> str:

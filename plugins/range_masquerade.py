@@ -18,7 +18,7 @@ from cni import addr, names
 from cni.errors import INTERNAL, CniError
 from cni.kernel import ops
 from cni.kernel.ops import NFPROTO_INET
-from plugins.masquerade import FAMILIES, HOOK, TABLE, chain_name
+from plugins.masquerade import FAMILIES, HOOK, TABLE, chain_name, commit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def ensure(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) 
     if not _changes(ctx, subnets, exceptions):
         return
     with ctx.records.lock():  # two ADDs would both add what both found missing
-        ctx.host.nft(*_changes(ctx, subnets, exceptions))
+        commit(ctx.host, _changes(ctx, subnets, exceptions))
 
 
 def check(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> None:

@@ -91,7 +91,12 @@ class ClusterNode:
         found = {}
         for family in ("-4", "-6"):
             for route in self.node.ip(family, "route", "show", "proto", "205"):
-                found[route["dst"]] = (route.get("dev"), route.get("gateway"), "onlink" in route["flags"], "nhid" in route)
+                found[route["dst"]] = (
+                    route.get("dev"),
+                    route.get("gateway"),
+                    "onlink" in route["flags"],
+                    "nhid" in route,
+                )
         return found
 
     def neighbours(self) -> dict[tuple[str, str], str]:

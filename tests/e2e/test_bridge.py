@@ -503,6 +503,17 @@ class TestFailedAdd:
         assert set(node.links(other)) == {"lo"}
 
     @ours
+    def test_a_chain_of_our_name_that_masquerades_nothing(self, node: Node) -> None:
+        node.run("nft", "add table inet cnikit; add chain inet cnikit masq-net")
+        before = node.snapshot()
+
+        error = node.call("bridge", "ADD", network(ipMasq=True, isGateway=True), node.pod()).error
+
+        assert "masq-net" in error["msg"]
+        assert "nft list table inet cnikit" in error["details"]
+        assert node.snapshot()["nft"] == before["nft"]
+
+    @ours
     def test_the_bridge_is_no_bridge(self, node: Node) -> None:
         node.run("ip", "link", "add", "br9", "type", "veth", "peer", "name", "br9-peer")
         before = node.snapshot()
