@@ -17,10 +17,7 @@ LAST_VLAN = 4094
 
 
 class Conf:
-    """The options of DROP-IN's bridge row, typed. `vlans` are the trunk's IDs, `mac` 6 bytes or None.
-
-    What only making needs is not read in DEL and GC: after an ADD that was refused for it they have to succeed.
-    """
+    """The options of DROP-IN's bridge row, typed. `vlans` are the trunk's IDs, `mac` 6 bytes or None."""
 
     __slots__ = (
         "backend", "bridge", "disable_container_interface", "dns", "duplicate_detection", "force_address", "hairpin",
@@ -43,10 +40,9 @@ class Conf:
         self.duplicate_detection = config.boolean("enabledad")
         self.disable_container_interface = config.boolean("disableContainerInterface")
         self.isolated = config.boolean("portIsolation")
-        makes = request.command not in ("DEL", "GC")
-        self.mtu = config.integer("mtu", low=0, high=65535) if makes else 0
-        self.vlans = _trunk(config) if makes else []
-        self.mac = _mac(config, request) if makes else None
+        self.mtu = config.integer("mtu", low=0, high=65535)
+        self.vlans = _trunk(config)
+        self.mac = _mac(config, request)
         self.layer3 = bool(config.object("ipam").string("type"))
         self.dns = read_dns(config.object("dns"))
         self.vlan_option = f"vlan: {self.vlan}" if self.vlan else f"vlanTrunk: {self.vlans}" if self.vlans else ""
@@ -96,12 +92,15 @@ def _trunk(config: Reader) -> list[int]:
 
 
 def _mac(config: Reader, request: Request) -> bytes | None:
-    """The pod's MAC from CNI_ARGS, `args.cni.mac` or `runtimeConfig.mac`; the later one wins."""
+    """The pod's MAC from CNI_ARGS, `args.cni.mac` or `runtimeConfig.mac`; the later one wins.
+
+    None in DEL and GC, which have to succeed after an ADD that was refused for it.
+    """
     found = [("CNI_ARGS MAC", request.args.get("MAC"))]
     cni_args, runtime = config.object("args").object("cni"), config.object("runtimeConfig")
     found += [(reader.at("mac"), reader.string("mac")) for reader in (cni_args, runtime)]
     given = [(path, text) for path, text in found if text]
-    if not given:
+    if not given or request.command in ("DEL", "GC"):
         return None
     path, text = given[-1]
     mac = hardware_address(path, text)

@@ -397,8 +397,6 @@ class TestDel:
         [
             ({}, "MAC=zz"),
             ({"runtimeConfig": {"mac": "00:00:00:00:00:00"}}, ""),
-            ({"mtu": -1}, ""),
-            ({"vlanTrunk": [{"minID": 5}]}, ""),
         ],
     )
     def test_after_an_add_that_was_refused(self, node: Node, options: dict[str, Any], args: str) -> None:
