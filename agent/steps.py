@@ -88,7 +88,7 @@ _VERBS = (
     "tx_checksum", "vlans", "wait_port",
 )  # fmt: skip
 # Those that wait for something, in which another thread may work.
-_WAITING = ("delete_link", "wait_addresses")
+_WAITING = ("delete_link", "wait_addresses", "wait_gone")
 
 
 class TimedKernel:

@@ -41,7 +41,7 @@ def add(ctx: Context, conf: Conf, kept: tuple[Subnet, ...] = ()) -> Result:
     gateway_link = _set_gateways(ctx, conf, bridge, lease, kept)
     host_link, pod_link = _attach(ctx, conf, pair, bridge)
     if not conf.disable_container_interface:
-        _bring_up(ctx, conf, host_link, pod_link, lease)
+        _bring_up(ctx, conf, host_link, pod_link, gateway_link or bridge, lease)
         _wait_until_reachable(ctx, pod_link, gateway_link, lease)
     if conf.ip_masq and lease.ips:
         masquerade.add(ctx, conf.backend, attachment.subnets(lease))
@@ -89,9 +89,9 @@ def _attach(ctx: Context, conf: Conf, pair: veth.Pair, bridge: Link) -> tuple[Li
     return host_link, veth.pod_end(pair, host_link)
 
 
-def _bring_up(ctx: Context, conf: Conf, host_link: Link, pod_link: Link, lease: Result) -> None:
+def _bring_up(ctx: Context, conf: Conf, host_link: Link, pod_link: Link, near: Link, lease: Result) -> None:
     """Set the pod's end up and return when packets pass: a port that does not forward yet lost the first
-    packet of one pod in ten."""
+    packet of one pod in ten. `near` is the node's own interface in the pod's network."""
     pod = ctx.sandbox
     if lease.ips:
         veth.configure(pod, pod_link, lease.ips, lease.routes, duplicate_detection=conf.duplicate_detection)
@@ -99,12 +99,14 @@ def _bring_up(ctx: Context, conf: Conf, host_link: Link, pod_link: Link, lease: 
         pod.apply(ops.link_set(pod_link.index, up=True))
     try:
         ctx.host.wait_port(host_link.index, PORT_TIMEOUT)
+        # A bridge gets its carrier from its first port, a moment after it; what the node sends before is dropped.
+        ctx.host.wait_port(near.index, PORT_TIMEOUT)
     except KernelError as error:
         found = ctx.host.link(host_link.index)
         if error.errno != ETIMEDOUT or found is None or found.operstate != OPER_UP:
             raise
         # Up, but not forwarding: a bridge with spanning tree takes 30 s, which no pod start waits for.
-        ctx.log(f"{host_link.name} is up but does not forward yet: {error.msg}")
+        ctx.log(f"{host_link.name} is up but packets do not pass yet: {error.msg}")
 
 
 def _wait_until_reachable(ctx: Context, pod_link: Link, gateway_link: Link | None, lease: Result) -> None:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 # How many names are tried for the host's end; each is 44 bits of hash.
 ATTEMPTS = 4
 
+# Seconds for an earlier attachment to vanish that nobody deletes: the kernel takes a removed namespace apart
+# in the background, most often within 0.1 s.
+GONE_TIMEOUT = 1.0
+
 # Seconds until an address must answer. Without duplicate detection it takes less than a millisecond, with it
 # (`enabledad`) 1 to 2 s by the kernel's defaults.
 ADDRESS_TIMEOUT = 10.0
@@ -66,7 +70,7 @@ def mac_of_address(packed: bytes) -> bytes:
 def free_host_end(ctx: Context) -> tuple[str, bytes]:
     """Name and MAC for the host's end of a new attachment. CniError when it has one, or the pod such an interface.
 
-    Asked before IPAM: what it would answer to an ADD that comes twice is followed by a DEL, which would cost the pod that
+    One whose namespace was just removed goes by itself and is waited for. Asked before IPAM: what it would answer to an ADD that comes twice is followed by a DEL, which would cost the pod that
     runs its lease.
     """
     _refuse_taken_name(ctx)
@@ -77,6 +81,8 @@ def free_host_end(ctx: Context) -> tuple[str, bytes]:
         if found is None:
             return name, mac
         if found.mac == mac:
+            if ctx.host.wait_gone(found.index, GONE_TIMEOUT):
+                return name, mac
             raise CniError(
                 INTERNAL,
                 f"container {request.container_id} is attached as {request.ifname} already, in another namespace or under "

@@ -71,6 +71,9 @@ if TYPE_CHECKING:
             KernelError ETIMEDOUT after `timeout` seconds, with the state that was found.
             """
 
+        def wait_gone(self, index: int, timeout: float) -> bool:
+            """Whether a link goes within `timeout` seconds: at once when there is none."""
+
         def wait_addresses(self, index: int, wanted: Sequence[bytes], timeout: float) -> None:
             """Return when these addresses of the link answer: duplicate detection has ended and they have
             their local routes (which the kernel adds from a work queue, also for NODAD addresses).

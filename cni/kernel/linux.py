@@ -221,6 +221,15 @@ class Namespace:
 
         self._wait(f"wait until link {index} forwards", state, timeout)
 
+    def wait_gone(self, index: int, timeout: float) -> bool:
+        try:
+            self._wait(f"wait until link {index} is gone", lambda: "it is there" if self.link(index) else "", timeout)
+        except KernelError as error:
+            if error.errno != ETIMEDOUT:
+                raise
+            return False
+        return True
+
     def wait_addresses(self, index: int, wanted: Sequence[bytes], timeout: float) -> None:
         def state() -> str:
             found = [one for one in self.addresses(index) if one.packed in wanted]

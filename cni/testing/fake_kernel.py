@@ -172,6 +172,10 @@ class FakeNamespace:
             found = f"{link.name} has operstate {link.operstate}"
             raise KernelError(f"wait until link {index} forwards", ETIMEDOUT, found)
 
+    def wait_gone(self, index: int, timeout: float) -> bool:
+        del timeout
+        return self.link(index) is None
+
     def wait_addresses(self, index: int, wanted: Sequence[bytes], timeout: float) -> None:
         """Return at once: duplicate detection has always ended."""
 

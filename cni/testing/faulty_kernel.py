@@ -142,6 +142,10 @@ class FaultyNamespace:
         self._kernel.verb(f"vlans {index}")
         return self._inner.vlans(index)
 
+    def wait_gone(self, index: int, timeout: float) -> bool:
+        self._kernel.verb(f"wait_gone {index}")
+        return self._inner.wait_gone(index, timeout)
+
     def wait_port(self, index: int, timeout: float) -> None:
         self._kernel.verb(f"wait_port {index}")
         self._inner.wait_port(index, timeout)

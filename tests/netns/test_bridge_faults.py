@@ -77,7 +77,7 @@ def test_add_failing_at_every_verb_leaves_nothing_of_the_pod(node: Node, plugin_
         if not report["failed"]:
             break
         if answer.ok:  # a verb whose failure the ADD can bear
-            assert "does not forward" in answer.stderr or report["failed"].startswith("link"), (report, answer)
+            assert "packets do not pass" in answer.stderr or report["failed"].startswith("link"), (report, answer)
             call(node, "DEL", conf, pod, plugin_path).silent()
         else:
             assert "EIO" in answer.error["msg"], (verbs, report, answer)

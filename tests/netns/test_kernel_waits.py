@@ -15,6 +15,7 @@ from cni.errors import KernelError
 from cni.kernel import ops
 from cni.kernel.background import Child, fork_background, thread_background
 from cni.kernel.linux import Kernel
+from cni.kernel.types import OPER_UP
 from tests.netns.test_kernel_links import ADDRESS6, MAC, PEER_MAC, add_bridge, add_pair, index_of
 
 if TYPE_CHECKING:
@@ -203,6 +204,38 @@ def test_port_forwards_when_the_wait_returns(host_ns: Netns, pod_ns: Netns) -> N
         (port,) = host_ns.bridge("link", "show", "dev", "veth1")
         assert port["state"] == "forwarding"
         assert host_ns.ip("link", "show", "veth1")[0]["operstate"] == "UP"
+
+
+def test_bridge_is_up_when_the_wait_returns(host_ns: Netns, pod_ns: Netns) -> None:
+    """It has its carrier a moment after its first port, and drops what is sent over it until then."""
+    kernel = Kernel(time.monotonic, thread_background)
+    with kernel.open(host_ns.path) as host, kernel.open(pod_ns.path) as pod:
+        bridge = add_bridge(host)
+        for _ in range(20):
+            veth, _ = add_pair(host, pod, bridge)
+
+            host.wait_port(bridge, 5)
+
+            found = host.link(bridge)
+            assert found is not None
+            assert found.operstate == OPER_UP
+            assert host_ns.ip("link", "show", "dev", found.name)[0]["operstate"] == "UP"
+            host.delete_link(veth)
+
+
+def test_whether_a_link_goes(host_ns: Netns, pod_ns: Netns) -> None:
+    kernel = Kernel(time.monotonic, thread_background)
+    with kernel.open(host_ns.path) as host, kernel.open(pod_ns.path) as pod:
+        veth, _ = add_pair(host, pod)
+
+        assert not host.wait_gone(veth, 0.05)
+
+        later = threading.Timer(0.1, host_ns.run, ("ip", "link", "del", "veth1"))
+        later.start()
+        assert host.wait_gone(veth, 10)
+        later.join()
+        assert "veth1" not in {link["ifname"] for link in host_ns.ip("link", "show")}
+        assert host.wait_gone(veth, 0)
 
 
 def test_port_that_never_comes_up_is_told_with_its_state(host_ns: Netns, pod_ns: Netns) -> None:
