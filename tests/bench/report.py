@@ -154,7 +154,7 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "ours": _rounded(outcome.ours),
         "against": outcome.against,
         "peer": _rounded(outcome.peer),
-        "ratio": round(outcome.ratio, 3),
+        "ratio": outcome.ratio,
         "ratio of minima": round(outcome.ours.min / outcome.peer.min, 3),
         "at_most": row.at_most,
         "met": None if row.at_most is None else outcome.verdict == "met",

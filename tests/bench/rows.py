@@ -115,7 +115,8 @@ class Outcome(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        return self.ours.median / self.peer.median
+        """To three decimals, as the report tells it: what is held against the limit is what a reader sees."""
+        return round(self.ours.median / self.peer.median, 3)
 
     @property
     def verdict(self) -> str:
