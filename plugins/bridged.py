@@ -91,7 +91,7 @@ def _attach(ctx: Context, conf: Conf, pair: veth.Pair, bridge: Link) -> tuple[Li
 
 def _bring_up(ctx: Context, conf: Conf, host_link: Link, pod_link: Link, near: Link, lease: Result) -> None:
     """Set the pod's end up and return when packets pass: a port that does not forward yet lost the first
-    packet of one pod in ten. `near` is the node's own interface in the pod's network."""
+    packet of one pod in ten. `near` is the node's own interface in the pod's network, as it was before."""
     pod = ctx.sandbox
     if lease.ips:
         veth.configure(pod, pod_link, lease.ips, lease.routes, duplicate_detection=conf.duplicate_detection)
@@ -99,8 +99,9 @@ def _bring_up(ctx: Context, conf: Conf, host_link: Link, pod_link: Link, near: L
         pod.apply(ops.link_set(pod_link.index, up=True))
     try:
         ctx.host.wait_port(host_link.index, PORT_TIMEOUT)
-        # A bridge gets its carrier from its first port, a moment after it; what the node sends before is dropped.
-        ctx.host.wait_port(near.index, PORT_TIMEOUT)
+        if near.operstate != OPER_UP:
+            # It gets its carrier from its first port, a moment after it; what the node sends before is dropped.
+            ctx.host.wait_port(near.index, PORT_TIMEOUT)
     except KernelError as error:
         found = ctx.host.link(host_link.index)
         if error.errno != ETIMEDOUT or found is None or found.operstate != OPER_UP:

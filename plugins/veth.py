@@ -70,8 +70,8 @@ def mac_of_address(packed: bytes) -> bytes:
 def free_host_end(ctx: Context) -> tuple[str, bytes]:
     """Name and MAC for the host's end of a new attachment. CniError when it has one, or the pod such an interface.
 
-    One whose namespace was just removed goes by itself and is waited for. Asked before IPAM: what it would answer to an ADD that comes twice is followed by a DEL, which would cost the pod that
-    runs its lease.
+    An earlier one whose namespace was just removed goes by itself and is waited for. Asked before IPAM: a failure after it
+    gives the lease back, and that of an ADD that comes twice is the running pod's.
     """
     _refuse_taken_name(ctx)
     request = ctx.request
