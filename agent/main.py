@@ -267,7 +267,7 @@ def run(
     preload(registry)
     log = Log(2)
     sys.excepthook = lambda *what: log.error("unexpected", traceback="".join(traceback.format_exception(*what)))
-    threading.excepthook = lambda what: sys.excepthook(what.exc_type, what.exc_value, what.exc_traceback)  # type: ignore[arg-type]
+    threading.excepthook = lambda what: sys.excepthook(what.exc_type, what.exc_value, what.exc_traceback)  # type: ignore[arg-type]  # exc_value: None only for a thread that exits, which is not told
     traces = tracing(environ, otlp, log)
     listener = Listener.inherited(environ, path) or Listener.make(path, time.monotonic, replace=replace)
     close_folder(path, log)

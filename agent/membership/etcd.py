@@ -271,7 +271,7 @@ class EtcdSource:
         kept: Claim | None = None
         while not self._stopped.is_set():
             with self._guard:
-                self._guard.wait_for(lambda: self._stopped.is_set() or self._claim is not kept or self._moved, beat)  # noqa: B023
+                self._guard.wait_for(lambda: self._stopped.is_set() or self._claim is not kept or self._moved, beat)  # noqa: B023 - called in this round only
                 claim, fresh, moved = self._claim, self._claim is not kept, self._moved
             kept = claim
             if claim is None or self._stopped.is_set() or (fresh and not moved):
