@@ -13,7 +13,7 @@ export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHONDONTWRITEBYTECODE := 1
 export PYTHONPATH := $(CURDIR)
 
-sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.[ch]') cli/bundle.py cli/registry.py requirements.lock
+sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.[ch]') cli/bundle.py cli/identity.py cli/registry.py requirements.lock
 cli_sources := $(shell find cni plugins ipam agent cli conf launcher -type f -not -name '*.pyc') requirements.lock
 
 .DEFAULT_GOAL := help

@@ -95,6 +95,7 @@ class Agent:
     def __init__(
         self,
         registry: Mapping[str, str],
+        codes: Mapping[str, str],
         listener: Listener,
         log: Log,
         tracing: Tracing | None,
@@ -118,6 +119,7 @@ class Agent:
         self.reporter = Reporter(tellers, log.error)
         self.service = Service(
             registry,
+            codes,
             self.kernel,
             SharedLocks(time.monotonic),
             self.workers,
@@ -239,6 +241,7 @@ class Agent:
 
 def run(
     registry: Mapping[str, str],
+    codes: Mapping[str, str],
     argv: list[str],
     environ: MutableMapping[str, str],
     *,
@@ -250,7 +253,7 @@ def run(
 ) -> None:
     """Run an agent in the foreground until its end. `argv` is what this process was started with.
 
-    `http` is where it tells about itself (None for a socket beside its own), `otlp` where spans go, `files` are the
+    `codes` are digests of what the plugins of `registry` run (`Service`). `http` is where it tells about itself (None for a socket beside its own), `otlp` where spans go, `files` are the
     network lists of the networks that span nodes. CniError for one of these that cannot be used.
     """
     signals = Signals()
@@ -272,7 +275,7 @@ def run(
     listener = Listener.inherited(environ, path) or Listener.make(path, time.monotonic, replace=replace)
     close_folder(path, log)
     notifier = Notifier(environ)
-    agent = Agent(registry, listener, log, traces, http, networks, node_name)
+    agent = Agent(registry, codes, listener, log, traces, http, networks, node_name)
     signals.tell(agent.end)
     gc.collect()
     gc.freeze()

@@ -20,7 +20,7 @@ from cni import __version__, execute
 from cni.dispatch import Exchange
 from cni.errors import IO_FAILURE, CniError
 from cni.main import SILENCE, silence_error
-from cni.paths import base_name
+from cni.start import stamp_of
 from cni.world import World
 
 if TYPE_CHECKING:
@@ -51,13 +51,14 @@ class Service:
     """Serves requests. `report` is given every call that came to its end, `trace` each that begins.
 
     `workers` are the threads, `kernel` and `locks` what they share; `registry` maps plugins to modules, as in the
-    one-shot bundle. `boot_id` is this boot's. Calls of IPAM plugins have threads of their own, `ipam_workers`: when
+    one-shot bundle, and `codes` to digests of what their calls run, as in the launchers' stamps. `boot_id` is this boot's. Calls of IPAM plugins have threads of their own, `ipam_workers`: when
     all others wait for foreign programs that call us back, there is one for what they ask.
     """
 
     def __init__(
         self,
         registry: Mapping[str, str],
+        codes: Mapping[str, str],
         kernel: ResidentKernel,
         locks: SharedLocks,
         workers: Workers,
@@ -69,6 +70,7 @@ class Service:
         run_dir: str = "/run/cnikit",
     ) -> None:
         self.registry = registry
+        self._codes = codes
         self.kernel = kernel
         self.locks = locks
         self._workers = workers
@@ -95,17 +97,21 @@ class Service:
         is_ipam = module is not None and not __import__(module, fromlist=["*"]).NETNS
         return self._ipam_workers if is_ipam else self._workers
 
-    def name_of(self, request: wire.Request) -> str:
-        """The plugin that a launcher was called as; the rule is `cni.main.Start.plugin`'s."""
-        called, own = base_name(request.called), base_name(request.launcher)
-        return called if called in self.registry or own not in self.registry else own
+    def runs(self, plugin: str, code: str) -> bool:
+        """Whether a launcher with this stamp would run, one-shot, the very code that runs here."""
+        return plugin in self.registry and self._codes.get(plugin) == code
 
-    def refusal(self, request: wire.Request, name: str) -> str:
+    def refusal(self, request: wire.Request) -> str:
         """Why a request cannot be served here whatever it says; empty when it can."""
         if request.version != __version__:
             return f"the launcher is of version {request.version}, this agent of {__version__}"
-        if name not in self.registry:
-            return f"no plugin {name!r} here"
+        if request.plugin not in self.registry:
+            return f"no plugin {request.plugin!r} here; start the agent with --plugin {request.plugin}=FILE"
+        if not self.runs(request.plugin, request.code):
+            return (
+                f"the launcher's code of {request.plugin!r} is {request.code or 'unknown'}, this agent's is "
+                f"{self._codes.get(request.plugin, 'unknown')}; install both from one build"
+            )
         command = request.environ.get("CNI_COMMAND")
         if not command:
             return "no CNI_COMMAND: the one-shot executable tells people about itself"
@@ -152,7 +158,7 @@ class Served:
         self._went = False
         self._elsewhere = False
         self.steps = Steps(service.clock)
-        self.plugin = service.name_of(request)
+        self.plugin = request.plugin
         self.workers = service.workers_of(self.plugin)
         self.call: Call | None = None
         self.trace: Trace | None = None
@@ -191,7 +197,7 @@ class Served:
         if self._service.trace is not None:
             self.trace = self._service.trace(self.environ, self.plugin, self.steps)
         try:
-            why = self._service.refusal(self._request, self.plugin)
+            why = self._service.refusal(self._request)
             if why:
                 self.decline(why)
                 return
@@ -312,19 +318,12 @@ class Served:
     # What the plugin's world is made of
 
     def _own_plugin(self, executable: str) -> str | None:
-        """The plugin of ours that executing a file would start: a copy of the launcher that called us."""
-        name = base_name(executable)
-        if name not in self._service.registry:
-            return None
+        """The plugin that executing a file would start, when that is a launcher and its code the one that runs here."""
         try:
-            found, launcher = os.stat(executable), os.stat(self._request.launcher)
-            if not found.st_mode & 0o111 or found.st_size != launcher.st_size:
-                return None
-            if _identity(found) != _identity(launcher) and _content(executable) != _content(self._request.launcher):
-                return None
+            stamp = stamp_of(executable, self._request.launcher)
         except OSError:
             return None  # whatever is wrong with it, executing it will tell
-        return name
+        return stamp.plugin if stamp is not None and self._service.runs(stamp.plugin, stamp.code) else None
 
     def _communicate(self, argv: Sequence[str], environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:
         """Run a foreign program. What it says on stderr goes back with the answer."""
@@ -397,8 +396,3 @@ def _pid(peer: socket.socket) -> int:
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.read()

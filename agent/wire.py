@@ -10,7 +10,9 @@ import os
 import socket
 import struct
 
-MAGIC = b"cnikit\0\x01"  # the last byte is the protocol's version
+MAGIC = b"cnikit\0\x02"  # the last byte is the protocol's version
+# A hand-over is as it was in version 1 for ever: agents of different versions take each other's place.
+HAND_OVER_MAGIC = b"cnikit\0\x01"
 SILENT = 1  # stdin fell silent before its end
 HAND_OVER = 2  # no call: a new agent asks for the listening socket
 
@@ -33,7 +35,7 @@ _FRAME = struct.Struct("=cBHII")
 _CHUNK = 1 << 16
 _MOST_FDS = 3
 _FDS_SPACE = socket.CMSG_SPACE(_MOST_FDS * array.array("i").itemsize)
-_FIXED_STRINGS = 3
+_FIXED_STRINGS = 4
 
 
 class BrokenRequestError(Exception):
@@ -47,13 +49,13 @@ def frame(kind: bytes, status: int = 0, first: bytes = b"", second: bytes = b"")
 
 def hand_over_request() -> bytes:
     """What a new agent sends to the one that listens."""
-    return _HEADER.pack(MAGIC, HAND_OVER, 0, 0)
+    return _HEADER.pack(HAND_OVER_MAGIC, HAND_OVER, 0, 0)
 
 
 class Request:
     """One call as the launcher sent it. Owns the descriptors of its namespaces; `pod` is -1 when there is none."""
 
-    __slots__ = ("called", "environ", "flags", "launcher", "mounts", "net", "pod", "stdin", "version")
+    __slots__ = ("code", "environ", "flags", "launcher", "mounts", "net", "plugin", "pod", "stdin", "version")
 
     def __init__(self, flags: int, strings: bytes | bytearray, stdin: bytes, fds: list[int]) -> None:
         texts = strings.decode("utf-8", "surrogateescape").split("\0")
@@ -61,7 +63,7 @@ class Request:
             raise BrokenRequestError(
                 f"expected {_FIXED_STRINGS} strings and an environment, found {len(texts)} strings"
             )
-        self.version, self.called, self.launcher = texts[:_FIXED_STRINGS]
+        self.version, self.code, self.plugin, self.launcher = texts[:_FIXED_STRINGS]
         self.environ: dict[str, str] = {}
         for entry in texts[_FIXED_STRINGS:]:
             name, separator, value = entry.partition("=")
@@ -124,7 +126,7 @@ class Arriving:
 
     def _checked(self) -> tuple[int, int, int]:
         magic, flags, strings, stdin = _HEADER.unpack_from(self._data)
-        if magic != MAGIC:
+        if magic != (HAND_OVER_MAGIC if flags == HAND_OVER else MAGIC):
             raise BrokenRequestError(f"expected a request that begins with {MAGIC!r}, found {magic!r}")
         if strings > LONGEST_STRINGS or stdin > LONGEST_STDIN:
             raise BrokenRequestError(

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from cli.registry import PLUGINS, module_of, named_file
+from cli.registry import PLUGINS, module_of, third_party
 from cni.errors import CniError
 
 
@@ -27,7 +27,7 @@ from cni.errors import CniError
 )
 @click.option(
     "--plugin", "extra", multiple=True, metavar="NAME=FILE",
-    help="Serve this plugin too: one that was built into the plugins' executables with the same option.",
+    help="Serve this plugin too, whose executable was built with the same option out of the same file.",
 )  # fmt: skip
 @click.option(
     "--network", "files", multiple=True, metavar="FILE", type=click.Path(dir_okay=False, resolve_path=True),
@@ -53,14 +53,24 @@ def agent(
     from agent.http import AddressError
     from agent.listener import ListenError
     from agent.main import run
+    from cli.identity import codes
 
     # The command line that starts this program as it was started.
     argv = sys.argv if getattr(sys, "frozen", False) else sys.orig_argv
     try:
-        plugins = dict(named_file(item) for item in extra)
-        sys.path += [os.path.dirname(file) for file in plugins.values()]
+        plugins = third_party(extra)
         registry = {**PLUGINS, **{name: module_of(file) for name, file in plugins.items()}}
-        run(registry, argv, os.environ, replace=replace, http=http, otlp=otlp, files=files, node_name=node_name)
+        run(
+            registry,
+            codes(plugins),
+            argv,
+            os.environ,
+            replace=replace,
+            http=http,
+            otlp=otlp,
+            files=files,
+            node_name=node_name,
+        )
     except CniError as error:
         raise click.ClickException(": ".join(filter(None, (error.msg, error.details)))) from None
     except (ListenError, AddressError, ValueError) as error:

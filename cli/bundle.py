@@ -4,14 +4,14 @@
     python -m cli.bundle --output DIR --plugin example=docs/example_plugin.py     and one of yours beside them
     python -m cli.bundle --output dist --command                                  the command for people
 
-    DIR/bridge, DIR/host-local, ...     copies (hard links) of the launcher, launcher/launcher.c
-    DIR/.cnikit/VERSION/
+    DIR/bridge, DIR/host-local, ...     copies of the launcher, launcher/launcher.c, each with its stamp (cni/start.py)
+    DIR/.cnikit/BUILD/                  BUILD is the version and a digest of what is in the folder
         cnikit-oneshot                  PyInstaller's bootloader with launcher/oneshot.py
         modules.bin                     the code of cni/, plugins/ and ipam/, and of your plugins
         base_library.zip/               what they need of the standard library. A folder in spite of its name, which
                                         is the bootloader's for the first entry of sys.path (a zip costs 1 ms)
         libpython3.11.so.1.0, ...       shared libraries
-        launcher                        what the files in DIR are copies of
+        launcher                        what the files in DIR are but for their stamps
 
 A default PyInstaller build starts in 37 ms, this one in 9; docs/adr/ has the steps and their measure.
 """
@@ -29,19 +29,20 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.install import exchange
-from cli.registry import PLUGINS, module_of, named_file
+from cli.identity import CODE_FILE, NOT_ONE_SHOT, ROOT, build_of, code, codes, own_files
+from cli.install import put, sweep
+from cli.registry import PLUGINS, module_of, third_party
 from cni import __version__
+from cni.start import Stamp
 from cni.version import SUPPORTED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-ROOT = Path(__file__).resolve().parent.parent
+    from collections.abc import Mapping
 
 # The launcher's bundle folder and program: of the plugins, and of the command.
 PLUGIN_BUNDLE = (".cnikit", "cnikit-oneshot")
 COMMAND_BUNDLE = (".cnikit-command", "cnikit-command")
+LAUNCHER_SOURCES = ("launcher.c", "agent.c", "asked.c")
 
 # What PyInstaller finds through imports that no call of ours ever makes (os.popen imports subprocess, ...).
 UNREACHED = (
@@ -51,11 +52,6 @@ UNREACHED = (
     "unittest", "pydoc", "decimal", "doctest", "pickle", "gettext", "platform", "sqlite3", "datetime", "_strptime",
     "calendar", "ast", "textwrap", "string", "stringprep", "getopt", "fnmatch", "base64", "quopri", "copy",
     "tracemalloc",
-)  # fmt: skip
-# What is in no plugin: the runtime side of cni/, which calls plugins, and the kernel of a process that stays.
-NOT_ONE_SHOT = (
-    "cni.runtime", "cni.netlist", "cni.cache", "cni.kernel.resident", "cni.kernel.deleter", "cni.kernel.monitor",
-    "cni.kernel.mountns", "cni.kernel.watch",
 )  # fmt: skip
 # The one-shot program runs in UTF-8 mode; the others are what a codec lookup may ask for.
 ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8")
@@ -72,8 +68,8 @@ def main() -> None:
         build_command(output)
     else:
         try:
-            build_plugins(output, dict(named_file(item) for item in arguments.plugin))
-        except ValueError as error:
+            build_plugins(output, third_party(arguments.plugin))
+        except (ValueError, ImportError) as error:
             parser.error(str(error))
 
 
@@ -82,29 +78,36 @@ def build_plugins(output: Path, extra: dict[str, str]) -> None:
     registry = {**PLUGINS, **{name: module_of(file) for name, file in extra.items()}}
     paths = [str(ROOT), *(os.path.dirname(file) for file in extra.values())]
     spec = f"from cli.bundle import assemble_plugins\nassemble_plugins(globals(), {registry!r}, {paths!r})\n"
-    build(output, spec, PLUGIN_BUNDLE, list(registry))
+    build(output, spec, PLUGIN_BUNDLE, {name: (name, code) for name, code in codes(extra).items()})
 
 
 def build_command(output: Path) -> None:
     """Build the `cnikit` command."""
     spec = "from cli.bundle import assemble_command\nassemble_command(globals())\n"
-    build(output, spec, COMMAND_BUNDLE, ["cnikit"], "-DPEOPLE")
+    build(output, spec, COMMAND_BUNDLE, {"cnikit": ("", "")}, "-DPEOPLE")
 
 
-def build(output: Path, spec: str, names: tuple[str, str], launchers: list[str], *defines: str) -> None:
-    """Freeze, compile the launcher, and put both into `output`: what is there may be in use."""
+def build(
+    output: Path, spec: str, names: tuple[str, str], launchers: Mapping[str, tuple[str, str]], *defines: str
+) -> None:
+    """Freeze, compile the launcher, and put both into `output`: what is there may be in use.
+
+    `launchers` gives each file's name its plugin and the digest of that plugin's code.
+    """
     folder, program = names
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=output) as work:
         bundle = freeze(Path(work), spec, program)
         define = (f'-DFOLDER="{folder}"', f'-DPROGRAM="{program}"', *defines)
-        compile_launcher(bundle / "launcher", platform.machine(), *define, plugins=launchers)
-        place = output / folder / __version__
-        exchange(bundle, place)
-        for name in launchers:
-            link = Path(work) / "link"
-            os.link(place / "launcher", link)
-            link.replace(output / name)
+        compile_launcher(bundle / "launcher", platform.machine(), *define)
+        build = build_of(bundle)
+        put(bundle, output / folder / build)
+        for name, (plugin, digest) in launchers.items():
+            file = Path(work) / "launcher"
+            file.write_bytes(Stamp(plugin, build, digest).written((output / folder / build / "launcher").read_bytes()))
+            file.chmod(0o755)
+            file.replace(output / name)
+    sweep(output, folder, patience=0)
 
 
 def freeze(work: Path, spec: str, program: str) -> Path:
@@ -166,11 +169,8 @@ def packed(registry: dict[str, str], modules: dict[str, tuple[bool, bytes]]) -> 
 
 def own_modules(registry: dict[str, str]) -> list[str]:
     """The modules that go into modules.bin: all of ours that a call may need, and the plugins."""
-    files = [file for folder in ("cni", "plugins", "ipam") for file in sorted((ROOT / folder).rglob("*.py"))]
-    names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
-    ours = [name for name in names if not name.startswith(("cni.testing", *NOT_ONE_SHOT))]
     # Every module of ours begins with an import from __future__.
-    return list(dict.fromkeys(["__future__", *ours, *registry.values()]))
+    return list(dict.fromkeys(["__future__", *(name for name, _ in own_files()), *registry.values()]))
 
 
 def assemble_command(pyinstaller: dict[str, Any]) -> None:
@@ -178,9 +178,11 @@ def assemble_command(pyinstaller: dict[str, Any]) -> None:
     files = [file for room in ("cli", "agent") for file in sorted((ROOT / room).rglob("*.py"))]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     names = [name for name in names if name not in ("cli.bundle", "cli.install")]
+    written = Path(pyinstaller["workpath"]) / CODE_FILE
+    written.write_text(code())
     analysis = pyinstaller["Analysis"](
         [str(ROOT / "launcher" / "command.py")],
-        pathex=[str(ROOT)], hiddenimports=[*names, *own_modules(PLUGINS), *NOT_ONE_SHOT], datas=[(str(ROOT / "conf"), "conf")],
+        pathex=[str(ROOT)], hiddenimports=[*names, *own_modules(PLUGINS), *NOT_ONE_SHOT], datas=[(str(ROOT / "conf"), "conf"), (str(written), ".")],
         excludes=["PyInstaller", "pytest", "mypy", "tkinter", "matplotlib", "numpy", "grpc"],
     )  # fmt: skip
     program = COMMAND_BUNDLE[1]
@@ -193,21 +195,20 @@ def assemble_command(pyinstaller: dict[str, Any]) -> None:
     pyinstaller["COLLECT"](executable, analysis.binaries, analysis.datas, name=program, strip=True, upx=False)
 
 
-def compile_launcher(output: Path, machine: str, *defines: str, plugins: Iterable[str] = PLUGINS) -> None:
-    """Compile the launcher of these plugins for a machine (x86_64, aarch64): static, with no C compiler on this one."""
+def compile_launcher(output: Path, machine: str, *defines: str) -> None:
+    """Compile the launcher, without a stamp, for a machine (x86_64, aarch64): static, with no C compiler on this one."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl", "-Os", "-static", "-s"]
-    command += ["-std=gnu11", "-Wall", "-Wextra", "-Werror", *launcher_defines(plugins), *defines]
+    command += ["-std=gnu11", "-Wall", "-Wextra", "-Werror", *launcher_defines(), *defines]
     cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(ROOT / ".cache" / "zig")
     environ = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-    command += ["-o", str(output), *(str(ROOT / "launcher" / source) for source in ("launcher.c", "agent.c"))]
+    command += ["-o", str(output), *(str(ROOT / "launcher" / source) for source in LAUNCHER_SOURCES)]
     subprocess.run(command, check=True, env=environ)
 
 
-def launcher_defines(plugins: Iterable[str]) -> list[str]:
+def launcher_defines() -> list[str]:
     """What the launcher has to know when it is compiled, as options of a C compiler."""
-    names = ",".join(json.dumps(name) for name in plugins)
     supported = json.dumps(json.dumps(list(SUPPORTED), separators=(",", ":")))
-    return [f'-DVERSION="{__version__}"', f"-DPLUGINS={names}", f"-DSUPPORTED={supported}"]
+    return [f'-DVERSION="{__version__}"', f"-DSUPPORTED={supported}"]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 A plugin may be called at any moment, also while this runs. So nothing that is in use is ever written to or
 missing: everything is copied beside its place, synced, tried (VERSION), and only then renamed into it, the
-bundle first. What was replaced stays for a while, for the calls that began in it (`sweep`). Files of other makers and
-other versions of ours stay.
+bundle first. Bundles of other builds stay while launchers in the folder name them, and for a while after that, for the
+calls that began in them (`sweep`). Files of other makers stay.
 
 With the plugins br_netfilter is switched on: without it, what two pods say to each other over one bridge passes no rule
 of services and policy.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -25,20 +26,22 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cni import __version__
+from cni.start import BUNDLES, Stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-BUNDLES = ".cnikit"
 COMMAND_BUNDLES = ".cnikit-command"
 BRIDGE_SETTINGS = Path("/proc/sys/net/bridge")
 LOAD_BR_NETFILTER = ("modprobe", "br_netfilter")
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 STAGE = ".install-"
+UNUSED = ".unused-"  # a file for each bundle that no launcher names any more
+LARGEST_LAUNCHER = 1 << 18  # bytes; other makers' plugins need not be read
 CALLS_END_IN = 3600.0  # seconds; the runtimes give up sooner
 
 
@@ -84,23 +87,44 @@ def filter_on_bridges(settings: Path = BRIDGE_SETTINGS, load: tuple[str, ...] = 
 
 
 def install(source: Path, target: Path, bundles: str, try_out: Callable[[Path], None]) -> list[str]:
-    """Install everything of `source` that starts a bundle of the folder `bundles`, after `try_out` of each; returns
+    """Install everything of `source` that starts a bundle of its folder `bundles`, after `try_out` of each; returns
     the names. InstallError or OSError when that failed."""
-    bundle = source / bundles / __version__
-    names = launchers(source, bundle)
-    if not names:
-        raise InstallError(
-            f"{source}: expected executables and the folder {bundles}/{__version__}; call make dist first"
-        )
+    found = launchers(source, bundles)
+    builds = sorted({launcher.bundle.name for launcher in found})
+    missing = [build for build in builds if not (source / bundles / build / "launcher").is_file()]
+    if not found or missing:
+        folder = f"{bundles}/{missing[0] if missing else __version__}"
+        raise InstallError(f"{source}: expected executables and the folder {folder}; call make dist first")
+    names = [launcher.path.name for launcher in found]
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         if (target / name).is_dir():
             raise InstallError(f"{target / name} is a folder; remove it")
     (target / bundles).mkdir(exist_ok=True)
-    sweep(target / bundles)
+    with alone(target / bundles):
+        sweep(target, bundles)
+        stage = staged(source, target, bundles, builds, names, try_out)
+        for build in builds:
+            (target / bundles / f"{UNUSED}{build}").unlink(missing_ok=True)  # its time begins anew
+            put(stage / bundles / build, target / bundles / build)
+        for name in names:
+            (stage / name).replace(target / name)
+        if not any((stage / bundles).iterdir()):
+            shutil.rmtree(stage)
+        sweep(target, bundles)
+        sync(target / bundles, recursive=False)
+        sync(target, recursive=False)
+    return names
+
+
+def staged(
+    source: Path, target: Path, bundles: str, builds: list[str], names: list[str], try_out: Callable[[Path], None]
+) -> Path:
+    """A folder beside the bundles of `target` with a copy of everything, which runs there."""
     stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=target / bundles))
     try:
-        shutil.copytree(bundle, stage / bundles / __version__, symlinks=True)
+        for build in builds:
+            shutil.copytree(source / bundles / build, stage / bundles / build, symlinks=True)
         for name in names:
             shutil.copy2(source / name, stage / name)
         sync(stage)
@@ -109,41 +133,90 @@ def install(source: Path, target: Path, bundles: str, try_out: Callable[[Path], 
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
-    exchange(stage / bundles / __version__, target / bundles / __version__)
-    for name in names:
-        (stage / name).replace(target / name)
-    if not any((stage / bundles).iterdir()):
-        shutil.rmtree(stage)
-    sync(target / bundles, recursive=False)
-    sync(target, recursive=False)
-    return names
+    return stage
 
 
-def sweep(folder: Path) -> None:
-    """Remove what earlier installations have replaced, or left behind when they were killed, and nobody runs any more.
+class Launcher(NamedTuple):
+    """A file that is a launcher of ours: its plugin, empty for the command, and the bundle that it starts, which may be
+    missing."""
 
-    A program finds its files by the path that it was started from, and that path follows it when its bundle is replaced.
-    So a bundle that was replaced is kept for longer than any call takes; an agent may run in it for months.
+    path: Path
+    plugin: str
+    bundle: Path
+
+
+def launchers(folder: Path, bundles: str = BUNDLES) -> list[Launcher]:
+    """The launchers in a folder, by name, under whatever names, that start bundles of its folder `bundles`.
+
+    Those of before there were stamps equal the one that their bundle keeps, and are what they are called.
     """
-    # Programs in other PID namespaces cannot be seen here, which is what the time is for.
-    running = []
+    unstamped = {}
+    for kept in sorted((folder / bundles).glob("*/launcher")):
+        content = kept.read_bytes()
+        stamp = Stamp.read(content)
+        if stamp is None:
+            unstamped[content] = kept.parent
+    found = []
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.is_symlink() or not file.is_file() or file.stat().st_size > LARGEST_LAUNCHER:
+            continue
+        content = file.read_bytes()
+        stamp = Stamp.read(content)
+        if stamp is not None and stamp.build and bool(stamp.plugin) == (bundles == BUNDLES):
+            found.append(Launcher(file, stamp.plugin, folder / bundles / stamp.build))
+        elif stamp is None and content in unstamped:
+            found.append(Launcher(file, file.name if bundles == BUNDLES else "", unstamped[content]))
+    return found
+
+
+def sweep(target: Path, bundles: str, patience: float = CALLS_END_IN) -> None:
+    """Remove the bundles that no launcher in `target` names any more, and what installations that were killed have left,
+    when nobody has run it for `patience` seconds.
+
+    A call that began in a bundle finds its files there to its end, and an agent may run in one for months. How long a
+    bundle has not been named is the age of a file beside it.
+    """
+    folder = target / bundles
+    named = {launcher.bundle.name for launcher in launchers(target, bundles)}
+    running = programs()
+    for place in sorted(folder.iterdir()):
+        is_stage = place.name.startswith(STAGE)
+        if not is_stage and not (place / "launcher").is_file():
+            continue
+        since = place if is_stage else folder / f"{UNUSED}{place.name}"
+        if place.name in named:
+            since.unlink(missing_ok=True)
+            continue
+        if not is_stage and not since.exists():
+            since.touch()
+        if time.time() - since.stat().st_mtime < patience or any(one.startswith(f"{place}/") for one in running):
+            continue
+        gone = place if is_stage else folder / f"{STAGE}{place.name}"  # at once: half a bundle is none
+        place.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        if not is_stage:
+            since.unlink()
+
+
+def programs() -> list[str]:
+    """The paths of the programs that run. Those in other PID namespaces cannot be seen, which is what time is for."""
+    found = []
     for program in Path("/proc").glob("[0-9]*/exe"):
         with contextlib.suppress(OSError):
-            running.append(os.readlink(program))
-    for stage in folder.glob(f"{STAGE}*"):
-        old = time.time() - stage.stat().st_mtime > CALLS_END_IN
-        if old and not any(program.startswith(f"{stage}/") for program in running):
-            shutil.rmtree(stage, ignore_errors=True)
+            found.append(os.readlink(program))
+    return found
 
 
-def launchers(source: Path, bundle: Path) -> list[str]:
-    """The names in `source` that are copies of the bundle's launcher."""
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One installation in a folder at a time."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        content = (bundle / "launcher").read_bytes()
-    except OSError:
-        return []
-    files = [file for file in sorted(source.iterdir()) if file.is_file() and file.stat().st_size == len(content)]
-    return [file.name for file in files if file.read_bytes() == content]
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def try_out_command(command: Path) -> None:
@@ -166,6 +239,31 @@ def try_out_plugin(plugin: Path) -> None:
     if ran.returncode != 0 or "1.1.0" not in versions:
         said = (ran.stdout + ran.stderr).decode("utf-8", "replace").strip()
         raise InstallError(f"{plugin.name} does not run from there (exit code {ran.returncode}): {said}")
+
+
+def put(new: Path, place: Path) -> None:
+    """Put the bundle `new` at `place`. What is there stays when it is the same, and is else then at `new`."""
+    if same_files(new, place):
+        shutil.rmtree(new)
+    else:
+        exchange(new, place)
+
+
+def same_files(one: Path, other: Path) -> bool:
+    """Whether two folders have the same content."""
+    listed = [
+        {file.relative_to(folder): file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()}
+        for folder in (one, other)
+    ]
+    return listed[0].keys() == listed[1].keys() and all(
+        _same_file(file, listed[1][at]) for at, file in listed[0].items()
+    )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    if one.is_symlink() or other.is_symlink():
+        return one.is_symlink() and other.is_symlink() and one.readlink() == other.readlink()
+    return one.stat().st_mode == other.stat().st_mode and one.read_bytes() == other.read_bytes()
 
 
 def exchange(new: Path, place: Path) -> None:

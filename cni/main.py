@@ -1,8 +1,8 @@
 """The one-shot executable: the only place under `cni/` that looks at the world.
 
 The file in the CNI bin directory is a static launcher (launcher/launcher.c), which starts the bundle's
-program with the arguments that `Start` reads; the bundle's first script gives `main` the registry. So one
-program serves every plugin, and the plugin is the name that the launcher was called by.
+program with the arguments that `Start` (cni/start.py) reads; the bundle's first script gives `main` the registry. So
+one program serves every plugin, and the launcher says which one this call is for.
 
 The program exits with `posix._exit`: the interpreter's own tear-down costs a millisecond and has nothing
 to do for us.
@@ -12,26 +12,24 @@ from __future__ import annotations
 
 import posix
 import select
-import sys
 import time
 
 from cni import __version__, dispatch, jsonio
 from cni.errors import INTERNAL, IO_FAILURE, CniError
-from cni.paths import base_name, folder_of, is_link, real_path
+from cni.paths import folder_of
+from cni.start import OwnPlugins, Start, content_of
 from cni.version import LATEST, SUPPORTED
 from cni.world import World
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableMapping
+    from collections.abc import Callable, Mapping
     from typing import NoReturn
 
     from cni.kernel import Kernel, Namespace
 
 SILENCE = 10.0  # seconds without a byte until a configuration is given up (code 5)
 PROBE_SILENCE = 0.1  # seconds VERSION waits for a writer that may never come
-BUNDLES = ".cnikit"  # the folder beside the launchers
-SYSTEM_BUNDLES = "/usr/lib/cnikit"  # where a launcher looks next
 _CHUNK = 65536
 LONGEST = 16 << 20  # bytes of configuration
 
@@ -42,7 +40,7 @@ def main(registry: Mapping[str, str], argv: list[str]) -> NoReturn:
     start = Start(argv)
     environ = {_text(name): _text(value) for name, value in posix.environ.items()}
     start.restore(environ)
-    name = start.plugin(registry)
+    name = start.plugin
     if name not in registry:
         _refuse(name, registry)
     if not environ.get("CNI_COMMAND"):
@@ -57,93 +55,6 @@ def main(registry: Mapping[str, str], argv: list[str]) -> NoReturn:
         _stderr(f"cnikit {name}: cannot write to stdout: {error.strerror}\n")
         status = 1
     posix._exit(status)
-
-
-class Start:
-    """What the launcher passes on: `PROGRAM CALLED SELF [NAME=VALUE...] "" [ARGUMENT...]` (launcher/launcher.c).
-
-    `program` is the bundle's, `called` the path that the caller executed, `launcher` that file's real path.
-    """
-
-    __slots__ = ("_replaced", "arguments", "called", "launcher", "program")
-
-    def __init__(self, argv: list[str]) -> None:
-        if "" not in argv[3:]:
-            sys.exit(f"{argv[0]}: started by hand; call the file beside the folder {BUNDLES}")
-        end = argv.index("", 3)
-        self.program, self.called, self.launcher = argv[:3]
-        self._replaced = argv[3:end]
-        self.arguments = argv[end + 1 :]
-
-    def restore(self, environ: MutableMapping[str, str]) -> None:
-        """Give `environ` the caller's values of the variables that were needed to start."""
-        for name in list(environ):
-            if name == "LD_LIBRARY_PATH" or name.startswith("_PYI_"):
-                del environ[name]
-        for entry in self._replaced:
-            name, _, value = entry.partition("=")
-            environ[name] = value
-
-    def plugin(self, registry: Mapping[str, str]) -> str:
-        """The name called by, or when that is none of ours (a symbolic link of another name) the file's own."""
-        called = base_name(self.called)
-        own = base_name(self.launcher)
-        return called if called in registry or own not in registry else own
-
-
-class OwnPlugins:
-    """Tells which executables are launchers of this very bundle (its folder is `bundle`), so that a delegate
-    can run in-process. Costs about 30 microseconds."""
-
-    __slots__ = ("_bundle", "_registry")
-
-    def __init__(self, registry: Mapping[str, str], bundle: str) -> None:
-        self._registry = registry
-        self._bundle = bundle
-
-    def name_of(self, executable: str) -> str | None:
-        """The plugin that executing the file would start out of this bundle; None when it is anything else."""
-        name = base_name(executable)
-        if name not in self._registry:
-            return None
-        try:
-            found = posix.lstat(executable)
-            if is_link(found):
-                executable = real_path(executable)
-                found = posix.stat(executable)
-            if self._is_launcher(executable, found) and self._starts_here(folder_of(executable)):
-                return name
-        except OSError:
-            pass  # whatever is wrong with it, executing it will tell
-        return None
-
-    def _is_launcher(self, executable: str, found: posix.stat_result) -> bool:
-        """Whether it is, as the kernel or byte by byte, the launcher that the bundle keeps a copy of."""
-        if not found.st_mode & 0o111:
-            return False
-        kept = f"{self._bundle}/launcher"
-        original = posix.stat(kept)
-        if _same(found, original):
-            return True
-        return found.st_size == original.st_size and _content(executable) == _content(kept)
-
-    def _starts_here(self, folder: str) -> bool:
-        """Whether a launcher in this folder finds this bundle: the launcher's own rule."""
-        for place in (f"{folder}/{BUNDLES}", SYSTEM_BUNDLES):
-            try:
-                return _same(posix.stat(f"{place}/{__version__}"), posix.stat(self._bundle))
-            except FileNotFoundError:
-                continue
-        return False
-
-
-def _same(one: posix.stat_result, other: posix.stat_result) -> bool:
-    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
 
 
 class Stdin:
@@ -229,7 +140,7 @@ def _text(raw: bytes) -> str:
 def _boot_id() -> str:
     path = "/proc/sys/kernel/random/boot_id"
     try:
-        return _content(path).decode("ascii").strip()
+        return content_of(path).decode("ascii").strip()
     except OSError as error:
         raise CniError(INTERNAL, f"cannot read {path}: {error.strerror}", "mount /proc") from None
 
@@ -237,7 +148,7 @@ def _boot_id() -> str:
 def _refuse(name: str, registry: Mapping[str, str]) -> NoReturn:
     has = ", ".join(sorted(registry))
     error = CniError(
-        INTERNAL, f"no plugin {name!r} in this bundle: it has {has}", "call the file by one of these names"
+        INTERNAL, f"no plugin {name!r} in this bundle: it has {has}", "install the launcher and its bundle again"
     )
     try:
         _stdout(dispatch.error_json(error, LATEST))

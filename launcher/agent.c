@@ -32,8 +32,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#if !defined VERSION || !defined PLUGINS || !defined SUPPORTED
-#error "compile with -DVERSION, -DPLUGINS (names) and -DSUPPORTED (a JSON list): cli/bundle.py does"
+#if !defined VERSION || !defined SUPPORTED
+#error "compile with -DVERSION and -DSUPPORTED (a JSON list): cli/bundle.py does"
 #endif
 
 #define AGENT_SOCKET "/run/cnikit/agent.sock"
@@ -178,10 +178,10 @@ static int append(const char *string)
 }
 
 /* Begin the request with all its strings. */
-static int append_strings(const char *called)
+static int append_strings(void)
 {
     char **variable = environ;
-    int fits = append(VERSION) && append(called) && append(self);
+    int fits = append(VERSION) && append(stamp.code) && append(stamp.plugin) && append(self);
 
     while (fits && *variable != NULL)
         fits = append(*variable++);
@@ -319,20 +319,7 @@ static int converse(int agent, int adds, const int *fds, int count)
     return ONE_SHOT;
 }
 
-/* Whether a path has the name of a plugin of this build. */
-static int is_plugin(const char *path)
-{
-    static const char *const plugins[] = {PLUGINS};
-    const char *slash = strrchr(path, '/'), *name = slash != NULL ? slash + 1 : path;
-    size_t i;
-
-    for (i = 0; i < sizeof plugins / sizeof *plugins; i++)
-        if (strcmp(name, plugins[i]) == 0)
-            return 1;
-    return 0;
-}
-
-int answer_version(const char *called)
+int answer_version(void)
 {
     static const char head[] = "{\"cniVersion\":\"";
     const char *command = getenv("CNI_COMMAND"), *asked = request.rest + sizeof head - 1;
@@ -341,7 +328,7 @@ int answer_version(const char *called)
     size_t length;
     int error, size;
 
-    if (command == NULL || strcmp(command, "VERSION") != 0 || !is_plugin(called) || !standard_files_are_open())
+    if (command == NULL || strcmp(command, "VERSION") != 0 || !has_bundle() || !standard_files_are_open())
         return ONE_SHOT;
     error = append_stdin(PROBE_SILENCE);
     request.input = (uint32_t)used;
@@ -358,7 +345,7 @@ int answer_version(const char *called)
     return error == 0 ? ONE_SHOT : fail(IO_FAILURE, "cannot hand stdin on to the bundle", strerror(error));
 }
 
-int ask_agent(const char *called)
+int ask_agent(void)
 {
     static const char *const configured[] = {"ADD", "DEL", "CHECK", "STATUS", "GC", NULL}, *const *verb = configured;
     const char *command = getenv("CNI_COMMAND");
@@ -368,14 +355,14 @@ int ask_agent(const char *called)
     /* VERSION is left when it was not asked for as runtimes do, and nothing when a person looks what this is. */
     if (command == NULL || *command == '\0' || strcmp(command, "VERSION") == 0 || (agent = connect_agent()) < 0)
         return ONE_SHOT;
-    if (!append_strings(called) || (count = open_namespaces(fds)) == 0)
+    if (!append_strings() || (count = open_namespaces(fds)) == 0)
         return ONE_SHOT;
     while (*verb != NULL && strcmp(command, *verb) != 0)
         verb++;
     error = append_stdin(*verb != NULL ? SILENCE : PROBE_SILENCE);
     if (*verb != NULL && error != 0 && error != ETIMEDOUT)
         return fail(IO_FAILURE, "error reading from stdin", strerror(error));
-    memcpy(request.magic, "cnikit\0\1", sizeof request.magic);
+    memcpy(request.magic, "cnikit\0\2", sizeof request.magic);
     request.silent = *verb != NULL && error == ETIMEDOUT;
     request.input = (uint32_t)used - request.strings;
 
@@ -389,4 +376,15 @@ int ask_agent(const char *called)
                     "close stdin after the configuration is written");
     error = restore_stdin();
     return error == 0 ? ONE_SHOT : fail(IO_FAILURE, "cannot hand stdin on to the bundle", strerror(error));
+}
+
+void hear_version(void)
+{
+    const char *command = getenv("CNI_COMMAND");
+
+    if (command == NULL || *command == '\0')
+        return; /* a person looks what this is: nothing is on stdin */
+    used = 0;
+    append_stdin(PROBE_SILENCE);
+    speak_as_asked(request.rest, used);
 }

@@ -4,7 +4,7 @@ import os
 import sys
 
 from cli.main import cli
-from cni.main import Start
+from cni.start import Start
 
 start = Start(sys.argv)
 start.restore(os.environ)

@@ -1,8 +1,9 @@
 /* The file that stands in the CNI bin directory: a small static program that lets the resident agent serve the call
  * (agent.c), or when there is none starts the bundle.
  *
- * Every plugin's file is a copy of this one. It needs no library, no /proc, no environment and no working
- * directory: it finds its own place, looks for the bundle `.cnikit/VERSION/` beside it (then in
+ * Every plugin's file is this one with another stamp (launcher.h), which says whose it is and which build's bundle it
+ * starts: so a copy, a link or a renamed file is the plugin that it was. It needs no library, no /proc, no environment
+ * and no working directory: it finds its own place, looks for the bundle `.cnikit/BUILD/` beside it (then in
  * /usr/lib/cnikit), and executes the bundle's program there. When there is none, it says so as a CNI error.
  *
  * The bundle's program (PyInstaller's bootloader) would start itself twice, because it can set
@@ -11,10 +12,10 @@
  * children: variables of those names that the caller had are handed over in argv, and cni/main.py puts
  * them back. The arguments are
  *
- *     PROGRAM CALLED SELF [NAME=VALUE...] "" [ARGUMENT...]
+ *     PROGRAM PLUGIN SELF [NAME=VALUE...] "" [ARGUMENT...]
  *
- * CALLED is the path that was executed, SELF the real path of this file, NAME=VALUE what the caller had,
- * ARGUMENT what the caller gave.
+ * PLUGIN is the name in the stamp, SELF the real path of this file, NAME=VALUE what the caller had, ARGUMENT what the
+ * caller gave.
  */
 
 #include "launcher.h"
@@ -41,9 +42,13 @@
 
 extern char **environ;
 
+/* Not const: what the compiler knew would be in the code, and not what was written into the file afterwards. */
+struct stamp stamp = {.mark = STAMP_MARK};
+
 char self[PATH_MAX];
 char spoken[SPOKEN_SIZE] = "1.1.0";
 static char beside[PATH_MAX];  /* the folder of bundles beside it */
+static const char *const places[] = {beside, SYSTEM};
 static char program[PATH_MAX]; /* the bundle's program, where it was looked for last */
 
 /* The variables that the bootloader reads: ours replace the caller's for the length of one start. */
@@ -81,15 +86,34 @@ static char **prepared(char **environment)
     return environment;
 }
 
+/* The path of this build's program in a folder of bundles, or NULL when it is too long. */
+static const char *path_in(const char *bundles)
+{
+    static char path[PATH_MAX];
+
+    return snprintf(path, sizeof path, "%s/%s/" PROGRAM, bundles, stamp.build) < (int)sizeof path ? path : NULL;
+}
+
+int has_bundle(void)
+{
+    const char *path;
+    size_t i;
+
+    for (i = 0; i < sizeof places / sizeof *places; i++)
+        if ((path = path_in(places[i])) != NULL && access(path, X_OK) == 0)
+            return 1;
+    return 0;
+}
+
 /* Fill `program` with the real path of the program in a folder of bundles; returns an error number or 0.
  *
  * The bootloader compares real paths, wants them in UTF-8, and LD_LIBRARY_PATH cannot hold ':', ';' and '$'.
  */
 static int find_program(const char *bundles)
 {
-    static char path[PATH_MAX];
+    const char *path = path_in(bundles);
 
-    if (snprintf(path, sizeof path, "%s/" VERSION "/" PROGRAM, bundles) >= (int)sizeof path)
+    if (path == NULL)
         return ENAMETOOLONG;
     strcpy(program, path);
     if (realpath(path, program) == NULL)
@@ -99,7 +123,7 @@ static int find_program(const char *bundles)
 }
 
 /* Become `program`; returns an error number when that failed. */
-static int start(const char *called, int argc, char **argv)
+static int start(int argc, char **argv)
 {
     int variables = 0, i;
     char **arguments, **environment, **argument, **variable;
@@ -111,7 +135,7 @@ static int start(const char *called, int argc, char **argv)
     if (arguments == NULL || environment == NULL || (variable = prepared(environment)) == NULL)
         return ENOMEM;
     *argument++ = program;
-    *argument++ = (char *)called;
+    *argument++ = stamp.plugin;
     *argument++ = self;
     for (i = 0; i < variables; i++)
         if (replaced(environ[i]))
@@ -143,6 +167,15 @@ int fail(int code, const char *text, const char *details)
     return 1;
 }
 
+/* The same for what ends a call before anybody has read its stdin, which says the version of the answer. */
+static int fail_unread(const char *text, const char *details)
+{
+#ifndef PEOPLE
+    hear_version();
+#endif
+    return fail(INTERNAL, text, details);
+}
+
 /* Why the program at `program` did not start. */
 static int fail_start(int error)
 {
@@ -150,8 +183,8 @@ static int fail_start(int error)
 
     snprintf(text, sizeof text, "cnikit " VERSION " cannot execute %s: %s", program, strerror(error));
     if (error == EILSEQ)
-        return fail(INTERNAL, text, "Its path must be UTF-8, with no ':', ';' and '$'. Copy it to such a folder (cp -a).");
-    return fail(INTERNAL, text, "The bundle needs this machine's architecture, glibc, and a file system without noexec.");
+        return fail_unread(text, "Its path must be UTF-8, with no ':', ';' and '$'. Copy it to such a folder (cp -a).");
+    return fail_unread(text, "The bundle needs this machine's architecture, glibc, and a file system without noexec.");
 }
 
 /* That there is no bundle. */
@@ -159,32 +192,28 @@ static int fail_missing(void)
 {
     static char text[2 * PATH_MAX];
 
-    snprintf(text, sizeof text, "cnikit " VERSION " has no bundle: expected the folder %s/" VERSION " or " SYSTEM "/" VERSION, beside);
-    return fail(INTERNAL, text, "Copy the folder " FOLDER " from beside the original file as well (cp -a), or run: make install");
+    snprintf(text, sizeof text, "cnikit " VERSION " has no bundle: expected the folder %s/%s or " SYSTEM "/%s", beside,
+             stamp.build, stamp.build);
+    return fail_unread(text, "Copy the folder " FOLDER " from beside the original file as well (cp -a), or run: make install");
 }
 
 int main(int argc, char **argv)
 {
-    const char *called = (const char *)getauxval(AT_EXECFN), *places[] = {beside, SYSTEM};
     size_t i;
     int error;
 
-#ifndef PEOPLE
-    if ((error = answer_version(called)) != ONE_SHOT)
-        return error;
-#endif
-    if (!find_self(called))
-        return fail(INTERNAL, "cnikit cannot find its own place: there is no /proc/self/exe", "Call it by an absolute path, or mount /proc.");
-#ifndef PEOPLE
-    if ((error = ask_agent(called)) != ONE_SHOT)
-        return error;
-#endif
+    if (!find_self((const char *)getauxval(AT_EXECFN)))
+        return fail_unread("cnikit cannot find its own place: there is no /proc/self/exe", "Call it by an absolute path, or mount /proc.");
     if (snprintf(beside, sizeof beside, "%.*s/" FOLDER, (int)(strrchr(self, '/') - self), self) >= (int)sizeof beside)
-        return fail(INTERNAL, "cnikit cannot look for its bundle: its own path is too long", "Copy it to a folder with a shorter name.");
+        return fail_unread("cnikit cannot look for its bundle: its own path is too long", "Copy it to a folder with a shorter name.");
+#ifndef PEOPLE
+    if ((error = answer_version()) != ONE_SHOT || (error = ask_agent()) != ONE_SHOT)
+        return error;
+#endif
     for (i = 0; i < sizeof places / sizeof *places; i++) {
         error = find_program(places[i]);
         if (error == 0)
-            error = start(called, argc, argv);
+            error = start(argc, argv);
         else if (error == ENOENT || error == ENOTDIR)
             continue;
         return fail_start(error);

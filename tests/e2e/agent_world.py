@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cni import __version__
+from cni.start import Stamp
 from tests.e2e.world import GENEROUS, SEARCH_PATH, Way, network, wait_until
 
 if TYPE_CHECKING:
@@ -293,9 +294,11 @@ class Request:
         flags: int = 0,
     ) -> None:
         self.command = command
-        called = node.executable(plugin)
+        executable = node.executable(plugin)
+        stamp = Stamp.read(Path(executable).read_bytes())
+        assert stamp is not None
         variables = [f"{name}={value}" for name, value in node.environ(command, pod, env=env).items()]
-        strings = b"".join(os.fsencode(text) + b"\0" for text in (version, called, called, *variables))
+        strings = b"".join(os.fsencode(text) + b"\0" for text in (version, stamp.code, plugin, executable, *variables))
         stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
         self.data = header(len(strings), len(stdin), flags) + strings + stdin
         self._paths = [f"/proc/{node.pid}/ns/net", f"/proc/{node.pid}/ns/mnt"] if command != "VERSION" else []
@@ -314,7 +317,7 @@ class Request:
             yield opened
 
 
-def header(strings: int, stdin: int, flags: int = 0, magic: bytes = b"cnikit\0\x01") -> bytes:
+def header(strings: int, stdin: int, flags: int = 0, magic: bytes = b"cnikit\0\x02") -> bytes:
     return struct.pack("=8sIII", magic, flags, strings, stdin)
 
 

@@ -580,7 +580,7 @@ class TestHostile:
         [
             b"\0" * 100, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", header(0, 0), header(10, 0) + b"x" * 10, header(3, 0) + b"\0\0\0",
             header((8 << 20) + 1, 0), header(3, (16 << 20) + 2), header(0xFFFFFFFF, 0xFFFFFFFF),
-            header(3, 0, 0xFFFFFFFC) + b"\0\0\0", header(0, 0, magic=b"cnikit\0\2"), header(4, 2) + b"\0\0\0\0" + b"{}" + b"more",
+            header(3, 0, 0xFFFFFFFC) + b"\0\0\0", header(0, 0, magic=b"cnikit\0\1"), header(0, 0, magic=b"cnikit\0\3"), header(4, 2) + b"\0\0\0\0" + b"{}" + b"more",
             header(4, 2) + b"\xff\0\xff\0" + b"{}",
         ],
     )  # fmt: skip

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cli.bundle import compile_launcher, launcher_defines
-from cli.registry import PLUGINS
+from cli.bundle import LAUNCHER_SOURCES, compile_launcher, launcher_defines
 from tests.launcher.world import Agent, BinDirectory
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Builds:
             if kind == "static":
                 compile_launcher(output, platform.machine(), *defines)
             else:
-                sources = [LAUNCHER / "launcher.c", LAUNCHER / "agent.c", HERE / "sanitizer_options.c"]
+                sources = [*(LAUNCHER / source for source in LAUNCHER_SOURCES), HERE / "sanitizer_options.c"]
                 compile_sanitized(output, "address,undefined", *sources, *defines)
         return output
 
@@ -51,7 +50,7 @@ class Builds:
 
 def compile_sanitized(output: Path, sanitizers: str, *arguments: str | Path) -> None:
     command = ["clang", *SANITIZERS, f"-fsanitize={sanitizers}", "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([*command, *launcher_defines(PLUGINS), *arguments, "-o", output], check=True)
+    subprocess.run([*command, *launcher_defines(), *arguments, "-o", output], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-/* libFuzzer target: any stdin of a call of VERSION. The input's first byte tells whether an end follows, or silence.
+/* libFuzzer target: any stdin of a call of VERSION, and as a configuration of which a version is asked. The input's first byte tells whether an end follows, or silence.
  *
  * Whatever it is, the launcher answers exactly the one question of docs/agent-protocol.md, and otherwise writes
  * nothing and leaves a stdin in which the bundle finds the same bytes.
@@ -11,9 +11,18 @@
 #define MOST_STDIN 64u
 #define SECOND 10
 #include "../../launcher/agent.c"
+#include "../../launcher/asked.c"
 
+struct stamp stamp = {STAMP_MARK, "bridge", "1-0", "0"};
 char self[] = "/bin/bridge";
 char spoken[SPOKEN_SIZE] = "1.1.0";
+
+static int bundled;
+
+int has_bundle(void)
+{
+    return bundled;
+}
 
 static void must(int truth)
 {
@@ -61,16 +70,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         must(close(in[1]) == 0);
     memset(&request, 0, sizeof request);
     used = 0;
-    code = answer_version(data[0] / 8 % 8 == 0 ? "/bin/link" : "/bin/bridge");
+    bundled = data[0] / 8 % 8 != 0;
+    strcpy(spoken, "1.1.0");
+    speak_as_asked(given, size);
+    must(strlen(spoken) == 5 && strstr(SUPPORTED, spoken) != NULL);
+    code = answer_version();
 
-    if (data[0] / 8 % 8 != 0 && ends && size <= MOST_STDIN && asks(given, size, version)) {
+    if (bundled && ends && size <= MOST_STDIN && asks(given, size, version)) {
         must(code == 0);
         snprintf(expected, sizeof expected, "{\"cniVersion\":\"%s\",\"supportedVersions\":" SUPPORTED "}", version);
         must(take(out[0], found, sizeof found) == strlen(expected) && strcmp(found, expected) == 0);
     } else {
         must(code == ONE_SHOT);
         must(read(out[0], found, sizeof found) < 0 && errno == EAGAIN);
-        if (data[0] / 8 % 8 != 0 && size > MOST_STDIN)
+        if (bundled && size > MOST_STDIN)
             size = MOST_STDIN;
         if (size > 0 || ends)
             must(take(0, found, sizeof found) == size && memcmp(found, given, size) == 0);

@@ -167,7 +167,7 @@ def test_a_declined_call_is_served_as_if_nobody_had_been_asked(node: BinDirector
     assert ran.stdin == CONF
     assert ran.stdin_name.startswith("/memfd:")
     assert ran.fds == [0, 1, 2]
-    assert ran.arguments == [os.fsencode(node.program), os.fsencode(node.program), b""]
+    assert ran.arguments == [b"bridge", os.fsencode(node.program), b""]
     assert ran.blocked == 0
     assert not ran.ignored & 1 << signal.SIGPIPE - 1
 

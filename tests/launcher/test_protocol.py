@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cni import __version__
-from tests.launcher.world import frame
+from tests.launcher.world import CODE, frame
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,20 +36,20 @@ def test_a_call_is_handed_over_and_answered(node: BinDirectory, agent: Agent) ->
         peer.send(frame(b"A", 0, b"answer", b"a warning"))
         assert peer.heard() == b""
     assert call.finish() == (0, b"answer", b"a warning")
-    assert request.magic == b"cnikit\0\1"
-    assert (request.version, request.called) == (__version__.encode(), os.fsencode(node.program))
+    assert request.magic == b"cnikit\0\2"
+    assert (request.version, request.code, request.plugin) == (__version__.encode(), CODE.encode(), b"bridge")
     assert request.launcher == os.fsencode(node.program)
     assert (request.flags, request.stdin, request.namespaces) == (0, CONF, OURS)
 
 
-def test_the_launcher_tells_its_own_path_and_the_one_it_was_called_by(node: BinDirectory, agent: Agent) -> None:
+def test_through_a_link_it_says_its_own_name_and_path(node: BinDirectory, agent: Agent) -> None:
     (node.folder / "link").symlink_to("bridge")
     call = node.call("STATUS", b"", "sh", "-c", 'exec "${0%/*}/./link"')
     with agent.accept() as peer:
         request = peer.request()
         peer.send(frame(b"A"))
     assert call.finish()[0] == 0
-    assert request.called == os.fsencode(node.folder) + b"/./link"
+    assert request.plugin == b"bridge"
     assert request.launcher == os.fsencode(node.program)
 
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cli.registry import PLUGINS
 from cni.version import SUPPORTED
 from tests.launcher.conftest import bin_directory
 from tests.launcher.test_faults import broken_pipe, full_disk, full_pipe, served_one_shot
-from tests.launcher.world import BinDirectory, Call
+from tests.launcher.world import BUILD, BinDirectory, Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +64,25 @@ NEAR_MISSES = {
 }
 
 
+# Configurations, and the version that an answer without a bundle is in.
+ASKED_FOR = {
+    "as libcni does": (ASKED, "1.0.0"),
+    "among others": (b'{"name": "net", "ipam": {"cniVersion": "0.1.0"}, "cniVersion" : "0.3.1", "a": [1]}', "0.3.1"),
+    "in another case": (b'{"CNIVERSION":"0.4.0"}', "0.4.0"),
+    "twice": (b'{"cniVersion":"0.4.0","cniversion":"0.3.0"}', "0.3.0"),
+    "as a value": (b'{"name":"cniVersion","type":"0.4.0"}', "1.1.0"),
+    "below": (b'{"prevResult":{"cniVersion":"0.4.0"}}', "1.1.0"),
+    "behind quotes": (b'{"name":"a\\"\\\\","x":"\\",{","cniVersion":"0.2.0"}', "0.2.0"),
+    "unknown": (b'{"cniVersion":"9.9.9"}', "1.1.0"),
+    "part of one": (b'{"cniVersion":"0.1"}', "1.1.0"),
+    "a number": (b'{"cniVersion":1}', "1.1.0"),
+    "null": (b'{"cniVersion":null}', "1.1.0"),
+    "broken": (b'{"cniVersion":"0.4.0"', "1.1.0"),
+    "a list": (b'["cniVersion","0.4.0"]', "1.1.0"),
+    "nothing": (b"", "1.1.0"),
+}
+
+
 def answer(version: str) -> bytes:
     return json.dumps({"cniVersion": version, "supportedVersions": list(SUPPORTED)}, separators=(",", ":")).encode()
 
@@ -81,30 +99,56 @@ def test_the_launcher_answers(node: BinDirectory, agent: Agent, version: str) ->
     assert not agent.was_asked()
 
 
-def test_it_needs_neither_an_agent_nor_a_bundle_nor_any_other_variable(node: BinDirectory) -> None:
-    shutil.rmtree(node.folder / ".cnikit")
+def test_it_needs_no_agent_and_no_other_variable(node: BinDirectory) -> None:
     assert was_answered(node, node.call({b"CNI_COMMAND": b"VERSION"}, ASKED))
 
 
-@pytest.mark.parametrize("name", PLUGINS)
+@pytest.mark.parametrize("asked", ASKED_FOR.values(), ids=ASKED_FOR)
+@pytest.mark.parametrize("command", ["VERSION", "ADD", "DEL", "CHECK", "STATUS", "GC", "nonsense"])
+def test_without_its_bundle_it_fails_in_the_version_that_was_asked_for(
+    node: BinDirectory, command: str, asked: tuple[bytes, str]
+) -> None:
+    shutil.rmtree(node.folder / ".cnikit")
+    status, stdout, stderr = node.call({b"CNI_COMMAND": command.encode()}, asked[0]).finish()
+    assert (status, stderr) == (1, b"")
+    error = json.loads(stdout)
+    assert (error["cniVersion"], error["code"]) == (asked[1], 999)
+    assert f"{node.folder}/.cnikit/{BUILD}" in error["msg"]
+
+
+@pytest.mark.parametrize("damage", ["gone", "another build's", "no program"])
+def test_a_bundle_that_is_not_its_own_is_none(node: BinDirectory, damage: str) -> None:
+    bundle = node.folder / ".cnikit" / BUILD
+    if damage == "gone":
+        shutil.rmtree(bundle)
+    elif damage == "no program":
+        (bundle / "cnikit-oneshot").chmod(0o644)
+    else:
+        bundle.rename(bundle.with_name(BUILD[:-1]))
+    status, stdout, _ = node.call("VERSION", ASKED).finish()
+    assert (status, json.loads(stdout)["cniVersion"]) == (1, "1.0.0")
+
+
+@pytest.mark.parametrize("name", ["host-local", "cnv-bridge", "BRIDGE", "bridge "])
 @pytest.mark.parametrize("way", ['"$0"', 'cd "${0%/*}" && exec "./${0##*/}"', 'PATH="${0%/*}" && exec "${0##*/}"'])
-def test_by_every_plugin_s_name(node: BinDirectory, name: str, way: str) -> None:
-    (node.folder / "plugin").symlink_to("bridge")
-    node.program = node.folder / "links" / name
-    node.program.parent.mkdir()
-    node.program.symlink_to("../plugin")
+@pytest.mark.parametrize("made", ["link", "chain of links", "hard link", "copy"])
+def test_under_any_name_it_is_what_it_was(node: BinDirectory, name: str, way: str, made: str) -> None:
+    program = node.folder / name
+    if made == "copy":
+        shutil.copy2(node.program, program)
+    elif made == "hard link":
+        program.hardlink_to(node.program)
+    elif made == "link":
+        program.symlink_to("bridge")
+    else:
+        (node.folder / "plugin").symlink_to("bridge")
+        program = node.folder / "links" / name
+        program.parent.mkdir()
+        program.symlink_to("../plugin")
+    node.program = program
     assert was_answered(node, node.call("VERSION", ASKED, "sh", "-c", way))
-
-
-@pytest.mark.parametrize("name", ["link", "bridge2", "bridg", "BRIDGE", "bridge "])
-def test_under_another_name_the_bundle_tells_what_it_is(node: BinDirectory, agent: Agent, name: str) -> None:
-    """A link may lead to a plugin, a copy is none."""
-    (node.folder / name).symlink_to("bridge")
-    node.program = node.folder / name
-    ran = served_one_shot(node, node.call("VERSION", ASKED))
-    assert (ran.stdin, ran.fds) == (ASKED, [0, 1, 2])
-    assert ran.stdin_name.startswith("pipe:")
-    assert not agent.was_asked()
+    ran = served_one_shot(node, node.call("ADD", ASKED, "sh", "-c", way))
+    assert ran.arguments[0] == b"bridge"
 
 
 @pytest.mark.parametrize("command", ["version", "VERSION ", "VERSIONS", " VERSION"])
@@ -119,7 +163,7 @@ def test_asked_in_another_way_the_bundle_answers(node: BinDirectory, agent: Agen
     assert ran.stdin == asked
     assert ran.fds == [0, 1, 2]
     assert ran.environ == [name + b"=" + value for name, value in environ.items()]
-    assert ran.arguments == [os.fsencode(node.program), os.fsencode(node.program), b""]
+    assert ran.arguments == [b"bridge", os.fsencode(node.program), b""]
     assert not ran.ignored & 1 << 12  # SIGPIPE
     assert not agent.was_asked()
 

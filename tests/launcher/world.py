@@ -23,9 +23,21 @@ from cni import __version__
 if TYPE_CHECKING:
     from types import TracebackType
 
+BUILD = f"{__version__}-0123456789abcdef"
+CODE = "fedcba9876543210"
 DEADLINE = 30  # seconds until a test gives up
 PIPE_SIZE = 1 << 16  # what every pipe holds
 PREPARED = (b"LD_LIBRARY_PATH=", b"_PYI_")  # what the launcher sets for the bundle's program
+
+
+def stamped(content: bytes, plugin: str) -> bytes:
+    """A launcher with a plugin's stamp: after its mark of 16 bytes come the fields, with zero bytes behind them."""
+    mark = b"\x7fcnikit-stamp1\n\0"
+    assert content.count(mark) == 1
+    fields = ((plugin, 256), (BUILD, 64), (CODE, 64))
+    stamp = mark + b"".join(field.encode().ljust(size, b"\0") for field, size in fields)
+    at = content.index(mark)
+    return content[:at] + stamp + content[at + len(stamp) :]
 
 
 class OneShot:
@@ -121,9 +133,10 @@ class BinDirectory:
         self.folder = folder
         self.program = folder / "bridge"
         self.socket = folder / "agent.sock"
-        self._bundle = folder / ".cnikit" / __version__
+        self._bundle = folder / ".cnikit" / BUILD
         self._bundle.mkdir(parents=True)
-        shutil.copy2(launcher, self.program)
+        self.program.write_bytes(stamped(launcher.read_bytes(), "bridge"))
+        self.program.chmod(0o755)
         shutil.copy2(stand_in, self._bundle / "cnikit-oneshot")
         self._calls: list[Call] = []
 
@@ -158,7 +171,7 @@ class Request:
         strings, self.stdin = data[20 : 20 + size], data[20 + size :]
         assert len(self.stdin) == stdin_size
         assert strings.endswith(b"\0")
-        self.version, self.called, self.launcher, *self.environ = strings[:-1].split(b"\0")
+        self.version, self.code, self.plugin, self.launcher, *self.environ = strings[:-1].split(b"\0")
         self.namespaces = []
         for fd in fds:
             found = os.fstat(fd)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HEADER = struct.Struct("=8sIII")
 
 
-def request(strings: bytes = b"1\0/bin/bridge\0/bin/bridge\0A=1\0", stdin: bytes = b"{}", flags: int = 0) -> bytes:
+def request(strings: bytes = b"1\0c0de\0bridge\0/bin/bridge\0A=1\0", stdin: bytes = b"{}", flags: int = 0) -> bytes:
     return HEADER.pack(wire.MAGIC, flags, len(strings), len(stdin)) + strings + stdin
 
 
@@ -43,7 +43,7 @@ def test_a_whole_request(pair: tuple[socket.socket, wire.Arriving]) -> None:
     with open("/proc/self/ns/net") as net, open("/proc/self/ns/mnt") as mounts:
         socket.send_fds(
             launcher,
-            [request(b"1\0/c/bridge\0/r/bridge\0A=1\0B=x=y\0\xff=\xfe\0", b"{}")],
+            [request(b"1\0c0de\0bridge\0/r/bridge\0A=1\0B=x=y\0\xff=\xfe\0", b"{}")],
             [net.fileno(), mounts.fileno()],
         )
         found = arriving.receive()
@@ -51,7 +51,8 @@ def test_a_whole_request(pair: tuple[socket.socket, wire.Arriving]) -> None:
         assert os.fstat(found.net).st_ino == os.fstat(net.fileno()).st_ino
         assert os.fstat(found.mounts).st_ino == os.fstat(mounts.fileno()).st_ino
 
-    assert (found.version, found.called, found.launcher, found.pod) == ("1", "/c/bridge", "/r/bridge", -1)
+    assert (found.version, found.code, found.plugin) == ("1", "c0de", "bridge")
+    assert (found.launcher, found.pod) == ("/r/bridge", -1)
     assert found.environ == {"A": "1", "B": "x=y", "\udcff": "\udcfe"}
     assert found.stdin == b"{}"
     found.close()
@@ -60,7 +61,7 @@ def test_a_whole_request(pair: tuple[socket.socket, wire.Arriving]) -> None:
 
 def test_the_first_of_two_variables_with_one_name_counts(pair: tuple[socket.socket, wire.Arriving]) -> None:
     launcher, arriving = pair
-    launcher.sendall(request(b"1\0a\0b\0A=1\0A=2\0no variable\0"))
+    launcher.sendall(request(b"1\0c\0a\0b\0A=1\0A=2\0no variable\0"))
     found = arriving.receive()
     assert found is not None
     assert found.environ == {"A": "1"}
@@ -90,13 +91,14 @@ def test_the_end_before_the_request(pair: tuple[socket.socket, wire.Arriving]) -
     ("data", "says"),
     [
         (b"GET / HTTP/1.1\r\n\r\n....", "begins with"),
-        (HEADER.pack(b"cnikit\0\x02", 0, 0, 0), "begins with"),
+        (HEADER.pack(b"cnikit\0\x01", 0, 0, 0), "begins with"),
+        (HEADER.pack(b"cnikit\0\x03", 0, 0, 0), "begins with"),
         (HEADER.pack(wire.MAGIC, 0, wire.LONGEST_STRINGS + 1, 0), "at most"),
         (HEADER.pack(wire.MAGIC, 0, 0, wire.LONGEST_STDIN + 1), "at most"),
         (request() + b"x", "silence"),
         (request(b""), "strings"),
-        (request(b"1\0a\0b"), "strings"),
-        (request(b"1\0a\0"), "strings"),
+        (request(b"1\0c\0a\0b"), "strings"),
+        (request(b"1\0c\0a\0"), "strings"),
     ],
 )
 def test_what_is_no_request(pair: tuple[socket.socket, wire.Arriving], data: bytes, says: str) -> None:
@@ -126,6 +128,10 @@ def test_too_many_descriptors(pair: tuple[socket.socket, wire.Arriving]) -> None
         arriving.receive()
     arriving.close()
     assert descriptors() == before - 1
+
+
+def test_a_hand_over_is_the_same_in_every_version() -> None:
+    assert wire.hand_over_request() == HEADER.pack(b"cnikit\0\x01", 2, 0, 0)
 
 
 def test_a_hand_over(pair: tuple[socket.socket, wire.Arriving]) -> None:
