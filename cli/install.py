@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cni import __version__
-from cni.start import BUNDLES, Stamp
+from cni.start import BUNDLES, LARGEST_LAUNCHER, Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +41,6 @@ RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 STAGE = ".install-"
 UNUSED = ".unused-"  # a file for each bundle that no launcher names any more
-LARGEST_LAUNCHER = 1 << 18  # bytes; other makers' plugins need not be read
 CALLS_END_IN = 3600.0  # seconds; the runtimes give up sooner
 
 

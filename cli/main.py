@@ -25,6 +25,7 @@ from cni.errors import INVALID_ENVIRONMENT, CniError
 from cni.names import digest
 from cni.netlist import NetworkList, NotFoundError
 from cni.runtime import Runtime
+from cni.start import LARGEST_LAUNCHER, Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,7 +151,10 @@ def gc(network: str, keep: Any) -> None:
 
 @cli.command()
 def version() -> None:
-    """Show the version, and what the plugins on CNI_PATH speak."""
+    """Show the version, and what the plugins on CNI_PATH speak.
+
+    Exit code 1 when one of cnikit's own does not answer, for example because its bundle is missing.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -159,16 +163,21 @@ def version() -> None:
     console.print(f"cnikit {__version__}")
     table = Table("plugin", "spec versions")
     table.add_column("file", overflow="fold")  # whole also where the terminal, or the lack of one, is narrow
+    broken = []
     for name, file in plugins_on(world.path):
         try:
             supported = " ".join(world.runtime.versions(name))
         except CniError as error:
             supported = f"no answer to VERSION: {error.msg}"
+            if is_launcher(file):
+                broken.append(name)
         table.add_row(name, supported, file)
     if table.row_count:
         console.print(table)
     else:
         say(f"no plugins in {':'.join(world.path)}: set CNI_PATH")
+    if broken:
+        fail(f"{', '.join(broken)}: expected an answer to VERSION; install cnikit there again (make install)")
 
 
 @cli.command()
@@ -298,6 +307,12 @@ def plugins_on(path: list[str]) -> list[tuple[str, str]]:
             if os.path.isfile(file) and os.access(file, os.X_OK):
                 found.setdefault(name, file)
     return sorted(found.items())
+
+
+def is_launcher(file: str) -> bool:
+    """Whether a file is a launcher of cnikit, of whatever build."""
+    with open(file, "rb") as opened:
+        return Stamp.read(opened.read(LARGEST_LAUNCHER)) is not None
 
 
 def _list_attachments(world: World, network: NetworkList) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BUNDLES = ".cnikit"  # the folder beside the launchers that has a folder for each build
 SYSTEM_BUNDLES = "/usr/lib/cnikit"  # where a launcher looks next
 
+LARGEST_LAUNCHER = 1 << 18  # bytes: a larger file is none and need not be read
+
 _MARK = b"\x7fcnikit-stamp1\n\0"
 _SIZES = (256, 64, 64)  # of plugin, build and code
 _SIZE = len(_MARK) + sum(_SIZES)
