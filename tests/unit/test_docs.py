@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cli import bundle
+from cli.install import STAGE, UNUSED
 from cli.registry import PLUGINS
 from cni import __version__, cache, netlist
 from cni.addr import AF_INET
@@ -198,8 +199,10 @@ class TestRegistry:
         assert rows(f"`{cache.DEFAULT_FOLDER}/{folder}/`")
         (launchers,) = rows("`/opt/cni/bin/bridge`")
         assert all(f"`{name}`" in launchers for name in set(PLUGINS) - {"bridge"})
-        assert rows(f"`/opt/cni/bin/{bundle.PLUGIN_BUNDLE[0]}/VERSION/`")
-        assert rows(f"`{bundle.COMMAND_BUNDLE[0]}/VERSION/` beside `cnikit`")
+        assert rows(f"`/opt/cni/bin/{bundle.PLUGIN_BUNDLE[0]}/BUILD/`")
+        for mark in (f"{STAGE}*", f"{UNUSED}BUILD"):
+            assert rows(f"`/opt/cni/bin/{bundle.PLUGIN_BUNDLE[0]}/{mark}`")
+        assert rows(f"`{bundle.COMMAND_BUNDLE[0]}/BUILD/` beside `cnikit`")
 
     def test_every_path_in_the_code(self) -> None:
         ours = ("/run/cnikit", "/var/lib/cni", "/opt/cni", "/usr/lib/cnikit", "/etc/cni", "/proc/")
