@@ -7,7 +7,7 @@
  * ADD that the agent was told to begin, which is never begun a second time. No byte of an answer is written
  * before all of it is there.
  *
- * What a call costs is its system calls (VERSION: 34) and the pages it touches, so both are few.
+ * What a call costs is its system calls (VERSION: 18) and the pages it touches, so both are few.
  */
 
 #define _GNU_SOURCE

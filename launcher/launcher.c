@@ -48,7 +48,6 @@ struct stamp stamp = {.mark = STAMP_MARK};
 char self[PATH_MAX];
 char spoken[SPOKEN_SIZE] = "1.1.0";
 static char beside[PATH_MAX];  /* the folder of bundles beside it */
-static const char *const places[] = {beside, SYSTEM};
 static char program[PATH_MAX]; /* the bundle's program, where it was looked for last */
 
 /* The variables that the bootloader reads: ours replace the caller's for the length of one start. */
@@ -94,15 +93,32 @@ static const char *path_in(const char *bundles)
     return snprintf(path, sizeof path, "%s/%s/" PROGRAM, bundles, stamp.build) < (int)sizeof path ? path : NULL;
 }
 
+/* Whether this build's program is in a folder of bundles. */
+static int is_in(const char *bundles)
+{
+    const char *path = path_in(bundles);
+
+    return path != NULL && access(path, X_OK) == 0;
+}
+
+/* Fill `beside` from the path of this file; whether it fits. */
+static int find_beside(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (slash == NULL)
+        return snprintf(beside, sizeof beside, FOLDER) > 0;
+    return snprintf(beside, sizeof beside, "%.*s/" FOLDER, (int)(slash - path), path) < (int)sizeof beside;
+}
+
 int has_bundle(void)
 {
-    const char *path;
-    size_t i;
+    const char *called = (const char *)getauxval(AT_EXECFN);
 
-    for (i = 0; i < sizeof places / sizeof *places; i++)
-        if ((path = path_in(places[i])) != NULL && access(path, X_OK) == 0)
-            return 1;
-    return 0;
+    /* Nearly always that path is no link, and a path without links takes as many system calls as it has folders. */
+    if (find_beside(called) && is_in(beside))
+        return 1;
+    return find_self(called) && find_beside(self) && (is_in(beside) || is_in(SYSTEM));
 }
 
 /* Fill `program` with the real path of the program in a folder of bundles; returns an error number or 0.
@@ -199,17 +215,22 @@ static int fail_missing(void)
 
 int main(int argc, char **argv)
 {
+    const char *const places[] = {beside, SYSTEM};
     size_t i;
     int error;
 
-    if (!find_self((const char *)getauxval(AT_EXECFN)))
-        return fail_unread("cnikit cannot find its own place: there is no /proc/self/exe", "Call it by an absolute path, or mount /proc.");
-    if (snprintf(beside, sizeof beside, "%.*s/" FOLDER, (int)(strrchr(self, '/') - self), self) >= (int)sizeof beside)
-        return fail_unread("cnikit cannot look for its bundle: its own path is too long", "Copy it to a folder with a shorter name.");
 #ifndef PEOPLE
-    if ((error = answer_version()) != ONE_SHOT || (error = ask_agent()) != ONE_SHOT)
+    if ((error = answer_version()) != ONE_SHOT)
         return error;
 #endif
+    if (!find_self((const char *)getauxval(AT_EXECFN)))
+        return fail_unread("cnikit cannot find its own place: there is no /proc/self/exe", "Call it by an absolute path, or mount /proc.");
+#ifndef PEOPLE
+    if ((error = ask_agent()) != ONE_SHOT)
+        return error;
+#endif
+    if (!find_beside(self))
+        return fail_unread("cnikit cannot look for its bundle: its own path is too long", "Copy it to a folder with a shorter name.");
     for (i = 0; i < sizeof places / sizeof *places; i++) {
         error = find_program(places[i]);
         if (error == 0)
