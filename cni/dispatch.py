@@ -20,9 +20,9 @@ from cni.version import LATEST, SUPPORTED, negotiate
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import ModuleType
-    from typing import Protocol
+    from typing import Any, Protocol
 
+    from cni.context import Plugin
     from cni.delegate import Delegate
     from cni.result import Result
     from cni.world import HeldLock, World
@@ -164,7 +164,7 @@ class Call:
         version = negotiate(config.raw("cniVersion"), request.command)
         self.request = request
         self.context = Context(world, name, request, config, version, self._delegate)
-        self._module: ModuleType = world.plugin(name)
+        self._module: Plugin[Any] = world.plugin(name)
         self._lock: HeldLock | None = None
         request.check_args(self._module.ARGS)
         self._read_previous()
@@ -192,8 +192,7 @@ class Call:
         """The verb itself; a Result from ADD, None from the others."""
         module, context, conf = self._module, self.context, self.conf
         if self.request.command == "ADD":
-            result: Result = module.add(context, conf)
-            return result
+            return module.add(context, conf)
         verbs = {"DEL": module.delete, "CHECK": module.check, "STATUS": module.status, "GC": module.gc}
         verbs[self.request.command](context, conf)
         return None

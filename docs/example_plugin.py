@@ -38,6 +38,8 @@ QUIET = {"arp_ignore": "1", "arp_announce": "2"}
 class Conf:
     """`vips` are the virtual IPs as bytes, 4 or 16 of them."""
 
+    programs = ()
+
     def __init__(self, config: Reader, _request: Request) -> None:
         self.vips = [_address(path, item) for path, item in config.array("addresses")]
 

@@ -44,6 +44,8 @@ class Conf:
 
     __slots__ = ("data_dir", "requested", "resolv_conf", "routes", "sets", "status_on_exhausted")
 
+    programs = ()
+
     def __init__(self, reader: Reader, request: Request) -> None:
         if reader.raw("ipam") is None:
             raise CniError(INVALID_CONFIG, "IPAM config missing 'ipam' key", 'add "ipam": {"type": "host-local", ...}')

@@ -29,6 +29,8 @@ NO_MAC = "00:00:00:00:00:00"
 class Conf:
     """loopback has no options."""
 
+    programs = ()
+
     def __init__(self, _config: Reader, _request: Request) -> None:
         pass
 

@@ -94,6 +94,8 @@ class Conf:
 
     __slots__ = ("attachment", "cluster", "config", "request")
 
+    programs = ()  # ranges are masqueraded with nftables
+
     def __init__(self, config: Reader, request: Request) -> None:
         self.config = config
         self.request = request
