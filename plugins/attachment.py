@@ -85,8 +85,13 @@ def record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:
 def result(
     ctx: Context, conf: Conf, on_host: list[Link], pod_link: Link, lease: Result, others: tuple[Link, ...] = ()
 ) -> Result:
-    """prevResult, if there is one, and after it the links on the host, the pod's end, and other links on the host."""
+    """prevResult, if there is one, and after it the links on the host, the pod's end, and other links on the host.
+
+    Without the addresses that `loopback` puts into prevResult when it comes first in a list: every pod has the same, so
+    a later plugin that acts on them (a firewall's rules, a port map) would act for all pods at once.
+    """
     result = ctx.prev_result or Result()
+    result.ips = [ip for ip in result.ips if not addr.is_loopback(ip.packed)]
     pod_index = len(result.interfaces) + len(on_host)
     before, after = (
         [Interface(link.name, addr.unpack_mac(link.mac), link.mtu) for link in links] for links in (on_host, others)
@@ -110,6 +115,11 @@ def recorded_ranges(section: dict[str, Any]) -> list[Subnet]:
 
 def subnets(lease: Result) -> list[Subnet]:
     return [(ip.packed, ip.prefix) for ip in lease.ips]
+
+
+def promised_subnets(result: Result) -> list[Subnet]:
+    """What prevResult promises a pod, without the addresses of its `lo`."""
+    return [subnet for subnet in subnets(result) if not addr.is_loopback(subnet[0])]
 
 
 def default_mac(lease: Result) -> bytes | None:
@@ -202,7 +212,7 @@ def _remove_unrecorded(ctx: Context, conf: Conf, teardown: Teardown) -> None:
     """The same with no record: from prevResult, the pod and the configuration; also what the Go plugin made."""
     request = ctx.request
     key = attachment_key(request.container_id, request.ifname)
-    subnets = [(ip.packed, ip.prefix) for ip in ctx.prev_result.ips] if ctx.prev_result else veth.pod_addresses(ctx)
+    subnets = promised_subnets(ctx.prev_result) if ctx.prev_result else veth.pod_addresses(ctx)
     subnets += [s for s in (addr.pack_cidr(cidr) for cidr, _ in ctx.records.held(key.__eq__)) if s and s not in subnets]
     teardown.step("link", lambda: veth.remove_unrecorded(ctx))
     teardown.step("neighbours", lambda: _forget(ctx, conf.bridge, conf.vlan, subnets, key))

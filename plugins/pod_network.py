@@ -342,12 +342,12 @@ def _refuse_moved(site: Site, ips: list[IPConfig]) -> None:
 
 def _ranges_of(ctx: Context) -> tuple[Subnet, ...]:
     """The subnets that an attachment's addresses are from, by its record or its result."""
-    from plugins.attachment import recorded_ranges
+    from plugins.attachment import promised_subnets, recorded_ranges
 
     record = ctx.records.read(ctx.request.container_id, ctx.request.ifname)
     found = recorded_ranges(record["plugins"].get(ctx.plugin_type, {})) if record else []
     if not found and ctx.prev_result:
-        found = [(addr.network(ip.packed, ip.prefix), ip.prefix) for ip in ctx.prev_result.ips]
+        found = [(addr.network(*subnet), subnet[1]) for subnet in promised_subnets(ctx.prev_result)]
     return tuple(dict.fromkeys(found))
 
 
