@@ -14,7 +14,7 @@ from cni.context import Context
 from cni.errors import DECODING_FAILURE, INTERNAL, INVALID_CONFIG, INVALID_NETNS, IO_FAILURE, CniError
 from cni.kernel import NetnsError
 from cni.names import attachment_key, file_name, identifier_fault
-from cni.request import ATTACHMENT, Request
+from cni.request import ATTACHMENT, CLEANING, Request
 from cni.version import LATEST, SUPPORTED, negotiate
 
 TYPE_CHECKING = False
@@ -214,9 +214,9 @@ class Call:
         try:
             self.context.prev_result = Result.read(config.object("prevResult"))
         except CniError as error:
-            if command != "DEL":
+            if command not in CLEANING:
                 raise
-            self.context.log(f"{error.msg}; going on without it, DEL must not depend on it")
+            self.context.log(f"{error.msg}; going on without it, {command} must not depend on it")
 
     def _open_netns(self) -> None:
         """Set `context.pod`, and refuse the caller's own namespace (code 8) or treat it as gone (DEL)."""
