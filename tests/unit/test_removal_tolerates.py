@@ -25,7 +25,25 @@ REGISTRY = {
     "loopback": "plugins.loopback",
 }
 VALID = "cni.dev/valid-attachments"
-WRONG: list[Any] = [None, True, -1, 5, 65536, 2**40, 2**80, 1.5, "", "no", "\0", "a" * 300, [], [None], [5], {}, {"cni": 5}]
+WRONG: list[Any] = [
+    None,
+    True,
+    -1,
+    5,
+    65536,
+    2**40,
+    2**80,
+    1.5,
+    "",
+    "no",
+    "\0",
+    "a" * 300,
+    [],
+    [None],
+    [5],
+    {},
+    {"cni": 5},
+]
 CLUSTER = {"network": "10.244.0.0/16", "ipv6Network": "fd00:244::/48", "peers": PEERS, "ipMasq": True}
 NETWORKS: dict[str, dict[str, Any]] = {
     "bridge": {"type": "bridge", "isDefaultGateway": True, "ipMasq": True, "macspoofchk": True},
@@ -35,7 +53,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 RANGES = [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]]
 # Values of other forms, deeper in the configuration.
-NESTED = [
+NESTED: list[dict[str, Any]] = [
     {"vlanTrunk": [{"id": 5000}, {"minID": 9}]},
     {"dns": {"nameservers": 5, "domain": [], "search": {}, "options": [5]}},
     {"args": {"cni": {"mac": 5, "ips": [5]}}},
@@ -58,10 +76,12 @@ def options(schema: str) -> list[str]:
 
 def changes(network: str) -> Iterator[dict[str, Any]]:
     for key in options(NETWORKS[network]["type"]):
-        yield from ({key: value} for value in WRONG)
+        for value in WRONG:
+            yield {key: value}
     yield from NESTED
-    for key in options("host-local") if network == "bridge" else ():
-        yield from ({"ipam": {key: value}} for value in WRONG if key not in NEEDED)
+    for key in set(options("host-local")) - NEEDED if network == "bridge" else ():
+        for value in WRONG:
+            yield {"ipam": {key: value}}
 
 
 class World:
