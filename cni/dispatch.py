@@ -11,7 +11,7 @@ from __future__ import annotations
 from cni import jsonio
 from cni.config import Reader, text
 from cni.context import Context
-from cni.errors import DECODING_FAILURE, INTERNAL, INVALID_CONFIG, INVALID_NETNS, IO_FAILURE, CniError
+from cni.errors import DECODING_FAILURE, INTERNAL, INVALID_CONFIG, INVALID_NETNS, CniError, io_failure
 from cni.kernel import NetnsError
 from cni.names import attachment_key, file_name, identifier_fault
 from cni.request import ATTACHMENT, CLEANING, Request
@@ -113,7 +113,7 @@ class Exchange:
         except CniError as error:
             answer = error
         except OSError as error:
-            answer = CniError(IO_FAILURE, f"I/O failure: {error}")
+            answer = io_failure(error)
         except Exception as error:  # the last line of defence: a CNI caller must get JSON, never a traceback
             answer = _unexpected(error)
         self.status = 1
@@ -251,7 +251,7 @@ class Call:
         except OSError as error:
             if request.command != "DEL":
                 raise
-            self.context.log(f"cannot lock the attachment: {error}; going on without")
+            self.context.log(f"{io_failure(error, 'cannot lock the attachment')}; going on without")
             return None
 
 

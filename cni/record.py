@@ -16,7 +16,7 @@ import posix
 from errno import ENOSPC
 
 from cni import jsonio
-from cni.errors import CniError
+from cni.errors import CniError, io_failure
 from cni.names import attachment_key, file_name
 from cni.paths import make_folders
 
@@ -118,8 +118,9 @@ class Records:
         data = jsonio.encode(record)
         try:
             if posix.write(fd, data) != len(data):
-                raise OSError(ENOSPC, posix.strerror(ENOSPC), temporary)
-        except BaseException:
+                raise OSError(ENOSPC, posix.strerror(ENOSPC))
+        except OSError as error:
+            error.filename = temporary  # write(2) knows no path
             _unlink(temporary)
             raise
         finally:
@@ -142,9 +143,11 @@ class Records:
             return _checked(jsonio.decode(data))
         except FileNotFoundError:
             return None
-        except (OSError, CniError) as error:
+        except OSError as error:
+            self._log(f"{io_failure(error, 'cannot read a record')}; going on without it")
+        except CniError as error:
             self._log(f"record {path}: {error}; going on without it")
-            return None
+        return None
 
 
 def describe(network: str, container_id: str, ifname: str, args: dict[str, str]) -> dict[str, Any]:
