@@ -12,7 +12,7 @@ from errno import ENODEV, ENOENT
 from cni import addr
 from cni.errors import INTERNAL, CniError, KernelError
 from cni.kernel import ops
-from cni.names import attachment_key, interface_fault, owner, owner_of_all
+from cni.names import interface_fault, owner, owner_of_all
 from cni.record import describe
 from cni.result import Interface, Result, Route
 from cni.undo import Teardown
@@ -207,9 +207,9 @@ def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: st
     gone: list[Link] = []
     teardown.step("link", lambda: _remove_links(ctx, section, gone))
     subnets = [subnet for subnet in map(addr.pack_cidr, section["addresses"]) if subnet]
-    key = attachment_key(container_id, ifname)
+    own = masquerade.holder_texts(ctx.network, container_id, ifname)
     bridge = 0 if section["vlan"] else next((link.master for link in gone), 0)
-    teardown.step("neighbours", lambda: _forget(ctx, section["bridge"], section["vlan"], subnets, key, bridge))
+    teardown.step("neighbours", lambda: _forget(ctx, section["bridge"], section["vlan"], subnets, own, bridge))
     if section["masquerade"]:
         teardown.step(
             "masquerade", lambda: masquerade.remove(ctx, section["masquerade"], subnets, container_id, ifname)
@@ -234,13 +234,16 @@ def _remove_links(ctx: Context, section: dict[str, Any], gone: list[Link]) -> No
 def _remove_unrecorded(ctx: Context, traces: Traces, teardown: Teardown) -> None:
     """The same with no record: from prevResult, the pod and the configuration; also what the Go plugin made."""
     request = ctx.request
-    key = attachment_key(request.container_id, request.ifname)
     subnets = promised_subnets(ctx.prev_result) if ctx.prev_result else veth.pod_addresses(ctx)
-    subnets += [s for s in (addr.pack_cidr(cidr) for cidr, _ in ctx.records.held(key.__eq__)) if s and s not in subnets]
+    teardown.step("masquerade", lambda: masquerade.adopt(ctx))
+    own = masquerade.holder_texts(ctx.network, request.container_id, request.ifname)
+    held = [addr.pack_cidr(cidr) for cidr, _ in ctx.records.held(own.__contains__)]
+    subnets += [subnet for subnet in held if subnet and subnet not in subnets]
     teardown.step("link", lambda: veth.remove_unrecorded(ctx))
-    teardown.step("neighbours", lambda: _forget(ctx, traces.bridge, traces.vlan, subnets, key))
+    teardown.step("neighbours", lambda: _forget(ctx, traces.bridge, traces.vlan, subnets, own))
+    if held or traces.ip_masq:
+        teardown.step("masquerade", lambda: masquerade.remove_held(ctx, subnets, own))
     if traces.ip_masq:
-        teardown.step("masquerade", lambda: masquerade.remove_held(ctx, subnets, key))
         teardown.step("masquerade", lambda: masquerade.remove_reference(ctx, request.container_id, request.ifname))
     if traces.mac_spoof_check:
         teardown.step("macspoofchk", lambda: _stop_mac_check(ctx, request.container_id, request.ifname))
@@ -254,18 +257,19 @@ def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
 
 def _remove_stale(ctx: Context, teardown: Teardown) -> None:
     """GC of what has no record: links by their label, masqueraded addresses by their holder."""
-    keys = {attachment_key(*attachment) for attachment in ctx.valid}
+    teardown.step("masquerade", lambda: masquerade.adopt(ctx, again=True))
+    valid = {text for attachment in ctx.valid for text in masquerade.holder_texts(ctx.network, *attachment)}
     labels = {owner(ctx.network, *attachment) for attachment in ctx.valid}
     for link in ctx.host.links():
         if link.alias.startswith(owner_of_all(ctx.network)) and link.alias not in labels:
             teardown.step("link", lambda index=link.index: ctx.host.delete_link(index))  # type: ignore[misc]
-    for cidr, key in ctx.records.held(lambda holder: holder not in keys):
+    for cidr, key in ctx.records.held(lambda holder: holder not in valid):
         subnet = addr.pack_cidr(cidr)
         if subnet:
-            teardown.step("masquerade", lambda s=subnet, k=key: masquerade.remove_held(ctx, [s], k))  # type: ignore[misc]
+            teardown.step("masquerade", lambda s=subnet, k=key: masquerade.remove_held(ctx, [s], (k,)))  # type: ignore[misc]
 
 
-def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], key: str, index: int = 0) -> None:
+def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], own: tuple[str, ...], index: int = 0) -> None:
     """Remove the node's neighbour entries for a pod's addresses, unless another pod holds them by now.
 
     `index` is the bridge's where the pod's link has told it.
@@ -274,7 +278,7 @@ def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], key: st
         link = ctx.host.link(f"{bridge}.{vlan}" if vlan else bridge)
         index = link.index if link else 0
     for packed, prefix in subnets if index else []:
-        if ctx.records.holder(addr.unpack_cidr(packed, prefix)) not in ("", key):
+        if ctx.records.holder(addr.unpack_cidr(packed, prefix)) not in ("", *own):
             continue
         try:
             ctx.host.apply(ops.neigh_del(index, packed))

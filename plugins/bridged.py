@@ -47,6 +47,8 @@ def add(ctx: Context, conf: Conf, kept: tuple[Subnet, ...] = ()) -> Result:
         _wait_until_reachable(ctx, pod_link, gateway_link, lease)
     if conf.ip_masq and lease.ips:
         masquerade.add(ctx, conf.backend, attachment.subnets(lease))
+    elif lease.ips:
+        masquerade.remove_former(ctx, attachment.subnets(lease))
     bridge = node_bridge.after_joining(ctx.host, bridge, host_link)
     others = (gateway_link,) if gateway_link and conf.vlan else ()
     return attachment.result(ctx, conf, [bridge, host_link], pod_link, lease, others)
