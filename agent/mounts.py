@@ -24,9 +24,8 @@ def obstacle(mounts: int, call: Call, own_plugin: Callable[[str], str | None], r
     CniError when that cannot be found out.
     """
     config, plugin, folders = call.context.config, call.context.plugin_type, list(call.request.path)
-    programs: tuple[str, ...] = getattr(call.conf, "programs", ())
-    if call.request.command == "ADD" and programs:
-        return f"it needs the program {programs[0]}"
+    if call.request.command == "ADD" and call.conf.programs:
+        return f"it needs the program {call.conf.programs[0]}"
     paths = [run_dir, *_named(call, plugin, config)]
     delegate = config.object("ipam").string("type")
     if delegate and call.context.world.plugin(plugin).NETNS:  # an IPAM plugin finds its own name there

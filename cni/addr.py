@@ -73,6 +73,11 @@ def inside(packed: bytes, net: bytes, prefix: int) -> bool:
     return len(packed) == len(net) and network(packed, prefix) == network(net, prefix)
 
 
+def is_loopback(packed: bytes) -> bool:
+    """Whether an address is of 127.0.0.0/8, or ::1."""
+    return packed[0] == 127 if len(packed) == 4 else packed == bytes(15) + b"\1"
+
+
 def pack_mac(text: str) -> bytes | None:
     """Six bytes of a MAC's text; None when it is none. The forms are Go's: `0a:58:0a:01:00:02`,
     `0a-58-0a-01-00-02`, `0a58.0a01.0002` and `0a580a010002`."""

@@ -5,9 +5,12 @@ A plugin is a module (docs/plugin-guide.md):
     ARGS = ("MAC",)        the CNI_ARGS keys it knows; None when it takes any
     NETNS = True           whether it works inside CNI_NETNS; an IPAM plugin does not
     PATHS = (("dir", "/x"),)  options that name files or folders of the node, and what each is when not given
-    class Conf             built as Conf(reader, request), with the typed configuration
+    class Conf             built as Conf(reader, request), with the typed configuration and `programs`
     def add(ctx, conf) -> Result
     def delete(ctx, conf), check(ctx, conf), status(ctx, conf), gc(ctx, conf) -> None
+
+`Plugin` is the same for the type checker, which compares every module of the registry with it
+(tests/unit/test_plugin_contract.py). `World.plugin` returns it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from cni.undo import Undo
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+    from typing import Protocol, TypeVar
 
     from cni.config import Reader
     from cni.delegate import Delegate
@@ -28,18 +31,32 @@ if TYPE_CHECKING:
     from cni.result import Result
     from cni.world import World
 
-    class Plugin(Protocol):
-        """A plugin module."""
+    class PluginConf(Protocol):
+        """What a plugin's typed configuration has, whatever else it holds."""
 
-        ARGS: tuple[str, ...] | None
-        NETNS: bool
-        PATHS: tuple[tuple[str, str], ...]
+        @property
+        def programs(self) -> tuple[str, ...]:
+            """Programs of the node that ADD runs, beside its delegate."""
 
-        def add(self, ctx: Context, conf: object) -> Result: ...
-        def delete(self, ctx: Context, conf: object) -> None: ...
-        def check(self, ctx: Context, conf: object) -> None: ...
-        def status(self, ctx: Context, conf: object) -> None: ...
-        def gc(self, ctx: Context, conf: object) -> None: ...
+    AnyConf = TypeVar("AnyConf", bound=PluginConf)
+
+    class Plugin(Protocol[AnyConf]):
+        """A plugin module, whose verbs take what its `Conf` makes."""
+
+        @property
+        def ARGS(self) -> tuple[str, ...] | None: ...
+        @property
+        def NETNS(self) -> bool: ...
+        @property
+        def PATHS(self) -> tuple[tuple[str, str], ...]: ...
+        @property
+        def Conf(self) -> Callable[[Reader, Request], AnyConf]: ...
+
+        def add(self, ctx: Context, conf: AnyConf, /) -> Result: ...
+        def delete(self, ctx: Context, conf: AnyConf, /) -> None: ...
+        def check(self, ctx: Context, conf: AnyConf, /) -> None: ...
+        def status(self, ctx: Context, conf: AnyConf, /) -> None: ...
+        def gc(self, ctx: Context, conf: AnyConf, /) -> None: ...
 
 
 class Context:

@@ -11,18 +11,18 @@ from __future__ import annotations
 from cni import jsonio
 from cni.config import Reader, text
 from cni.context import Context
-from cni.errors import DECODING_FAILURE, INTERNAL, INVALID_CONFIG, INVALID_NETNS, IO_FAILURE, CniError
+from cni.errors import DECODING_FAILURE, INTERNAL, INVALID_CONFIG, INVALID_NETNS, CniError, io_failure
 from cni.kernel import NetnsError
 from cni.names import attachment_key, file_name, identifier_fault
-from cni.request import ATTACHMENT, Request
+from cni.request import ATTACHMENT, CLEANING, Request
 from cni.version import LATEST, SUPPORTED, negotiate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import ModuleType
-    from typing import Protocol
+    from typing import Any, Protocol
 
+    from cni.context import Plugin
     from cni.delegate import Delegate
     from cni.result import Result
     from cni.world import HeldLock, World
@@ -113,7 +113,7 @@ class Exchange:
         except CniError as error:
             answer = error
         except OSError as error:
-            answer = CniError(IO_FAILURE, f"I/O failure: {error}")
+            answer = io_failure(error)
         except Exception as error:  # the last line of defence: a CNI caller must get JSON, never a traceback
             answer = _unexpected(error)
         self.status = 1
@@ -164,7 +164,7 @@ class Call:
         version = negotiate(config.raw("cniVersion"), request.command)
         self.request = request
         self.context = Context(world, name, request, config, version, self._delegate)
-        self._module: ModuleType = world.plugin(name)
+        self._module: Plugin[Any] = world.plugin(name)
         self._lock: HeldLock | None = None
         request.check_args(self._module.ARGS)
         self._read_previous()
@@ -192,8 +192,7 @@ class Call:
         """The verb itself; a Result from ADD, None from the others."""
         module, context, conf = self._module, self.context, self.conf
         if self.request.command == "ADD":
-            result: Result = module.add(context, conf)
-            return result
+            return module.add(context, conf)
         verbs = {"DEL": module.delete, "CHECK": module.check, "STATUS": module.status, "GC": module.gc}
         verbs[self.request.command](context, conf)
         return None
@@ -215,9 +214,9 @@ class Call:
         try:
             self.context.prev_result = Result.read(config.object("prevResult"))
         except CniError as error:
-            if command != "DEL":
+            if command not in CLEANING:
                 raise
-            self.context.log(f"{error.msg}; going on without it, DEL must not depend on it")
+            self.context.log(f"{error.msg}; going on without it, {command} must not depend on it")
 
     def _open_netns(self) -> None:
         """Set `context.pod`, and refuse the caller's own namespace (code 8) or treat it as gone (DEL)."""
@@ -252,7 +251,7 @@ class Call:
         except OSError as error:
             if request.command != "DEL":
                 raise
-            self.context.log(f"cannot lock the attachment: {error}; going on without")
+            self.context.log(f"{io_failure(error, 'cannot lock the attachment')}; going on without")
             return None
 
 

@@ -44,7 +44,7 @@ class KernelError(CniError):
     """
 
     def __init__(self, what: str, errno: int, hint: str = "", code: int = INTERNAL) -> None:
-        super().__init__(code, f"{what}: {errno_text(errno)}{f': {hint}' if hint else ''}")
+        super().__init__(code, f"{what}: {errno_text(errno)}{f': {hint}' if hint else ''}", remedy(errno))
         self.errno = errno
 
 
@@ -55,6 +55,46 @@ def errno_text(number: int) -> str:
     import posix
 
     return f"{errno.errorcode.get(number, number)} ({posix.strerror(number)})"
+
+
+def remedy(number: int) -> str:
+    """The next step for an error number that says what the node lacks; empty for the others."""
+    import errno
+
+    remedies = {
+        errno.EDQUOT: "raise the quota, or remove files",
+        errno.EMFILE: "raise the limit of open files of this process (LimitNOFILE in its systemd unit, `ulimit -n`)",
+        errno.ENFILE: "raise the node's limit of open files: sysctl fs.file-max",
+        errno.ENOBUFS: "free memory on the node",
+        errno.ENOMEM: "free memory on the node, or raise the memory limit of the cgroup",
+        errno.EROFS: "mount it writable",
+    }
+    return remedies.get(number, "")
+
+
+def io_failure(error: OSError, about: str = "I/O failure", code: int = IO_FAILURE) -> CniError:
+    """A failed call about a file, in words: `I/O failure at /run/cnikit/locks/x: ENOSPC (No space left on device)`.
+
+    `filename2` is where a link or a renamed file was to be; `filename` is then the link's text or the old name.
+    """
+    import errno
+    import posix
+
+    path = error.filename2 or error.filename
+    path = path.decode("utf-8", "backslashreplace") if isinstance(path, bytes) else path
+    number = error.errno or 0
+    if number != errno.ENOSPC or not isinstance(path, str):
+        place = f" at {path}" if path else ""
+        return CniError(code, f"{about}{place}: {errno_text(number) if number else error}", remedy(number))
+    folder = path.rpartition("/")[0] or "/"
+    try:
+        # Whichever is scarcer: what was made before the failure may have been taken back by now.
+        room = posix.statvfs(folder)
+        inodes = room.f_ffree * (room.f_blocks or 1) < room.f_files * (room.f_bfree if room.f_blocks else 1)
+    except OSError:
+        inodes = False
+    what = f"{about} at {path}: expected room in {folder}, found no {'inodes' if inodes else 'space'} left (ENOSPC)"
+    return CniError(code, what, f"make room: `df {'-i ' if inodes else ''}{folder}` shows the file system")
 
 
 def merge_errors(errors: list[CniError]) -> CniError | None:

@@ -107,6 +107,9 @@ def _wait(fd: int, path: str, clock: Callable[[], float], deadline: float) -> No
                 ) from None
             select.select((), (), (), step)
             step = min(step * 1.5, _LONGEST_STEP)
+        except OSError as error:
+            error.filename = path  # flock(2) knows no path
+            raise
         else:
             return
 

@@ -2,7 +2,8 @@
 
     <run_dir>/networks/<network>/lock                    held while masquerade elements and holders change
     <run_dir>/networks/<network>/attachments/<key>       the record, JSON, one per attachment
-    <run_dir>/networks/<network>/holders/<address>_<n>   symbolic link to the key of who holds an address now
+    <run_dir>/networks/<network>/holders/<address>_<n>   symbolic link to the key of who holds an address now, or to
+                                                         the owner's label where only that was left (`adopt`)
 
 `<key>` is `names.attachment_key`. A record is written before the first effect that it describes, so a
 killed ADD leaves a record of what may be there, never an effect with no record. It is replaced by rename;
@@ -16,9 +17,9 @@ import posix
 from errno import ENOSPC
 
 from cni import jsonio
-from cni.errors import CniError
+from cni.errors import CniError, io_failure
 from cni.names import attachment_key, file_name
-from cni.paths import make_folders
+from cni.paths import is_folder, make_folders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +90,18 @@ class Records:
         except OSError:
             return ""
 
+    @property
+    def has_holders(self) -> bool:
+        """Whether the folder of holders is there. When it is not, /run is new, or was lost while pods ran."""
+        return is_folder(self._holders)
+
+    def adopt(self, labels: dict[str, str]) -> None:
+        """Make owners, known by no more than their labels, the holders of addresses. Call under the lock."""
+        if not self.has_holders:
+            make_folders(self._holders, 0o700)
+        for cidr, label in labels.items():
+            posix.symlink(label, self._holder(cidr))
+
     def hold(self, cidr: str, container_id: str, ifname: str) -> None:
         """Make an attachment the holder of an address, whoever was before. Call under the lock."""
         path = self._holder(cidr)
@@ -118,8 +131,9 @@ class Records:
         data = jsonio.encode(record)
         try:
             if posix.write(fd, data) != len(data):
-                raise OSError(ENOSPC, posix.strerror(ENOSPC), temporary)
-        except BaseException:
+                raise OSError(ENOSPC, posix.strerror(ENOSPC))
+        except OSError as error:
+            error.filename = temporary  # write(2) knows no path
             _unlink(temporary)
             raise
         finally:
@@ -142,9 +156,11 @@ class Records:
             return _checked(jsonio.decode(data))
         except FileNotFoundError:
             return None
-        except (OSError, CniError) as error:
+        except OSError as error:
+            self._log(f"{io_failure(error, 'cannot read a record')}; going on without it")
+        except CniError as error:
             self._log(f"record {path}: {error}; going on without it")
-            return None
+        return None
 
 
 def describe(network: str, container_id: str, ifname: str, args: dict[str, str]) -> dict[str, Any]:

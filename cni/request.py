@@ -17,6 +17,9 @@ COMMANDS = ("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION")
 # The verbs about one attachment; GC, STATUS and VERSION are about a network or the plugin itself.
 ATTACHMENT = ("ADD", "DEL", "CHECK")
 
+# The verbs that remove. They read of a configuration only what they need, so that no other value keeps them from it.
+CLEANING = ("DEL", "GC")
+
 # Name, the verbs that need it, and what is wrong with a value that is there.
 VARIABLES = (
     ("CNI_CONTAINERID", ATTACHMENT, identifier_fault),

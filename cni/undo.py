@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cni.errors import INTERNAL, CniError, merge_errors
+from cni.errors import INTERNAL, CniError, io_failure, merge_errors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class Undo:
             try:
                 step()
             except Exception as error:  # whatever it is, the steps below must still run
-                self._log(f"undo failed: {what}: {error}")
+                cause = io_failure(error, "I/O failure") if isinstance(error, OSError) else error
+                self._log(f"undo failed: {what}: {cause}")
 
     def commit(self) -> None:
         """The whole verb has succeeded and its answer is delivered: nothing will be taken back."""
@@ -53,7 +54,7 @@ class Teardown:
         except CniError as error:
             self.errors.append(error)
         except OSError as error:
-            self.errors.append(CniError(INTERNAL, f"{what}: {error}"))
+            self.errors.append(io_failure(error, what, INTERNAL))
 
     def finish(self) -> None:
         """Raise what was collected, as one CniError; return when nothing was."""

@@ -7,9 +7,9 @@ from cni.lock import Locks
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import ModuleType
-    from typing import Protocol
+    from typing import Any, Protocol
 
+    from cni.context import Plugin
     from cni.kernel import Kernel
 
     class Log(Protocol):
@@ -80,10 +80,10 @@ class World:
         self.step = step or (lambda kind, about: _UNTIMED)  # noqa: ARG005 - nobody looks
         self.run_dir = run_dir
 
-    def plugin(self, name: str) -> ModuleType:
+    def plugin(self, name: str) -> Plugin[Any]:
         """The module of a plugin, imported now: a call pays for what it uses."""
-        module = self.registry[name]
-        return __import__(module, fromlist=["*"])
+        found: Plugin[Any] = __import__(self.registry[name], fromlist=["*"])
+        return found
 
 
 class _Untimed:

@@ -17,6 +17,7 @@ from cni.config import Reader, text, wrong
 from cni.errors import INTERNAL, INVALID_CONFIG, NOT_AVAILABLE, CniError
 from cni.kernel import ops
 from cni.record import describe
+from cni.request import CLEANING
 from cni.result import Interface, IPConfig, Result
 
 TYPE_CHECKING = False
@@ -36,10 +37,13 @@ QUIET = {"arp_ignore": "1", "arp_announce": "2"}
 
 
 class Conf:
-    """`vips` are the virtual IPs as bytes, 4 or 16 of them."""
+    """`vips` are the virtual IPs as bytes, 4 or 16 of them; none in DEL and GC, which work from records."""
 
-    def __init__(self, config: Reader, _request: Request) -> None:
-        self.vips = [_address(path, item) for path, item in config.array("addresses")]
+    programs = ()
+
+    def __init__(self, config: Reader, request: Request) -> None:
+        given = [] if request.command in CLEANING else config.array("addresses")
+        self.vips = [_address(path, item) for path, item in given]
 
 
 def add(ctx: Context, conf: Conf) -> Result:

@@ -13,6 +13,7 @@ from cni import addr
 from cni.config import wrong
 from cni.errors import INTERNAL, INVALID_CONFIG, INVALID_ENVIRONMENT, NOT_AVAILABLE, TRY_AGAIN, CniError, errno_text
 from cni.paths import folder_fault
+from cni.request import CLEANING
 from cni.result import IPConfig, Result, read_routes
 from cni.version import at_least
 from ipam.store import DEFAULT_DATA_DIR, Store
@@ -38,26 +39,30 @@ _LONGEST_RESOLV_CONF = 1 << 20
 class Conf:
     """The `ipam` section.
 
-    Ranges and requested addresses are read for ADD, CHECK and STATUS only: a lease can be released whatever
-    has become of the ranges that it was taken from.
+    All but the folder is read for ADD, CHECK and STATUS only: a lease can be released whatever has become of the
+    ranges that it was taken from.
     """
 
     __slots__ = ("data_dir", "requested", "resolv_conf", "routes", "sets", "status_on_exhausted")
+
+    programs = ()
 
     def __init__(self, reader: Reader, request: Request) -> None:
         if reader.raw("ipam") is None:
             raise CniError(INVALID_CONFIG, "IPAM config missing 'ipam' key", 'add "ipam": {"type": "host-local", ...}')
         ipam = reader.object("ipam")
         self.data_dir = _path(ipam, "dataDir") or DEFAULT_DATA_DIR
-        self.resolv_conf = _path(ipam, "resolvConf")
-        self.status_on_exhausted = ipam.boolean("statusOnExhausted", default=True)
+        self.resolv_conf = ""
+        self.status_on_exhausted = True
         self.sets: list[RangeSet] = []
         self.requested: list[bytes] = []
         self.routes: list[Any] = []
-        if request.command in ("ADD", "CHECK", "STATUS"):
+        if request.command not in CLEANING:
             # Imported here: DEL and GC do without.
             from ipam.ranges import read_sets
 
+            self.resolv_conf = _path(ipam, "resolvConf")
+            self.status_on_exhausted = ipam.boolean("statusOnExhausted", default=True)
             self.routes = read_routes(ipam, "routes")
             self.requested = _requested(reader, request)
             self.sets = read_sets(reader)
@@ -94,10 +99,19 @@ def delete(ctx: Context, conf: Conf) -> None:
     except OSError as error:
         raise _store_failure(conf, error) from error
     if not at_least(ctx.version, "0.3.0"):
-        from ipam.ranges import check_families, read_sets
+        _refuse_two_of_a_family(ctx)
 
-        # The reference refuses here what ADD could not have done; so do we, once nothing is left.
-        check_families(read_sets(ctx.config), ctx.version)
+
+def _refuse_two_of_a_family(ctx: Context) -> None:
+    """The reference's DEL refuses what an old version cannot express; so do we, once nothing is left. Ranges that are
+    wrong otherwise are ADD's business."""
+    from ipam.ranges import check_families, read_sets
+
+    try:
+        sets = read_sets(ctx.config)
+    except CniError:
+        return
+    check_families(sets, ctx.version)
 
 
 def check(ctx: Context, conf: Conf) -> None:

@@ -12,11 +12,12 @@ from errno import ENODEV, ENOENT
 from cni import addr
 from cni.errors import INTERNAL, CniError, KernelError
 from cni.kernel import ops
-from cni.names import attachment_key, owner, owner_of_all
+from cni.names import interface_fault, owner, owner_of_all
 from cni.record import describe
 from cni.result import Interface, Result, Route
 from cni.undo import Teardown
 from plugins import masquerade, veth
+from plugins.bridge_conf import LAST_VLAN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,23 @@ if TYPE_CHECKING:
 
 # What DEL and GC need of a record's section, with its type.
 _NEEDED = {"links": list, "addresses": list, "bridge": str, "vlan": int, "masquerade": str, "macspoofchk": bool}
+
+
+class Traces:
+    """Where DEL looks for an attachment that has no record, by the configuration of now.
+
+    No value is refused: one with which no ADD can have succeeded leads nowhere, and any but `false` is a reason to look.
+    """
+
+    __slots__ = ("bridge", "ip_masq", "mac_spoof_check", "vlan")
+
+    def __init__(
+        self, bridge: object, vlan: object = 0, ip_masq: object = None, mac_spoof_check: object = None
+    ) -> None:
+        self.bridge = bridge if isinstance(bridge, str) and not interface_fault(bridge) else ""
+        self.vlan = vlan if type(vlan) is int and 0 < vlan <= LAST_VLAN else 0
+        self.ip_masq = ip_masq not in (None, False)
+        self.mac_spoof_check = mac_spoof_check not in (None, False)
 
 
 def lease(ctx: Context, conf: Conf, ipam: Delegate | None) -> Result:
@@ -54,7 +72,7 @@ def lease(ctx: Context, conf: Conf, ipam: Delegate | None) -> Result:
 def _lead_by_default(routes: list[Route], gateway: bytes) -> None:
     """Have a default route of the gateway's family; one of IPAM's that says nothing but where it leads means this one."""
     nowhere = bytes(len(gateway))
-    defaults = [route for route in routes if route.dst == nowhere and route.prefix == 0]
+    defaults = [route for route in routes if len(route.dst) == len(gateway) and route.prefix == 0]
     for route in defaults:
         if not (route.gateway or route.priority or route.table or route.scope):
             route.gateway = gateway
@@ -85,8 +103,13 @@ def record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:
 def result(
     ctx: Context, conf: Conf, on_host: list[Link], pod_link: Link, lease: Result, others: tuple[Link, ...] = ()
 ) -> Result:
-    """prevResult, if there is one, and after it the links on the host, the pod's end, and other links on the host."""
+    """prevResult, if there is one, and after it the links on the host, the pod's end, and other links on the host.
+
+    Without the addresses that `loopback` puts into prevResult when it comes first in a list: every pod has the same, so
+    a later plugin that acts on them (a firewall's rules, a port map) would act for all pods at once.
+    """
     result = ctx.prev_result or Result()
+    result.ips = [ip for ip in result.ips if not addr.is_loopback(ip.packed)]
     pod_index = len(result.interfaces) + len(on_host)
     before, after = (
         [Interface(link.name, addr.unpack_mac(link.mac), link.mtu) for link in links] for links in (on_host, others)
@@ -112,11 +135,17 @@ def subnets(lease: Result) -> list[Subnet]:
     return [(ip.packed, ip.prefix) for ip in lease.ips]
 
 
+def promised_subnets(result: Result) -> list[Subnet]:
+    """What prevResult promises a pod, without the addresses of its `lo`."""
+    return [subnet for subnet in subnets(result) if not addr.is_loopback(subnet[0])]
+
+
 def default_mac(lease: Result) -> bytes | None:
     return veth.mac_of_address(lease.ips[0].packed) if lease.ips else None
 
 
-def delete(ctx: Context, conf: Conf) -> None:
+def delete(ctx: Context, traces: Traces) -> None:
+    """Remove an attachment, its lease last: what may be wrong about `ipam` keeps nothing else in place."""
     request = ctx.request
     record = ctx.records.read(request.container_id, request.ifname)
     section = _section(ctx, record) if record else None
@@ -124,15 +153,14 @@ def delete(ctx: Context, conf: Conf) -> None:
     if section is not None:
         _remove(ctx, section, request.container_id, request.ifname, teardown)
     else:
-        _remove_unrecorded(ctx, conf, teardown)
-    if conf.layer3:
-        teardown.step("lease", lambda: _ipam_delete(ctx))
+        _remove_unrecorded(ctx, traces, teardown)
+    teardown.step("lease", lambda: _ipam_delete(ctx))
     if not teardown.errors:
         _remove_record(ctx, request.container_id, request.ifname, teardown)
     teardown.finish()
 
 
-def gc(ctx: Context, conf: Conf) -> None:
+def gc(ctx: Context) -> None:
     """Remove what belongs to this network's attachments that are no longer valid, and nothing else."""
     teardown = Teardown()
     for record in ctx.records.all():
@@ -145,17 +173,22 @@ def gc(ctx: Context, conf: Conf) -> None:
         if len(teardown.errors) == before:
             _remove_record(ctx, container_id, ifname, teardown)
     _remove_stale(ctx, teardown)
-    if conf.layer3:
-        teardown.step("leases", lambda: _ipam_forward(ctx))
+    teardown.step("leases", lambda: _ipam_forward(ctx))
     teardown.finish()
 
 
 def _ipam_delete(ctx: Context) -> None:
-    ctx.ipam.delete()
+    if _has_ipam(ctx):
+        ctx.ipam.delete()
 
 
 def _ipam_forward(ctx: Context) -> None:
-    ctx.ipam.forward()
+    if _has_ipam(ctx):
+        ctx.ipam.forward()
+
+
+def _has_ipam(ctx: Context) -> bool:
+    return bool(ctx.config.object("ipam").string("type"))
 
 
 def _section(ctx: Context, record: dict[str, Any]) -> dict[str, Any] | None:
@@ -174,9 +207,9 @@ def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: st
     gone: list[Link] = []
     teardown.step("link", lambda: _remove_links(ctx, section, gone))
     subnets = [subnet for subnet in map(addr.pack_cidr, section["addresses"]) if subnet]
-    key = attachment_key(container_id, ifname)
+    own = masquerade.holder_texts(ctx.network, container_id, ifname)
     bridge = 0 if section["vlan"] else next((link.master for link in gone), 0)
-    teardown.step("neighbours", lambda: _forget(ctx, section["bridge"], section["vlan"], subnets, key, bridge))
+    teardown.step("neighbours", lambda: _forget(ctx, section["bridge"], section["vlan"], subnets, own, bridge))
     if section["masquerade"]:
         teardown.step(
             "masquerade", lambda: masquerade.remove(ctx, section["masquerade"], subnets, container_id, ifname)
@@ -198,18 +231,21 @@ def _remove_links(ctx: Context, section: dict[str, Any], gone: list[Link]) -> No
         veth.remove_pod_end(ctx)
 
 
-def _remove_unrecorded(ctx: Context, conf: Conf, teardown: Teardown) -> None:
+def _remove_unrecorded(ctx: Context, traces: Traces, teardown: Teardown) -> None:
     """The same with no record: from prevResult, the pod and the configuration; also what the Go plugin made."""
     request = ctx.request
-    key = attachment_key(request.container_id, request.ifname)
-    subnets = [(ip.packed, ip.prefix) for ip in ctx.prev_result.ips] if ctx.prev_result else veth.pod_addresses(ctx)
-    subnets += [s for s in (addr.pack_cidr(cidr) for cidr, _ in ctx.records.held(key.__eq__)) if s and s not in subnets]
+    subnets = promised_subnets(ctx.prev_result) if ctx.prev_result else veth.pod_addresses(ctx)
+    teardown.step("masquerade", lambda: masquerade.adopt(ctx))
+    own = masquerade.holder_texts(ctx.network, request.container_id, request.ifname)
+    held = [addr.pack_cidr(cidr) for cidr, _ in ctx.records.held(own.__contains__)]
+    subnets += [subnet for subnet in held if subnet and subnet not in subnets]
     teardown.step("link", lambda: veth.remove_unrecorded(ctx))
-    teardown.step("neighbours", lambda: _forget(ctx, conf.bridge, conf.vlan, subnets, key))
-    if conf.ip_masq:
-        teardown.step("masquerade", lambda: masquerade.remove_held(ctx, subnets, key))
+    teardown.step("neighbours", lambda: _forget(ctx, traces.bridge, traces.vlan, subnets, own))
+    if held or traces.ip_masq:
+        teardown.step("masquerade", lambda: masquerade.remove_held(ctx, subnets, own))
+    if traces.ip_masq:
         teardown.step("masquerade", lambda: masquerade.remove_reference(ctx, request.container_id, request.ifname))
-    if conf.mac_spoof_check:
+    if traces.mac_spoof_check:
         teardown.step("macspoofchk", lambda: _stop_mac_check(ctx, request.container_id, request.ifname))
 
 
@@ -221,18 +257,19 @@ def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
 
 def _remove_stale(ctx: Context, teardown: Teardown) -> None:
     """GC of what has no record: links by their label, masqueraded addresses by their holder."""
-    keys = {attachment_key(*attachment) for attachment in ctx.valid}
+    teardown.step("masquerade", lambda: masquerade.adopt(ctx, again=True))
+    valid = {text for attachment in ctx.valid for text in masquerade.holder_texts(ctx.network, *attachment)}
     labels = {owner(ctx.network, *attachment) for attachment in ctx.valid}
     for link in ctx.host.links():
         if link.alias.startswith(owner_of_all(ctx.network)) and link.alias not in labels:
             teardown.step("link", lambda index=link.index: ctx.host.delete_link(index))  # type: ignore[misc]
-    for cidr, key in ctx.records.held(lambda holder: holder not in keys):
+    for cidr, key in ctx.records.held(lambda holder: holder not in valid):
         subnet = addr.pack_cidr(cidr)
         if subnet:
-            teardown.step("masquerade", lambda s=subnet, k=key: masquerade.remove_held(ctx, [s], k))  # type: ignore[misc]
+            teardown.step("masquerade", lambda s=subnet, k=key: masquerade.remove_held(ctx, [s], (k,)))  # type: ignore[misc]
 
 
-def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], key: str, index: int = 0) -> None:
+def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], own: tuple[str, ...], index: int = 0) -> None:
     """Remove the node's neighbour entries for a pod's addresses, unless another pod holds them by now.
 
     `index` is the bridge's where the pod's link has told it.
@@ -241,7 +278,7 @@ def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], key: st
         link = ctx.host.link(f"{bridge}.{vlan}" if vlan else bridge)
         index = link.index if link else 0
     for packed, prefix in subnets if index else []:
-        if ctx.records.holder(addr.unpack_cidr(packed, prefix)) not in ("", key):
+        if ctx.records.holder(addr.unpack_cidr(packed, prefix)) not in ("", *own):
             continue
         try:
             ctx.host.apply(ops.neigh_del(index, packed))

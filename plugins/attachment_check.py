@@ -127,7 +127,9 @@ def _check_addresses(pod: Namespace, link: Link, ips: list[IPConfig]) -> None:
 def _check_routes(pod: Namespace, routes: list[Route]) -> None:
     found = pod.routes() if routes else []
     for route in routes:
-        same = [f for f in found if (f.dst, f.prefix) == (route.dst, route.prefix)]
+        # The kernel clears the host bits of an IPv6 destination.
+        dst = addr.network(route.dst, route.prefix)
+        same = [f for f in found if (f.dst, f.prefix) == (dst, route.prefix)]
         if not any(route.gateway in (None, f.gateway) for f in same):
             text = addr.unpack_cidr(route.dst, route.prefix)
             via = f" via {addr.unpack(route.gateway)}" if route.gateway else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cni.errors import INTERNAL, NOT_AVAILABLE, CniError
 from cni.paths import folder_fault
-from plugins.bridge_conf import Conf
+from plugins.bridge_conf import DEFAULT_BRIDGE, Conf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,10 +33,15 @@ def add(ctx: Context, conf: Conf) -> Result:
     return bridged.add(ctx, conf)
 
 
-def delete(ctx: Context, conf: Conf) -> None:
+def delete(ctx: Context, _conf: Conf) -> None:
     from plugins import attachment
 
-    attachment.delete(ctx, conf)
+    given = ctx.config.raw
+    bridge = given("bridge")
+    traces = attachment.Traces(
+        DEFAULT_BRIDGE if bridge is None else bridge, given("vlan"), given("ipMasq"), given("macspoofchk")
+    )
+    attachment.delete(ctx, traces)
 
 
 def check(ctx: Context, conf: Conf) -> None:
@@ -70,8 +75,8 @@ def status(ctx: Context, conf: Conf) -> None:
         raise CniError(code, f"bridge {conf.bridge} cannot serve ADD: {error.msg}", error.details) from None
 
 
-def gc(ctx: Context, conf: Conf) -> None:
+def gc(ctx: Context, _conf: Conf) -> None:
     """Remove what belongs to this network's attachments that are no longer valid, and nothing else."""
     from plugins import attachment
 
-    attachment.gc(ctx, conf)
+    attachment.gc(ctx)

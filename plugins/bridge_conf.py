@@ -6,6 +6,7 @@ from cni import addr
 from cni.config import Reader, hardware_address, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.names import interface_fault
+from cni.request import CLEANING
 from cni.result import read_dns
 from plugins import masquerade
 
@@ -13,11 +14,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni.request import Request
 
+DEFAULT_BRIDGE = "cni0"
 LAST_VLAN = 4094
 
 
 class Conf:
-    """The options of DROP-IN's bridge row, typed. `vlans` are the trunk's IDs, `mac` 6 bytes or None."""
+    """bridge's options, typed. `vlans` are the trunk's IDs, `mac` 6 bytes or None.
+
+    In DEL and GC all are at their defaults, whatever the configuration says: those verbs work from records, and where
+    there is none from `attachment.Traces`.
+    """
 
     __slots__ = (
         "backend", "bridge", "disable_container_interface", "dns", "duplicate_detection", "force_address", "hairpin",
@@ -26,7 +32,9 @@ class Conf:
     )  # fmt: skip
 
     def __init__(self, config: Reader, request: Request) -> None:
-        self.bridge = config.string("bridge", "cni0")
+        if request.command in CLEANING:
+            config = Reader({})
+        self.bridge = config.string("bridge", DEFAULT_BRIDGE)
         self.is_default_gateway = config.boolean("isDefaultGateway")
         self.is_gateway = config.boolean("isGateway") or self.is_default_gateway
         self.force_address = config.boolean("forceAddress")
@@ -92,15 +100,12 @@ def _trunk(config: Reader) -> list[int]:
 
 
 def _mac(config: Reader, request: Request) -> bytes | None:
-    """The pod's MAC from CNI_ARGS, `args.cni.mac` or `runtimeConfig.mac`; the later one wins.
-
-    None in DEL and GC, which have to succeed after an ADD that was refused for it.
-    """
+    """The pod's MAC from CNI_ARGS, `args.cni.mac` or `runtimeConfig.mac`; the later one wins. None in DEL and GC."""
     found = [("CNI_ARGS MAC", request.args.get("MAC"))]
     cni_args, runtime = config.object("args").object("cni"), config.object("runtimeConfig")
     found += [(reader.at("mac"), reader.string("mac")) for reader in (cni_args, runtime)]
     given = [(path, text) for path, text in found if text]
-    if not given or request.command in ("DEL", "GC"):
+    if not given or request.command in CLEANING:
         return None
     path, text = given[-1]
     mac = hardware_address(path, text)

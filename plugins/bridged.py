@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from errno import ETIMEDOUT
+from errno import ETIMEDOUT, EXFULL
 
 from cni.addr import family
-from cni.errors import INTERNAL, CniError, KernelError
+from cni.errors import INTERNAL, TRY_AGAIN, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import OPER_UP
 from plugins import attachment, masquerade, node_bridge, veth
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Seconds an ADD waits for the bridge port to forward; it takes about 0.1 ms.
 PORT_TIMEOUT = 1.0
+
+MOST_PORTS = 1023  # of one bridge: BR_MAX_PORTS without port 0
 
 
 def add(ctx: Context, conf: Conf, kept: tuple[Subnet, ...] = ()) -> Result:
@@ -45,6 +47,8 @@ def add(ctx: Context, conf: Conf, kept: tuple[Subnet, ...] = ()) -> Result:
         _wait_until_reachable(ctx, pod_link, gateway_link, lease)
     if conf.ip_masq and lease.ips:
         masquerade.add(ctx, conf.backend, attachment.subnets(lease))
+    elif lease.ips:
+        masquerade.remove_former(ctx, attachment.subnets(lease))
     bridge = node_bridge.after_joining(ctx.host, bridge, host_link)
     others = (gateway_link,) if gateway_link and conf.vlan else ()
     return attachment.result(ctx, conf, [bridge, host_link], pod_link, lease, others)
@@ -72,7 +76,13 @@ def _attach(ctx: Context, conf: Conf, pair: veth.Pair, bridge: Link) -> tuple[Li
     port = []
     if conf.hairpin or conf.isolated:
         port.append(ops.port_set(pair.host_name, hairpin=conf.hairpin, isolated=conf.isolated))
-    veth.create(ctx, pair, bridge.index, *port)
+    try:
+        veth.create(ctx, pair, bridge.index, *port)
+    except KernelError as error:
+        if error.errno != EXFULL:
+            raise
+        what = f"bridge {bridge.name}: expected a free port, found all {MOST_PORTS} in use ({error.msg})"
+        raise CniError(TRY_AGAIN, what, "delete pods, or give the network another `bridge`") from None
     if conf.vlan_option:
         from plugins import bridge_vlan
 

@@ -29,6 +29,8 @@ NO_MAC = "00:00:00:00:00:00"
 class Conf:
     """loopback has no options."""
 
+    programs = ()
+
     def __init__(self, _config: Reader, _request: Request) -> None:
         pass
 
@@ -79,7 +81,6 @@ def _lo(pod: Namespace) -> Link:
 
 
 def _refuse_foreign(address: Address) -> None:
-    packed = address.packed
-    if packed[0] != 127 if len(packed) == 4 else packed != addr.pack("::1"):
-        found = addr.unpack_cidr(packed, address.prefix)
+    if not addr.is_loopback(address.packed):
+        found = addr.unpack_cidr(address.packed, address.prefix)
         raise CniError(INTERNAL, f"loopback interface found with non-loopback address {found!r}")

@@ -12,19 +12,20 @@ of its subnets; a pod is an element of that subnet's set, so the number of rules
         }
     }
 
-Who an element belongs to is not in the kernel (its comment is a label that the first writer sets): the
-network's `holders` (cni/record.py) tell it, and both change together under the network's lock. So when two
-attachments came to the same address one after the other, the DEL of the first leaves the second alone.
+Who an element belongs to the network's `holders` (cni/record.py) tell, and both change together under the network's
+lock. So when two attachments came to the same address one after the other, the DEL of the first leaves the second
+alone. The element's comment is the owner's label; it decides where there is no holder, and the holders are made anew
+from the labels when /run was lost (`adopt`).
 
 iptables (`ipMasqBackend`) makes the very chains that the Go plugin makes (plugins/iptables.py).
 """
 
 from __future__ import annotations
 
-from errno import EEXIST
+from errno import EAFNOSUPPORT, EEXIST, EOPNOTSUPP, EPROTONOSUPPORT
 
 from cni import addr, names
-from cni.errors import INTERNAL, CniError, KernelError
+from cni.errors import INTERNAL, CniError, KernelError, io_failure
 from cni.kernel import ops
 from cni.kernel.ops import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 
@@ -52,6 +53,9 @@ FAMILIES = {
     16: (NFPROTO_IPV6, "ipv6_addr", (b"\xff" + bytes(15), 8)),
 }
 
+# What a kernel without nftables says.
+_NO_NFTABLES = (EAFNOSUPPORT, EOPNOTSUPP, EPROTONOSUPPORT)
+
 # nft's own limit for names is 256 bytes.
 _LONGEST_NETWORK = 128
 
@@ -64,15 +68,28 @@ def add(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
     if backend == IPTABLES:
         _iptables().masquerade(ctx, addresses)
         return
+    adopt(ctx)
+    own = holder_texts(ctx.network, container_id, ifname)
     comment = names.owner(ctx.network, container_id, ifname)
     with ctx.records.lock():
+        # An element that is added again keeps its first comment, which would be the former holder's.
+        former = [s for s in addresses if ctx.records.holder(addr.unpack_cidr(*s)) not in ("", *own) and _has(ctx, s)]
         for packed, prefix in addresses:
             ctx.records.hold(addr.unpack_cidr(packed, prefix), container_id, ifname)
         elements = [
             ops.nft_element_add(NFPROTO_INET, TABLE, set_name(ctx.network, subnet), subnet[0], comment)
             for subnet in addresses
         ]
-        commit(ctx.host, [*_missing(ctx, addresses), *elements])
+        commit(ctx.host, [*_missing(ctx, addresses), *_removals(ctx, former), *elements])
+
+
+def remove_former(ctx: Context, addresses: list[Subnet]) -> None:
+    """Stop masquerading for whoever had these addresses before a pod that is not masqueraded. Costs no question to the
+    kernel where every former holder's DEL has done its work."""
+    adopt(ctx)
+    if any(ctx.records.holder(addr.unpack_cidr(*subnet)) for subnet in addresses):
+        with ctx.records.lock():
+            _take_out(ctx, [subnet for subnet in addresses if ctx.records.holder(addr.unpack_cidr(*subnet))])
 
 
 def remove(ctx: Context, backend: str, addresses: list[Subnet], container_id: str, ifname: str) -> None:
@@ -80,18 +97,39 @@ def remove(ctx: Context, backend: str, addresses: list[Subnet], container_id: st
     if backend == IPTABLES:
         _iptables().unmasquerade(ctx, container_id)
     else:
-        remove_held(ctx, addresses, names.attachment_key(container_id, ifname))
+        adopt(ctx)
+        remove_held(ctx, addresses, holder_texts(ctx.network, container_id, ifname))
 
 
-def remove_held(ctx: Context, addresses: list[Subnet], key: str) -> None:
-    """The same for nftables, by the attachment's key."""
+def remove_held(ctx: Context, addresses: list[Subnet], owners: tuple[str, ...]) -> None:
+    """The same for nftables, by what the holder's link may say (`holder_texts`)."""
     with ctx.records.lock():
-        held = [subnet for subnet in addresses if ctx.records.holder(addr.unpack_cidr(*subnet)) == key]
-        there = [subnet for subnet in held if _has(ctx, subnet)]
-        if there:
-            ctx.host.nft(*[ops.nft_element_del(NFPROTO_INET, TABLE, set_name(ctx.network, s), s[0]) for s in there])
-        for subnet in held:
-            ctx.records.release(addr.unpack_cidr(*subnet))
+        _take_out(ctx, [subnet for subnet in addresses if _owner(ctx, subnet) in owners])
+
+
+def adopt(ctx: Context, *, again: bool = False) -> None:
+    """Make holders for the elements that have none, from their labels: once after /run was lost, or `again`.
+
+    /run may be gone while pods run, and the next call of the network comes here first. One that cannot write there
+    goes on: whoever needs a holder will say so.
+    """
+    if ctx.records.has_holders and not again:
+        return
+    try:
+        with ctx.records.lock():
+            held = dict(ctx.records.held(lambda _: True))
+            labels = _labels(ctx)
+            ctx.records.adopt({cidr: label for cidr, label in labels.items() if cidr not in held})
+    except OSError as error:
+        ctx.log(f"{io_failure(error, 'cannot say who holds the masqueraded addresses')}; going on without")
+    except KernelError as error:
+        if error.errno not in _NO_NFTABLES:
+            raise
+
+
+def holder_texts(network: str, container_id: str, ifname: str) -> tuple[str, str]:
+    """What the link of a holder says: the attachment's key, or its label."""
+    return names.attachment_key(container_id, ifname), names.owner(network, container_id, ifname)
 
 
 def check(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
@@ -103,15 +141,16 @@ def check(ctx: Context, backend: str, addresses: list[Subnet]) -> None:
         return
     chain = chain_name(ctx.network)
     comments = {rule.comment for rule in ctx.host.nft_rules(NFPROTO_INET, TABLE, chain)}
-    key = names.attachment_key(ctx.request.container_id, ctx.request.ifname)
+    own = holder_texts(ctx.network, ctx.request.container_id, ctx.request.ifname)
     for subnet in addresses:
         text = addr.unpack_cidr(*subnet)
         if _subnet_text(subnet) not in comments:
             raise _unwell(f"a rule for {_subnet_text(subnet)} in nftables chain inet {TABLE} {chain}, found none")
         if not _has(ctx, subnet):
             raise _unwell(f"{text} in nftables set inet {TABLE} {set_name(ctx.network, subnet)}, found it missing")
-        if ctx.records.holder(text) != key:
-            raise _unwell(f"{text} masqueraded for {key}, found it held by {ctx.records.holder(text) or 'nobody'}")
+        holder = _owner(ctx, subnet)
+        if holder not in own:
+            raise _unwell(f"{text} masqueraded for {own[0]}, found it held by {holder or 'nobody'}")
 
 
 def remove_reference(ctx: Context, container_id: str, ifname: str) -> None:
@@ -188,6 +227,39 @@ def _iptables() -> ModuleType:
 
 def _has(ctx: Context, subnet: Subnet) -> bool:
     return ctx.host.nft_has_element(NFPROTO_INET, TABLE, set_name(ctx.network, subnet), subnet[0])
+
+
+def _owner(ctx: Context, subnet: Subnet) -> str:
+    """The holder of an address; with none, the label of its element."""
+    holder = ctx.records.holder(addr.unpack_cidr(*subnet))
+    return holder or ctx.host.nft_comment(NFPROTO_INET, TABLE, set_name(ctx.network, subnet), subnet[0])
+
+
+def _labels(ctx: Context) -> dict[str, str]:
+    """The label of every element of the network, by its address (`10.1.0.2/24`)."""
+    found: dict[str, str] = {}
+    for rule in ctx.host.nft_rules(NFPROTO_INET, TABLE, chain_name(ctx.network)):
+        subnet = addr.pack_cidr(rule.comment)
+        if subnet is None:
+            continue  # a range's
+        comments = ctx.host.nft_comments(NFPROTO_INET, TABLE, set_name(ctx.network, subnet))
+        for packed, comment in comments.items():
+            if comment.startswith(names.owner_of_all(ctx.network)):
+                found[addr.unpack_cidr(packed, subnet[1])] = comment
+    return found
+
+
+def _take_out(ctx: Context, addresses: list[Subnet]) -> None:
+    """Remove the elements and holders of addresses. Call under the lock."""
+    there = [subnet for subnet in addresses if _has(ctx, subnet)]
+    if there:
+        ctx.host.nft(*_removals(ctx, there))
+    for subnet in addresses:
+        ctx.records.release(addr.unpack_cidr(*subnet))
+
+
+def _removals(ctx: Context, addresses: list[Subnet]) -> list[Op]:
+    return [ops.nft_element_del(NFPROTO_INET, TABLE, set_name(ctx.network, s), s[0]) for s in addresses]
 
 
 def _subnet_text(subnet: Subnet) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from cni import addr
 from cni.config import Reader, wrong
 from cni.errors import INTERNAL, INVALID_CONFIG, NOT_AVAILABLE, CniError
+from cni.request import CLEANING
+from plugins.bridge_conf import DEFAULT_BRIDGE
 from plugins.bridge_conf import Conf as LinkConf
 from plugins.peers import Node
 
@@ -32,6 +34,7 @@ ARGS = ("IP", "MAC")
 NETNS = True
 PATHS = (("subnetFile", ""),)
 
+DEFAULT_IPAM = "host-local"
 ROUTED = "routed"
 BRIDGED = "bridged"
 
@@ -89,17 +92,20 @@ class Site:
 
 
 class Conf:
-    """The options of one pod's attachment, and the network's (`ClusterConf`), which DEL and GC do without: what was
-    attached can be detached whatever has become of the network."""
+    """The options of one pod's attachment, and the network's (`ClusterConf`). DEL and GC do without: what was
+    attached can be detached whatever has become of the configuration."""
 
     __slots__ = ("attachment", "cluster", "config", "request")
+
+    programs = ()  # ranges are masqueraded with nftables
 
     def __init__(self, config: Reader, request: Request) -> None:
         self.config = config
         self.request = request
-        self.attachment = config.string("attachment", ROUTED)
+        self.attachment = ROUTED
         self.cluster: ClusterConf | None = None
-        if request.command in ("ADD", "CHECK", "STATUS"):
+        if request.command not in CLEANING:
+            self.attachment = config.string("attachment", ROUTED)
             self.cluster = _cluster(config, self.attachment)
 
     def link(self, mtu: int = 0) -> LinkConf:
@@ -111,11 +117,21 @@ class Conf:
         return LinkConf(Reader(value), self.request)
 
     def with_ranges(self, subnets: tuple[Subnet, ...]) -> Reader:
-        """The configuration as IPAM is given it: the node's subnets are its ranges."""
+        """The configuration as IPAM is given it: the node's subnets are its ranges.
+
+        An `ipam` of the wrong type stays, and so does a wrong type in it: whoever asks for the plugin refuses it.
+        """
+        given = self.config.raw("ipam")
+        if given is not None and not isinstance(given, dict):
+            return self.config
+        ipam = Reader(given or {}, "ipam")
         rest = {key: found for key, found in self.config.value.items() if key.casefold() != "ipam"}
+        kept = {key: found for key, found in ipam.value.items() if key.casefold() != "type"}
+        kind = ipam.raw("type")
         ranges = [[{"subnet": addr.unpack_cidr(*subnet)}] for subnet in subnets]
-        ipam = {**self.config.object("ipam").value, "type": _ipam_type(self.config), "ranges": ranges}
-        return Reader({**rest, "ipam": ipam})
+        return Reader(
+            {**rest, "ipam": {**kept, "type": DEFAULT_IPAM if kind in (None, "") else kind, "ranges": ranges}}
+        )
 
 
 def add(ctx: Context, conf: Conf, backend: Backend) -> Result:
@@ -140,7 +156,9 @@ def delete(ctx: Context, conf: Conf) -> None:
     from plugins import attachment
 
     ctx.config = conf.with_ranges(_ranges_of(ctx))
-    attachment.delete(ctx, conf.link())
+    bridged = ctx.config.raw("attachment") == BRIDGED
+    bridge = ctx.config.raw("bridge") if bridged else ""
+    attachment.delete(ctx, attachment.Traces(DEFAULT_BRIDGE if bridge is None else bridge))
 
 
 def gc(ctx: Context, conf: Conf) -> None:
@@ -148,7 +166,7 @@ def gc(ctx: Context, conf: Conf) -> None:
     from plugins import attachment
 
     ctx.config = conf.with_ranges(())  # which names host-local when the configuration names nobody
-    attachment.gc(ctx, conf.link())
+    attachment.gc(ctx)
 
 
 def check(ctx: Context, conf: Conf, backend: Backend) -> None:
@@ -340,12 +358,12 @@ def _refuse_moved(site: Site, ips: list[IPConfig]) -> None:
 
 def _ranges_of(ctx: Context) -> tuple[Subnet, ...]:
     """The subnets that an attachment's addresses are from, by its record or its result."""
-    from plugins.attachment import recorded_ranges
+    from plugins.attachment import promised_subnets, recorded_ranges
 
     record = ctx.records.read(ctx.request.container_id, ctx.request.ifname)
     found = recorded_ranges(record["plugins"].get(ctx.plugin_type, {})) if record else []
     if not found and ctx.prev_result:
-        found = [(addr.network(ip.packed, ip.prefix), ip.prefix) for ip in ctx.prev_result.ips]
+        found = [(addr.network(*subnet), subnet[1]) for subnet in promised_subnets(ctx.prev_result)]
     return tuple(dict.fromkeys(found))
 
 
@@ -367,4 +385,4 @@ def _cluster(config: Reader, attachment: str) -> ClusterConf:
 
 
 def _ipam_type(config: Reader) -> str:
-    return config.object("ipam").string("type") or "host-local"
+    return config.object("ipam").string("type") or DEFAULT_IPAM

@@ -119,6 +119,12 @@ if TYPE_CHECKING:
         def nft_elements(self, family: int, table: str, set_name: str) -> list[bytes]:
             """The keys in a set; empty when there is no such set."""
 
+        def nft_comments(self, family: int, table: str, set_name: str) -> dict[bytes, str]:
+            """The same with the comment of each, empty for none."""
+
+        def nft_comment(self, family: int, table: str, set_name: str, key: bytes) -> str:
+            """The comment of one key, without reading the whole set; empty when there is none."""
+
         def nft_has_element(self, family: int, table: str, set_name: str, key: bytes) -> bool:
             """Whether a set holds a key, without reading the whole set."""
 

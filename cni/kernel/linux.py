@@ -338,6 +338,12 @@ class Namespace:
     def nft_elements(self, family: int, table: str, set_name: str) -> list[bytes]:
         return self._nftables().elements(family, table, set_name)
 
+    def nft_comments(self, family: int, table: str, set_name: str) -> dict[bytes, str]:
+        return self._nftables().comments(family, table, set_name)
+
+    def nft_comment(self, family: int, table: str, set_name: str, key: bytes) -> str:
+        return self._nftables().comment(family, table, set_name, key)
+
     def nft_has_element(self, family: int, table: str, set_name: str, key: bytes) -> bool:
         return self._nftables().has_element(family, table, set_name, key)
 

@@ -51,6 +51,18 @@ class Nftables:
         # A set that grows while it is read may show an element twice.
         return list(dict.fromkeys(key for answer in answers for key in nftables.parse_keys(answer)))
 
+    def comments(self, family: int, table: str, set_name: str) -> dict[bytes, str]:
+        body = nftables.elements_question(family, table, set_name)
+        what = f"list elements of nftables set {table} {set_name}"
+        answers = self._socket.dump(what, nftables.GETSETELEM, body, absent=(ENOENT,))
+        return {key: comment for answer in answers for key, comment in nftables.parse_comments(answer).items()}
+
+    def comment(self, family: int, table: str, set_name: str, key: bytes) -> str:
+        body = nftables.element_question(family, table, set_name, key)
+        what = f"look up element {key.hex()} of nftables set {table} {set_name}"
+        answer = self._socket.ask(what, nftables.GETSETELEM, body, absent=(ENOENT,))
+        return "" if answer is None else nftables.parse_comments(answer).get(key, "")
+
     def has_element(self, family: int, table: str, set_name: str, key: bytes) -> bool:
         body = nftables.element_question(family, table, set_name, key)
         what = f"look up element {key.hex()} of nftables set {table} {set_name}"

@@ -385,9 +385,15 @@ def _target(expression: bytes) -> str:
 
 def parse_keys(body: bytes) -> list[bytes]:
     """NFT_MSG_NEWSETELEM: the keys of its elements."""
-    keys: list[bytes] = []
-    for _, element in each_attr(_body(body).get(3, b"")):
-        key = attrs(attrs(element).get(1, b"")).get(1, b"")
+    return list(parse_comments(body))
+
+
+def parse_comments(body: bytes) -> dict[bytes, str]:
+    """The same, each with its comment."""
+    found: dict[bytes, str] = {}
+    for _, data in each_attr(_body(body).get(3, b"")):
+        element = attrs(data)
+        key = attrs(element.get(1, b"")).get(1, b"")
         if key:
-            keys.append(key)
-    return keys
+            found[key] = _parse_comment(element.get(6, b""))
+    return found

@@ -230,5 +230,11 @@ class FakeNamespace:
     def nft_elements(self, family: int, table: str, set_name: str) -> list[bytes]:
         return self._world.nft.elements(family, table, set_name)
 
+    def nft_comments(self, family: int, table: str, set_name: str) -> dict[bytes, str]:
+        return self._world.nft.comments(family, table, set_name)
+
+    def nft_comment(self, family: int, table: str, set_name: str, key: bytes) -> str:
+        return self._world.nft.comments(family, table, set_name).get(key, "")
+
     def nft_has_element(self, family: int, table: str, set_name: str, key: bytes) -> bool:
         return key in self._world.nft.elements(family, table, set_name)

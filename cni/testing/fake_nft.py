@@ -90,6 +90,9 @@ class FakeNft:
     def elements(self, family: int, table: str, set_name: str) -> list[bytes]:
         return list(self.tables.get((family, table), Table()).sets.get(set_name, Set("")).elements)
 
+    def comments(self, family: int, table: str, set_name: str) -> dict[bytes, str]:
+        return dict(self.tables.get((family, table), Table()).sets.get(set_name, Set("")).elements)
+
     def snapshot(self) -> dict[str, Any]:
         """Everything as plain data; handles, which only count, are left out."""
         return {

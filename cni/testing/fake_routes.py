@@ -81,8 +81,9 @@ class Paths:
         advmss: int,
     ) -> None:
         del advmss  # no question shows it
-        if addr.network(dst, prefix) != dst:
+        if len(dst) == 4 and addr.network(dst, prefix) != dst:
             raise Refused(EINVAL)
+        dst = addr.network(dst, prefix)  # of IPv6 the host bits are cleared
         self._link(index, ENETDOWN)
         if gateway is not None:
             self._near(index, gateway)

@@ -186,6 +186,14 @@ class FaultyNamespace:
         self._kernel.verb(f"nft_elements {table} {set_name}")
         return self._inner.nft_elements(family, table, set_name)
 
+    def nft_comments(self, family: int, table: str, set_name: str) -> dict[bytes, str]:
+        self._kernel.verb(f"nft_comments {table} {set_name}")
+        return self._inner.nft_comments(family, table, set_name)
+
+    def nft_comment(self, family: int, table: str, set_name: str, key: bytes) -> str:
+        self._kernel.verb(f"nft_comment {table} {set_name}")
+        return self._inner.nft_comment(family, table, set_name, key)
+
     def nft_has_element(self, family: int, table: str, set_name: str, key: bytes) -> bool:
         self._kernel.verb(f"nft_has_element {table} {set_name}")
         return self._inner.nft_has_element(family, table, set_name, key)

@@ -324,6 +324,11 @@ ONLY_THEIRS = [
         "a lease can be released whatever has become of the ranges that it was taken from",
         ("DEL",),
     ),
+    OnlyTheirs(
+        r"cannot unmarshal|invalid VLAN ID|trunk|minID|cannot set hairpin mode and promiscuous|cannot use IPAM when Disable",
+        "DEL reads of the configuration only what it needs: another value is no reason to keep a pod's link and lease",
+        ("DEL",),
+    ),
 ]
 
 # A refusal of ours where they succeed: our message (a regular expression) and why.

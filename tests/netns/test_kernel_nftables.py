@@ -183,6 +183,9 @@ def test_questions_about_what_is_and_is_not(host: Namespace) -> None:
     assert not host.nft_has_element(INET, "t", "pods4", bytes(4))
     assert not host.nft_has_element(INET, "t", "none", ADDRESS)
     assert not host.nft_has_element(INET, "none", "pods4", ADDRESS)
+    assert host.nft_comments(INET, "t", "pods4")[ADDRESS] == host.nft_comment(INET, "t", "pods4", ADDRESS)
+    assert host.nft_comments(INET, "t", "none") == {}
+    assert host.nft_comment(INET, "t", "pods4", bytes(4)) == host.nft_comment(INET, "none", "pods4", ADDRESS) == ""
     assert host.nft_rules(INET, "t", "none") == []
     assert host.nft_elements(INET, "t", "none") == []
     assert host.nft_elements(INET, "t", "pods6") == []

@@ -302,12 +302,15 @@ def test_a_missing_namespace_has_its_code_in_check(node: Node) -> None:
 
 
 @pytest.mark.parametrize("previous", [[], {"ips": 5}, {"ips": [{"address": "x"}]}, "garbage"])
-def test_del_goes_on_with_a_broken_prev_result(node: Node, toy: Toy, previous: Any) -> None:
-    answer = node.call("toy", "DEL", {**CONF, "prevResult": previous})
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+def test_del_and_gc_go_on_with_a_broken_prev_result(node: Node, toy: Toy, previous: Any, verb: str) -> None:
+    conf = {**CONF, "cniVersion": "1.1.0", dispatch.VALID_ATTACHMENTS: [], "prevResult": previous}
+
+    answer = node.call("toy", verb, conf)
 
     answer.silent()
     assert toy.seen[0].prev_result is None
-    assert "DEL must not depend on it" in answer.log[0]
+    assert f"{verb} must not depend on it" in answer.log[0]
     for command in ("ADD", "CHECK"):
         assert node.call("toy", command, {**CONF, "prevResult": previous}).error["code"] == errors.INVALID_CONFIG
 

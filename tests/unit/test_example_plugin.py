@@ -182,6 +182,16 @@ def test_bad_configuration_is_refused_before_any_effect(node: Node, config: dict
     assert node.records() == []
 
 
+@pytest.mark.parametrize("wrong", ["x", 5, {}, [5], ["10.1.0.300"]])
+def test_del_and_gc_do_not_mind_what_became_of_the_configuration(node: Node, wrong: Any) -> None:
+    for verb in ("DEL", "GC"):
+        assert node.call("ADD", prevResult=MADE_BY_BRIDGE)[0] == 0
+
+        assert node.call(verb, **{VALID: []}, addresses=wrong)[0] == 0
+
+        assert node.records() == []
+
+
 def test_add_that_fails_at_any_verb_leaves_nothing(node: Node) -> None:
     before = node.kernel.snapshot()
     counting = node.kernel.failing(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -225,13 +226,95 @@ def test_long_network_names_are_hashed(node: Node) -> None:
     masquerade.check(context(node, network=network), masquerade.NFTABLES, [ONE])
 
 
+def forget(node: Node) -> None:
+    """The folder of holders is lost, as with /run."""
+    shutil.rmtree(node.run_dir, ignore_errors=True)
+
+
+def replace_and_forget(node: Node) -> None:
+    add(node, ONE, container="two")
+    forget(node)
+
+
+def test_the_label_decides_where_there_is_no_holder(node: Node) -> None:
+    add(node, ONE, SIX)
+    add(node, TWO, container="two")
+    forget(node)
+    masquerade.check(context(node), masquerade.NFTABLES, [ONE, SIX])
+
+    remove(node, ONE, SIX)
+
+    assert [key for keys in elements(node).values() for key in keys] == [TWO[0]]
+    assert holders(node) == {"10.1.0.3_24": "-> cnikit net/two/eth0"}
+    masquerade.check(context(node, "two"), masquerade.NFTABLES, [TWO])
+    remove(node, TWO, container="two")
+    assert holders(node) == {}
+
+
+def test_one_lost_holder_is_no_loss_either(node: Node) -> None:
+    add(node, ONE)
+    context(node).records.release("10.1.0.2/24")
+    masquerade.check(context(node), masquerade.NFTABLES, [ONE])
+
+    remove(node, ONE)
+
+    assert elements(node) == {"pods-net-0a010000/24": []}
+
+
+def test_the_label_is_of_whoever_came_last(node: Node) -> None:
+    add(node, ONE)
+    add(node, ONE, container="two")
+    forget(node)
+
+    remove(node, ONE)
+
+    assert table(node)["sets"]["pods-net-0a010000/24"]["elements"] == {ONE[0]: "cnikit net/two/eth0"}
+
+
+def test_labels_that_are_cut_still_find_their_owner(node: Node) -> None:
+    long = "c" * 300
+    add(node, ONE, container=long)
+    forget(node)
+    masquerade.check(context(node, long), masquerade.NFTABLES, [ONE])
+
+    remove(node, ONE, container=long)
+
+    assert elements(node) == {"pods-net-0a010000/24": []}
+
+
+def test_a_later_pod_without_masquerading_ends_it(node: Node) -> None:
+    add(node, ONE, TWO)
+    add(node, ONE, network="net-two", container="other")
+
+    masquerade.remove_former(context(node, "two"), [ONE])
+    assert elements(node) == {"pods-net-0a010000/24": [TWO[0]], "pods-net-two-0a010000/24": [ONE[0]]}
+
+    forget(node)
+    masquerade.remove_former(context(node, "three"), [TWO])
+    assert elements(node) == {"pods-net-0a010000/24": [], "pods-net-two-0a010000/24": [ONE[0]]}
+
+
+def test_a_pod_without_masquerading_asks_the_kernel_once_for_all(node: Node) -> None:
+    faulty = FaultyKernel(node.kernel)
+    masquerade.remove_former(context(node, kernel=faulty), [ONE])
+    first = list(faulty.verbs)
+
+    masquerade.remove_former(context(node, "two", kernel=faulty), [TWO])
+
+    assert first == ["own", "nft_rules cnikit masq-net"]
+    assert faulty.verbs == first
+
+
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
         (lambda n: remove(n, ONE), "10.1.0.2/24 in nftables set inet cnikit pods-net-0a010000/24, found it missing"),
         (lambda n: n.kernel._own.nft.tables.clear(), "a rule for 10.1.0.0/24 in nftables chain inet cnikit masq-net"),
         (lambda n: add(n, ONE, container="two"), "masqueraded for ctr:eth0, found it held by two:eth0"),
-        (lambda n: context(n).records.release("10.1.0.2/24"), "found it held by nobody"),
+        (
+            replace_and_forget,
+            "masqueraded for ctr:eth0, found it held by cnikit net/two",
+        ),
     ],
 )
 def test_check_names_what_is_missing(node: Node, spoil: Any, complaint: str) -> None:

@@ -53,7 +53,7 @@ def test_teardown_goes_on_and_tells_every_failure() -> None:
         teardown.finish()
     assert done == [3]
     assert caught.value.code == INVALID_CONFIG  # the first failure's
-    assert caught.value.msg == "first; two: [Errno 5] I/O error"
+    assert caught.value.msg == "first; two: EIO (Input/output error)"
     assert caught.value.details == "do this"
 
 
