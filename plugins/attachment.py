@@ -10,6 +10,7 @@ from __future__ import annotations
 from errno import ENODEV, ENOENT
 
 from cni import addr
+from cni.config import Refusal
 from cni.errors import INTERNAL, CniError, KernelError
 from cni.kernel import ops
 from cni.names import attachment_key, owner, owner_of_all
@@ -20,6 +21,7 @@ from plugins import masquerade, veth
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from cni.context import Context
@@ -41,14 +43,48 @@ def lease(ctx: Context, conf: Conf, ipam: Delegate | None) -> Result:
     ctx.undo.push("release the lease", ipam.delete)
     if not found.ips:
         raise CniError(INTERNAL, "IPAM plugin returned missing IP config: expected at least one address, found none")
-    if not conf.is_gateway:
-        return found
-    for ip in found.ips:
+    complete(found, conf)
+    if conf.bridge:  # a routed pod's gateway is on its link by a route of its own
+        for fault in unusable(found, conf):
+            raise fault
+    return found
+
+
+def complete(lease: Result, conf: Conf) -> None:
+    """Fill in what `isGateway` and `isDefaultGateway` imply."""
+    for ip in lease.ips if conf.is_gateway else ():
         if ip.gateway is None:
             ip.gateway = addr.following(addr.network(ip.packed, ip.prefix))
         if conf.is_default_gateway:
-            _lead_by_default(found.routes, ip.gateway)
-    return found
+            _lead_by_default(lease.routes, ip.gateway)
+
+
+def unusable(lease: Result, conf: Conf) -> Iterator[Refusal]:
+    """What of IPAM's result no pod on a bridge can work with. Paths are those of the result."""
+    for index, ip in enumerate(lease.ips):
+        for key, packed in (("address", ip.packed), ("gateway", ip.gateway if conf.is_gateway else None)):
+            if packed is None:
+                continue
+            host = (packed, len(packed) * 8)
+            what = addr.no_hosts(host) or (
+                "link-local addresses" if conf.is_gateway and addr.is_link_local(host) else ""
+            )
+            if what:
+                found = f"{addr.unpack(packed)}, which is of the {what}"
+                remedy = "choose a private network, for example 10.1.0.0/16 or fd00:1::/64"
+                yield Refusal(f"ips[{index}].{key}", "an address that hosts can have", found, remedy)
+    by_family = {len(ip.gateway): (index, ip.gateway) for index, ip in reversed([*enumerate(lease.ips)]) if ip.gateway}
+    links = [(ip.packed, ip.prefix) for ip in lease.ips]
+    links += [(one.dst, one.prefix) for one in lease.routes if not one.gateway and len(one.dst) not in by_family]
+    for index, route in enumerate(lease.routes):
+        holder, hop = (-1, route.gateway) if route.gateway else by_family.get(len(route.dst), (-1, None))
+        if hop is None or addr.is_link_local((hop, len(hop) * 8)) or any(addr.inside(hop, *link) for link in links):
+            continue
+        given = [at for at, ip in enumerate(lease.ips) if ip.gateway == hop]
+        path = f"ips[{given[0] if given else holder}].gateway" if given or holder >= 0 else f"routes[{index}].gw"
+        networks = ", ".join(addr.unpack_cidr(addr.network(*link), link[1]) for link in links) or "none"
+        remedy = "use an address of the pod's subnet, or leave it out"
+        yield Refusal(path, f"a next hop on the pod's link ({networks})", addr.unpack(hop), remedy)
 
 
 def _lead_by_default(routes: list[Route], gateway: bytes) -> None:

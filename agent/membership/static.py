@@ -160,7 +160,7 @@ def make(config: Reader, network: Network) -> File:  # noqa: ARG001 - the file s
     """The source that `{"source": "static", "file": PATH}` describes."""
     path = config.string("file")
     if not path.startswith("/"):
-        raise wrong(config.at("file"), "the absolute path of a file of nodes", path)
+        config.refuse(wrong(config.at("file"), "the absolute path of a file of nodes", path))
     return File(path)
 
 
