@@ -163,7 +163,7 @@ def _take(found: lint_refusals.Found, unfit: list[Violation], path: str, report:
     told = {one.path for one in unfit}
     for where, (message, remedy) in refused.items():
         if where not in told:
-            report.error(where, message, remedy or "correct it")
+            report.error(where, message, remedy or "change it to what is expected, or leave the key out")
 
 
 def _word(key: str, found: Any, report: Report) -> Any:

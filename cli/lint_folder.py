@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cni import addr
 from cni.addr import overlap
+from cni.errors import CniError
 from cni.names import OWNER
 from plugins import pod_network
 from plugins.node_bridge import conflict
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from cli.findings import Report
     from cli.lint_refusals import Found
+    from cni.kernel.types import Address, Link
     from plugins.cluster_conf import ClusterConf
     from plugins.peers import Subnet
 
@@ -82,17 +84,28 @@ class Place(NamedTuple):
 
 
 def places() -> list[Place]:
-    """The networks of this machine, without those of our own links. None where the kernel does not say."""
+    """The networks of this machine, without those of our own links; empty where the kernel does not say."""
     from cni.kernel.background import fork_background
     from cni.kernel.linux import Kernel
 
     found = []
-    with Kernel(time.monotonic, fork_background).own() as host:
-        for link in host.links():
-            if not link.alias.startswith(OWNER):
-                addresses = [one for one in host.addresses(link.index) if one.scope == SCOPE_GLOBAL]
-                found += [Place(link.name, one.packed, one.prefix) for one in addresses]
+    try:
+        with Kernel(time.monotonic, fork_background).own() as host:
+            for link in host.links():
+                if not link.alias.startswith(OWNER):
+                    found += [
+                        Place(link.name, one.packed, one.prefix)
+                        for one in host.addresses(link.index)
+                        if one.scope == SCOPE_GLOBAL and not _is_of_pods(link, one)
+                    ]
+    except (OSError, CniError):  # a sandbox without netlink: as on another machine
+        return []
     return found
+
+
+def _is_of_pods(link: Link, found: Address) -> bool:
+    """Whether an address is a gateway's on a pod's own link (the Go plugin ptp) or of flanneld's device."""
+    return link.kind in ("veth", "vxlan") and found.prefix == len(found.packed) * 8
 
 
 def compare(plugins: Sequence[Plugin]) -> None:

@@ -40,7 +40,7 @@ def check(value: Any, report: Report, networks: tuple[Subnet, ...] = ()) -> None
 
 
 def _path(value: Any, name: str) -> str:
-    """Where a node stands in the file: the last entry of its name."""
+    """Where a node stands in the file: the first entry of its name, which counts."""
     entries: list[Any] = next((item for key, item in value.items() if key.casefold() == "nodes"), [])
     found = [index for index, one in enumerate(entries) if isinstance(one, dict) and one.get("name") == name]
-    return f"nodes[{found[-1]}]" if found else "nodes"
+    return f"nodes[{found[0]}]" if found else "nodes"

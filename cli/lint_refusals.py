@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from cni import addr
 from cni.config import Reader, Refusal, mapping
 from cni.errors import CniError
 from cni.request import Request
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from agent.cluster import Options
-    from ipam.ranges import RangeSet
+    from ipam.ranges import Range, RangeSet
 
 T = TypeVar("T")
 
@@ -138,7 +139,7 @@ def _unusable(bridge: bridge_conf.Conf, ipam: host_local.Conf) -> Iterator[Refus
     for turn in range(max((len(one.ranges) for one in ipam.sets), default=0)):
         chosen = [one.ranges[min(turn, len(one.ranges) - 1)] for one in ipam.sets]
         lease = Result()
-        lease.ips = [IPConfig(one.packed(one.first), one.prefix, one.gateway) for one in chosen]
+        lease.ips = [IPConfig(_first(one), one.prefix, one.gateway) for one in chosen]
         lease.routes = [_copied(route) for route in ipam.routes]
         complete(lease, bridge)
         for fault in unusable(lease, bridge):
@@ -147,8 +148,16 @@ def _unusable(bridge: bridge_conf.Conf, ipam: host_local.Conf) -> Iterator[Refus
             if what == "routes":
                 fault.path = f"ipam.{fault.path}"
             else:
-                fault.path = f"{chosen[int(index)].path}.{'subnet' if key == 'address' else key}"
+                one = chosen[int(index)]
+                is_given = key == "gateway" and one.gateway != addr.following(one.network)
+                fault.path = f"{one.path}.{'gateway' if is_given else 'subnet'}"
             yield fault
+
+
+def _first(found: Range) -> bytes:
+    """The first address that a pod gets."""
+    first = found.packed(found.first)
+    return addr.following(first) if first == found.gateway and found.size else first
 
 
 def _copied(route: Route) -> Route:

@@ -92,7 +92,7 @@ def no_hosts(subnet: tuple[bytes, int]) -> str:
     for network, prefix, what in _NO_HOSTS:
         if inside(subnet[0], network, prefix) and subnet[1] >= prefix:
             return what
-    return "loopback address ::1" if subnet[1] and overlap(subnet, (bytes(15) + b"\1", 128)) else ""
+    return "loopback addresses" if subnet[1] and overlap(subnet, (bytes(15) + b"\1", 128)) else ""
 
 
 def is_link_local(subnet: tuple[bytes, int]) -> bool:

@@ -70,13 +70,18 @@ def unusable(lease: Result, conf: Conf) -> Iterator[Refusal]:
                 "link-local addresses" if conf.is_gateway and addr.is_link_local(host) else ""
             )
             if what:
-                found = f"{addr.unpack(packed)}, which is of the {what}"
+                found = f"{addr.unpack(packed)}, one of the {what}"
                 remedy = "choose a private network, for example 10.1.0.0/16 or fd00:1::/64"
                 yield Refusal(f"ips[{index}].{key}", "an address that hosts can have", found, remedy)
     by_family = {len(ip.gateway): (index, ip.gateway) for index, ip in reversed([*enumerate(lease.ips)]) if ip.gateway}
     links = [(ip.packed, ip.prefix) for ip in lease.ips]
     links += [(one.dst, one.prefix) for one in lease.routes if not one.gateway and len(one.dst) not in by_family]
     for index, route in enumerate(lease.routes):
+        own = addr.network(route.dst, route.prefix)
+        if own != route.dst and len(own) == 4:  # the kernel masks IPv6's and refuses IPv4's
+            found = addr.unpack_cidr(route.dst, route.prefix)
+            own_text = addr.unpack_cidr(own, route.prefix)
+            yield Refusal(f"routes[{index}].dst", f"the network's own address, {own_text}", found, f"write {own_text}")
         holder, hop = (-1, route.gateway) if route.gateway else by_family.get(len(route.dst), (-1, None))
         if hop is None or addr.is_link_local((hop, len(hop) * 8)) or any(addr.inside(hop, *link) for link in links):
             continue
