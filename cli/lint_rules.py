@@ -77,7 +77,7 @@ def executables(plugin: dict[str, Any], path: str, report: Report, plugin_path: 
         owners.append(reader.object("ipam"))
     for owner in owners:
         kind = owner.raw("type")
-        if isinstance(kind, str) and kind and "/" not in kind and "\0" not in kind:
+        if isinstance(kind, str) and kind and "/" not in kind:
             try:
                 find(kind, plugin_path)
             except CniError:

@@ -38,14 +38,7 @@ class Range:
         self.network, self.prefix = _subnet(reader)
         self.width = len(self.network)
         low, high = self._bounds()
-        start, end = reader.address("rangeStart"), reader.address("rangeEnd")
-        for name, key, found in (("RangeStart", "rangeStart", start), ("RangeEnd", "rangeEnd", end)):
-            if found is not None and not addr.inside(found, self.network, self.prefix):
-                words = f"{name} {addr.unpack(found)} not in network {self.subnet()}"
-                remedy = "use an address of the subnet, or leave it out"
-                reader.refuse(
-                    _invalid(reader, key, words, f"an address in {self.subnet()}", addr.unpack(found), remedy)
-                )
+        start, end = self._bound(reader, "rangeStart", "RangeStart"), self._bound(reader, "rangeEnd", "RangeEnd")
         # By default the network's own address and an IPv4 network's broadcast address are left out.
         self.first = low + 1 if start is None else int.from_bytes(start, "big")
         self.last = (high - 1 if self.width == 4 else high) if end is None else int.from_bytes(end, "big")
@@ -63,6 +56,16 @@ class Range:
                 )
             )  # fmt: skip
         self.gateway = reader.address("gateway") or addr.following(self.network)
+
+    def _bound(self, reader: Reader, key: str, name: str) -> bytes | None:
+        """An end of the range, which must be in the subnet."""
+        found = reader.address(key)
+        if found is None or addr.inside(found, self.network, self.prefix):
+            return found
+        words = f"{name} {addr.unpack(found)} not in network {self.subnet()}"
+        remedy = "use an address of the subnet, or leave it out"
+        reader.refuse(_invalid(reader, key, words, f"an address in {self.subnet()}", addr.unpack(found), remedy))
+        return None
 
     def _bounds(self) -> tuple[int, int]:
         low = int.from_bytes(self.network, "big")

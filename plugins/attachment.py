@@ -83,6 +83,10 @@ def unusable(lease: Result, conf: Conf) -> Iterator[Refusal]:
             own_text = addr.unpack_cidr(own, route.prefix)
             yield Refusal(f"routes[{index}].dst", f"the network's own address, {own_text}", found, f"write {own_text}")
         holder, hop = (-1, route.gateway) if route.gateway else by_family.get(len(route.dst), (-1, None))
+        if hop is not None and len(hop) != len(route.dst):
+            expected = f"an address of the family of {addr.unpack_cidr(route.dst, route.prefix)}"
+            yield Refusal(f"routes[{index}].gw", expected, addr.unpack(hop), "use a next hop of that family")
+            continue
         if hop is None or addr.is_link_local((hop, len(hop) * 8)) or any(addr.inside(hop, *link) for link in links):
             continue
         given = [at for at, ip in enumerate(lease.ips) if ip.gateway == hop]

@@ -86,6 +86,8 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     (on_bridge(local(routes=[{"dst": "10.5.0.0/16", "gw": "10.7.0.1"}])), ["ipam.routes[0].gw"]),
     (on_bridge(local("fd00:1::/64", routes=[{"dst": "fd00:5::/64", "gw": "fd00:7::1"}])), ["ipam.routes[0].gw"]),
     (on_bridge(local(routes=[{"dst": "10.5.0.1/16"}])), ["ipam.routes[0].dst"]),
+    (on_bridge(local(routes=[{"dst": "10.5.0.0/16", "gw": "fe80::1"}])), ["ipam.routes[0].gw"]),
+    (on_bridge(local(rangeStart="fe80::1", rangeEnd="10.3.0.1")), ["ipam.rangeStart", "ipam.rangeEnd"]),
     (nodes(attachment="flat"), ["attachment"]),
     (nodes(ipam=local()), ["ipam.subnet"]),
     (nodes(iface="a/b", vni=0, port=-1), ["vni", "port", "iface"]),
@@ -200,3 +202,25 @@ def test_what_add_and_the_agent_take_is_no_error(
 ) -> None:
     assert refusal(plugin, tmp_path) is None
     assert errors(plugin, tmp_path, plugin_path) == {}
+
+
+def test_whatever_is_written_is_reported(tmp_path: Path, plugin_path: list[str]) -> None:
+    """Values of every kind in every place: lint ends with findings, not with an exception."""
+    file = tmp_path / "net.conflist"
+    for plugin in [plugin for plugin, _ in BAD] + GOOD:
+        for value in (None, 0, -1, True, 5.5, "", "x", "\0", [], [[{}]], {"a": 1}, "fe80::1", "10.9.0.0/24", 10**30):
+            for changed in _changed(plugin, value):
+                file.write_text(json.dumps({"cniVersion": "1.1.0", "name": "net", "plugins": [changed]}))
+                lint.lint_paths([str(file)], plugin_path)
+
+
+def _changed(found: Any, value: Any) -> list[Any]:
+    """`found` with another value in one place, for each place."""
+    places = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+    changed: list[Any] = []
+    for key, inner in places:
+        for other in (value, *_changed(inner, value)):
+            copied = found.copy()
+            copied[key] = other
+            changed.append(copied)
+    return changed
