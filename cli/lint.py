@@ -142,17 +142,20 @@ class Folder:
             unfit += violations(ipam, load("host-local"), inner)
             plugin = {**plugin, "ipam": ipam}
         found = lint_refusals.of({**plugin, "name": name}, version)
-        _take(found, unfit, path, report)
+        fits = report.sound(path) and not _take(found, unfit, path, report)
         lint_rules.reserved_keys(plugin, path, report)
         lint_rules.executables(plugin, path, report, self._plugin_path)
         lint_rules.capabilities(plugin, path, report)
         self.plugins.append(lint_folder.Plugin(report, name, path, found))
-        if report.sound(path):
+        if fits:
             lint_rules.plugin(plugin, path, report, found)
 
 
-def _take(found: lint_refusals.Found, unfit: list[Violation], path: str, report: Report) -> None:
-    """Report what is refused as errors, in the schema's words where it has some, and its other violations as warnings."""
+def _take(found: lint_refusals.Found, unfit: list[Violation], path: str, report: Report) -> bool:
+    """Report what is refused as errors, in the schema's words where it has some, and its other violations as warnings.
+
+    Whether something does not fit the schema, so that nothing more can be read there.
+    """
     refused: dict[str, tuple[str, str]] = {}
     for error in found.refused:
         where, message, remedy = lint_refusals.place(error, "peers")
@@ -164,6 +167,7 @@ def _take(found: lint_refusals.Found, unfit: list[Violation], path: str, report:
     for where, (message, remedy) in refused.items():
         if where not in told:
             report.error(where, message, remedy or "change it to what is expected, or leave the key out")
+    return bool(unfit)
 
 
 def _word(key: str, found: Any, report: Report) -> Any:

@@ -29,7 +29,8 @@ def network(reader: Reader, report: Report, found: Found) -> None:
     conf = found.cluster
     if conf is None or conf.cluster is None:
         return
-    if not conf.cluster.networks and not reader.string("subnetFile"):
+    is_refused = not (report.sound(reader.at("network")) and report.sound(reader.at("ipv6Network")))
+    if not conf.cluster.networks and not reader.string("subnetFile") and not is_refused:
         message = "expected network or ipv6Network, found neither"
         report.warning(reader.at("network"), message, 'add the cluster\'s range, for example "10.244.0.0/16"')
     if reader.raw("peers") is not None and reader.raw("membership") is not None:

@@ -221,6 +221,8 @@ def _routes(ipam: Reader, found: Found, report: Report) -> None:
     widths = {item.width for one in found.sets for item in one.ranges}
     for index, route in enumerate(found.ipam.routes if found.ipam else ()):
         dst = addr.unpack_cidr(route.dst, route.prefix)
+        if not report.sound(f"{ipam.at('routes')}[{index}]"):
+            continue
         if route.gateway is not None and len(route.gateway) != len(route.dst):
             message = f"expected an address of the same family as {dst}, found {addr.unpack(route.gateway)}"
             report.error(f"{ipam.at('routes')}[{index}].gw", message, "use a next hop of the destination's family")

@@ -208,7 +208,23 @@ def test_whatever_is_written_is_reported(tmp_path: Path, plugin_path: list[str])
     """Values of every kind in every place: lint ends with findings, not with an exception."""
     file = tmp_path / "net.conflist"
     for plugin in [plugin for plugin, _ in BAD] + GOOD:
-        for value in (None, 0, -1, True, 5.5, "", "x", "\0", [], [[{}]], {"a": 1}, "fe80::1", "10.9.0.0/24", 10**30):
+        values: tuple[Any, ...] = (
+            None,
+            0,
+            -1,
+            True,
+            5.5,
+            "",
+            "x",
+            "\0",
+            [],
+            [[{}]],
+            {"a": 1},
+            "fe80::1",
+            "10.9.0.0/24",
+            10**30,
+        )
+        for value in values:
             for changed in _changed(plugin, value):
                 file.write_text(json.dumps({"cniVersion": "1.1.0", "name": "net", "plugins": [changed]}))
                 lint.lint_paths([str(file)], plugin_path)
