@@ -27,13 +27,14 @@ from agent.membership import Network, source
 from agent.mirror import Changed, Mirror
 from agent.reconciler import Firewall, Reconciler
 from cni import addr
+from cni.addr import overlap
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.lock import Locks
 from cni.netlist import read
 from cni.record import Records
 from plugins.cluster_conf import ClusterConf, subnet_file_of
-from plugins.peers import Entries, overlap
+from plugins.peers import Entries
 from plugins.reconcile import Difference, Scope, attempt, blocked_text, is_blocked
 
 if TYPE_CHECKING:
@@ -86,32 +87,34 @@ def networks_of(files: Sequence[str]) -> list[Options]:
             if plugin.type in KINDS:
                 reader = Reader({**plugin.value, "name": network.name})
                 try:
-                    found.append(_options(reader))
+                    found.append(options_of(reader))
                 except CniError as error:
                     raise CniError(error.code, f"{file}: {error.msg}", error.details) from None
         if len(found) == before:
             text = f"{file}: expected a plugin of type {' or '.join(KINDS)}, found none"
             raise CniError(INVALID_CONFIG, text, "--network is for networks that span nodes")
-    _refuse_twins([options.conf for options in found])
+    for _, two, what in twins([options.conf for options in found]):
+        raise CniError(INVALID_CONFIG, f"network {two.name}: {what}")
     return found
 
 
-def _options(reader: Reader) -> Options:
+def options_of(reader: Reader) -> Options:
+    """One network's options. CniError 7 when the agent cannot serve it."""
     conf = ClusterConf(reader)
     membership = reader.object("membership") if reader.raw("membership") is not None else None
     if membership is None and conf.peers is None:
-        raise wrong("membership", "a source of members beside no `peers`", None)
+        reader.refuse(wrong("membership", "a source of members beside no `peers`", None))
     if not conf.networks:
-        raise wrong("network", "the network's range, or ipv6Network", None)
+        reader.refuse(wrong("network", "the network's range, or ipv6Network", None))
     return Options(conf, membership)
 
 
-def _refuse_twins(confs: Sequence[ClusterConf]) -> None:
-    """CniError 7 when two networks have something that each of them would take from the other."""
+def twins(confs: Sequence[ClusterConf]) -> Iterator[tuple[ClusterConf, ClusterConf, str]]:
+    """Two networks that would take something from each other, and what the second was to have and has."""
     for one, two in combinations(confs, 2):
         what = _shared(one, two)
         if what:
-            raise CniError(INVALID_CONFIG, f"network {two.name}: expected {what}")
+            yield one, two, f"expected {what}"
 
 
 def _shared(one: ClusterConf, two: ClusterConf) -> str:

@@ -15,7 +15,8 @@ from bisect import bisect_left, bisect_right, insort
 from typing import TYPE_CHECKING
 
 from cni import addr
-from plugins.peers import SIZES, overlap, span
+from cni.addr import overlap
+from plugins.peers import SIZES, span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -26,16 +26,16 @@ class Report:
     """Collects the findings of one file."""
 
     def __init__(self, file: str) -> None:
-        self._file = file
+        self.file = file
         self.findings: list[Finding] = []
 
     def error(self, path: str, message: str, remedy: str) -> None:
         """Something that a runtime or a plugin refuses."""
-        self.findings.append(Finding(self._file, path, message, remedy, error=True))
+        self.findings.append(Finding(self.file, path, message, remedy, error=True))
 
     def warning(self, path: str, message: str, remedy: str) -> None:
         """Something that works, but hardly as meant."""
-        self.findings.append(Finding(self._file, path, message, remedy, error=False))
+        self.findings.append(Finding(self.file, path, message, remedy, error=False))
 
     def sound(self, path: str) -> bool:
         """Whether there is no error at a path or below it so far."""

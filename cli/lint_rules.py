@@ -1,28 +1,43 @@
 """The rules of `cnikit lint` that a schema cannot express: what keys mean together, and to the kernel.
 
-Errors are what a runtime or a plugin refuses; warnings what works, but hardly as meant. Each rule reads one
-configuration that is sound by its schema. Range arithmetic is host-local's own (`ipam/ranges.py`).
+What a plugin refuses is not here: its own code is asked (`lint_refusals.py`). Here are errors of the runtime (a plugin
+that is not there) and of the kernel (an MTU too small), and warnings: what works, but hardly as meant.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 from typing import TYPE_CHECKING, Any
 
-from cli import lint_cluster
+from cli import lint_cluster, lint_refusals
 from cni import addr, jsonio, netlist
-from cni.config import Reader, items
+from cni.config import Reader
 from cni.errors import CniError
 from cni.execute import find
-from cni.version import at_least
-from ipam.ranges import Range
 
 if TYPE_CHECKING:
     from cli.findings import Report
+    from cli.lint_refusals import Found
+    from ipam.ranges import Range
 
 # Keys that any plugin may hold, and those that the runtime puts in; neither is an unknown key.
 RESERVED = ("runtimeconfig", "prevresult")
 EVERYWHERE = ("name", "cniversion", "type", "ipam", "dns", "capabilities", "args", "ipmasq", *RESERVED)
+
+# Plugins that only work on what an earlier one of the list has made.
+CHAINED = ("bandwidth", "firewall", "portmap", "sbr", "tuning", "vrf")
+
+# Capabilities by convention (CONVENTIONS.md of containernetworking/cni), and those that each plugin knows.
+CONVENTIONS = (
+    "aliases", "bandwidth", "cgroupPath", "deviceID", "dns", "infinibandGUID", "ipRanges", "ips", "mac", "portMappings",
+)  # fmt: skip
+CAPABILITIES: dict[str, tuple[str, ...]] = {
+    "bandwidth": ("bandwidth",), "bridge": ("mac",), "firewall": (), "host-gw": ("mac",), "loopback": (),
+    "macvlan": ("mac",), "portmap": ("portMappings",), "ptp": (), "sbr": (), "tuning": ("mac",), "vrf": (),
+    "vxlan": ("mac",),
+}  # fmt: skip
+IPAM_CAPABILITIES = {"host-local": ("ipRanges", "ips"), "static": ("ips",), "dhcp": ()}
 
 # Below this the kernel takes IPv6 off a link (RFC 8200).
 IPV6_MTU = 1280
@@ -55,7 +70,7 @@ def reserved_keys(plugin: dict[str, Any], path: str, report: Report) -> None:
 
 
 def executables(plugin: dict[str, Any], path: str, report: Report, plugin_path: list[str]) -> None:
-    """The plugin and its IPAM plugin should be there; on another machine they may be."""
+    """The plugin and its IPAM plugin are on CNI_PATH, or no ADD begins."""
     reader = Reader(plugin, path)
     owners = [reader]
     if isinstance(reader.raw("ipam"), dict):
@@ -66,30 +81,78 @@ def executables(plugin: dict[str, Any], path: str, report: Report, plugin_path: 
             try:
                 find(kind, plugin_path)
             except CniError:
+                close = difflib.get_close_matches(kind, _installed(plugin_path), n=1)
                 message = f"expected an executable {kind!r} in {':'.join(plugin_path)}, found none"
-                report.warning(owner.at("type"), message, "install it there, or set CNI_PATH to where it is")
+                hint = f"did you mean {close[0]}? Else " if close else ""
+                report.error(owner.at("type"), message, f"{hint}install it there, or set CNI_PATH to where it is")
 
 
-def plugin(value: dict[str, Any], path: str, report: Report, version: str) -> None:
+def _installed(plugin_path: list[str]) -> list[str]:
+    return [
+        os.path.basename(file)
+        for folder in plugin_path
+        if os.path.isdir(folder)
+        for file in netlist.files(folder, ("",))
+    ]
+
+
+def order(plugins: list[Any], report: Report, path: str = "plugins[{}]") -> None:
+    """A chained plugin stands behind the one whose pods it is for."""
+    kinds = [str(Reader(one).raw("type")) if isinstance(one, dict) else "" for one in plugins]
+    for index, kind in enumerate(kinds):
+        before = [one for one in kinds[:index] if one not in CHAINED]
+        where = f"{path.format(index)}.type" if path else "type"
+        if kind in CHAINED and not before:
+            message = f"expected a plugin before {kind} that makes an interface, found none: it needs prevResult"
+            report.error(where, message, f"list {kind} behind the plugin that attaches the pod, in a .conflist")
+        elif kind in CHAINED and set(before) == {"loopback"} and len(set(kinds[index:]) - {*CHAINED, "loopback"}) > 0:
+            message = f"expected the plugin that attaches the pod before {kind}, found only loopback"
+            report.warning(where, message, f"move {kind} to the end")
+
+
+def capabilities(plugin: dict[str, Any], path: str, report: Report) -> None:
+    """What is declared is known to the plugin or to its IPAM plugin; names are matched exactly."""
+    reader = Reader(plugin, path)
+    declared = reader.raw("capabilities")
+    if not isinstance(declared, dict):
+        return
+    ipam = reader.raw("ipam")
+    kind, delegate = reader.raw("type"), Reader(ipam).raw("type") if isinstance(ipam, dict) else None
+    known = CAPABILITIES.get(kind) if isinstance(kind, str) else None
+    of_ipam = IPAM_CAPABILITIES.get(delegate, CONVENTIONS) if isinstance(delegate, str) else ()
+    if kind in lint_refusals.CLUSTER:
+        of_ipam = ("ips",)
+    everything = (*known, *of_ipam) if known is not None else CONVENTIONS
+    for name, wanted in declared.items():
+        if wanted is not True or name in everything:
+            continue
+        close = difflib.get_close_matches(name.casefold(), [one.casefold() for one in everything], n=1, cutoff=0.75)
+        spelling = [one for one in everything if [one.casefold()] == close]
+        if known is None and not spelling:  # somebody else's plugin may have one of its own
+            continue
+        among = ", ".join(everything) or "none"
+        message = f"expected a capability that {kind} knows ({among}), found {jsonio.shown(name)}"
+        remedy = f"did you mean {spelling[0]}?" if spelling else "remove it: it has no effect"
+        report.warning(f"{reader.at('capabilities')}.{name}", message, remedy)
+
+
+def plugin(value: dict[str, Any], path: str, report: Report, found: Found) -> None:
     """What the keys of one plugin mean together."""
     reader = Reader(value, path)
-    families: set[int] = set()
-    if reader.raw("type") in lint_cluster.KINDS:  # whose ranges no file holds
-        lint_cluster.network(reader, report)
-    elif reader.object("ipam").raw("type") == "host-local":
-        families = _host_local(reader, report, version)
+    if found.cluster is not None:
+        lint_cluster.network(reader, report, found)
+    families = {addr.AF_INET if one.width == 4 else addr.AF_INET6 for one in found.sets}
+    for one in found.sets:
+        for item in one.ranges:
+            if report.sound(f"{reader.path}.{item.path}" if reader.path else item.path):
+                _range(item, reader, report)
+    _routes(reader.object("ipam"), found, report)
     if reader.raw("type") == "bridge":
         _bridge(reader, report, families)
 
 
 def _bridge(reader: Reader, report: Report, families: set[int]) -> None:
-    if reader.boolean("hairpinMode") and reader.boolean("promiscMode"):
-        remedy = "remove hairpinMode or promiscMode: each lets a pod reach itself"
-        report.error(reader.at("promiscMode"), "expected only one of hairpinMode and promiscMode, found both", remedy)
     has_ipam = bool(reader.object("ipam").raw("type"))
-    if has_ipam and reader.boolean("disableContainerInterface"):
-        remedy = "remove ipam or disableContainerInterface"
-        report.error(reader.at("ipam"), "expected none, because disableContainerInterface is true; found one", remedy)
     for key in ("isDefaultGateway", "isGateway", "ipMasq", "enabledad"):
         if not has_ipam and reader.boolean(key):
             message = "expected an ipam beside it, found none: without addresses it has no effect"
@@ -114,10 +177,6 @@ def _mtu(reader: Reader, report: Report, families: set[int]) -> None:
 
 def _vlans(reader: Reader, report: Report) -> None:
     for item in reader.objects("vlanTrunk"):
-        first, last = item.integer("minID"), item.integer("maxID")
-        if first > last:
-            message = f"expected at least minID, which is {first}; found {last}"
-            report.error(item.at("maxID"), message, "swap minID and maxID")
         if not item.value:
             report.warning(item.path, "expected id, or minID and maxID; found neither", "remove the entry")
     if reader.boolean("preserveDefaultVlan") and not reader.integer("vlan") and not reader.array("vlanTrunk"):
@@ -125,95 +184,50 @@ def _vlans(reader: Reader, report: Report) -> None:
         report.warning(reader.at("preserveDefaultVlan"), message, "remove it")
 
 
-def _host_local(reader: Reader, report: Report, version: str) -> set[int]:
-    """The ranges; returns the address families that pods get."""
-    ipam = reader.object("ipam")
-    sets = [[Reader(entry, at) for at, entry in items(path, found)] for path, found in ipam.array("ranges")]
-    if ipam.raw("subnet") is not None:
-        sets.insert(0, [ipam])
-    if not sets and "ipRanges" not in reader.object("capabilities").value:
-        message = 'expected ranges (or the capability "ipRanges"), found none'
-        report.error(ipam.at("ranges"), message, 'for example "ranges": [[{"subnet": "10.1.0.0/16"}]]')
-    parsed = [[found for item in entries if (found := _range(item, reader, report))] for entries in sets]
-    _overlaps([entry for entries in parsed for entry in entries], report)
-    families = [{4: addr.AF_INET, 16: addr.AF_INET6}[entries[0].width] for entries in parsed if entries]
-    for entries in parsed:
-        if len({entry.width for entry in entries}) > 1:
-            where = entries[0].path.rpartition("[")[0] or entries[0].path
-            remedy = "put IPv4 and IPv6 into sets of their own, so that a pod gets one of each"
-            report.error(where, "expected one address family in a set, found both", remedy)
-    if len(families) > len(set(families)) and not at_least(version, "0.3.0"):
-        message = f"expected at most one set of each family in cniVersion {version}, found {len(families)} sets"
-        report.error(ipam.at("ranges"), message, 'raise cniVersion to "0.3.0" or newer')
-    _routes(ipam, families, report)
-    return set(families)
-
-
-def _range(item: Reader, plugin_reader: Reader, report: Report) -> Range | None:
-    if _outside(item, report):
-        return None
-    try:
-        found = Range(item)
-    except CniError as error:  # whatever host-local refuses besides
-        path, _, message = error.msg.partition(": ")
-        report.error(path, message, error.details or "correct it")
-        return None
-    if not addr.inside(found.gateway, found.network, found.prefix):
-        message = f"expected an address in {found.subnet()}, found {jsonio.shown(addr.unpack(found.gateway))}"
+def _range(item: Range, reader: Reader, report: Report) -> None:
+    """What host-local takes, as the Go plugin does, though it hardly works."""
+    path = f"{reader.path}.{item.path}" if reader.path else item.path
+    subnet = (item.network, item.prefix)
+    what = addr.no_hosts(subnet) or ("link-local addresses" if addr.is_link_local(subnet) else "")
+    if what:
+        message = f"expected a network of addresses that hosts can have, found {item.subnet()}, which has {what}"
+        report.warning(f"{path}.subnet", message, "choose a private network, for example 10.1.0.0/16 or fd00:1::/64")
+    elif subnet[0][0] == 0 or (item.width == 4 and subnet[0][0] >= 240):
+        message = f"expected a network that other systems route, found {item.subnet()}, which is reserved (RFC 6890)"
+        report.warning(f"{path}.subnet", message, "choose a private network, for example 10.1.0.0/16 or fd00:1::/64")
+    text = str(_raw_at(reader, item.path, "subnet"))
+    if ":" in text and item.width == 4:
+        message = f"expected an IPv4 network, found {text}, which the Go plugin refuses"
+        report.warning(f"{path}.subnet", message, f"write {item.subnet()}")
+    if not addr.inside(item.gateway, item.network, item.prefix):
+        message = f"expected an address in {item.subnet()}, found {jsonio.shown(addr.unpack(item.gateway))}"
         remedy = "use an address of the subnet, or leave it out for the first one"
-        # A bridge gets the gateway's address; elsewhere a gateway may be on the link without being in the subnet.
-        is_bridge = plugin_reader.raw("type") == "bridge"
-        (report.error if is_bridge else report.warning)(item.at("gateway"), message, remedy)
-    elif found.size < 1:
-        message = f"expected at least one address to give, found only the gateway's in {found}"
-        report.error(item.path, message, "widen the range, or choose another gateway")
-    return found
+        report.warning(f"{path}.gateway", message, remedy)
+    elif item.size < 1:
+        message = f"expected at least one address to give, found only the gateway's in {item}"
+        report.error(path, message, "widen the range, or choose another gateway")
 
 
-def _outside(item: Reader, report: Report) -> bool:
-    """Report a subnet that is none, or bounds outside it; whether there was one."""
-    before = report.errors()
-    written = item.string("subnet")
-    packed, prefix = addr.pack_cidr(written) or (b"", 0)
-    network = addr.network(packed, prefix)
-    own = addr.unpack_cidr(network, prefix)
-    if packed != network:
-        report.error(item.at("subnet"), f"expected a network's own address, {own}, found {written}", f"write {own}")
-        return True
-    longest = len(packed) * 8 - 2
-    if prefix > longest:
-        message = f"expected a prefix length of at most {longest}, found {written}, which has no address to give"
-        report.error(item.at("subnet"), message, "choose a larger subnet")
-        return True
-    start, end = item.address("rangeStart"), item.address("rangeEnd")
-    for key, bound in (("rangeStart", start), ("rangeEnd", end)):
-        if bound is not None and not addr.inside(bound, packed, prefix):
-            message = f"expected an address in {own}, found {item.string(key)}"
-            report.error(item.at(key), message, "use an address of the subnet, or leave it out")
-    if start and end and len(start) == len(end) and start > end:
-        message = (
-            f"expected an address not before rangeStart, {item.string('rangeStart')}; found {item.string('rangeEnd')}"
-        )
-        report.error(item.at("rangeEnd"), message, "swap rangeStart and rangeEnd")
-    return report.errors() > before
+def _raw_at(reader: Reader, path: str, key: str) -> Any:
+    """A value by the path of the object that has it (`ipam.ranges[0][1]`)."""
+    found: Any = reader.value
+    for part in path.replace("[", ".").replace("]", "").split("."):
+        found = found[int(part)] if isinstance(found, list) else Reader(found).raw(part)
+    return Reader(found).raw(key)
 
 
-def _overlaps(ranges: list[Range], report: Report) -> None:
-    for index, later in enumerate(ranges):
-        for earlier in ranges[:index]:
-            if later.overlaps(earlier):
-                message = f"expected no address of another range, found {later} overlapping {earlier} ({earlier.path})"
-                report.error(later.path, message, "make the two ranges disjoint, or remove one")
-
-
-def _routes(ipam: Reader, families: list[int], report: Report) -> None:
-    for item in ipam.objects("routes"):
-        dst, gateway = addr.pack_cidr(item.string("dst")), item.address("gw")
-        if dst is None:
+def _routes(ipam: Reader, found: Found, report: Report) -> None:
+    """The destinations of a pod's routes beside its addresses."""
+    widths = {item.width for one in found.sets for item in one.ranges}
+    for index, route in enumerate(found.ipam.routes if found.ipam else ()):
+        dst = addr.unpack_cidr(route.dst, route.prefix)
+        if not report.sound(f"{ipam.at('routes')}[{index}]"):
             continue
-        if gateway is not None and len(gateway) != len(dst[0]):
-            message = f"expected an address of the same family as {item.string('dst')}, found {item.string('gw')}"
-            report.error(item.at("gw"), message, "use a next hop of the destination's family")
-        elif families and addr.family(dst[0]) not in families:
-            message = f"expected the family of a range, found {item.string('dst')}: pods get no such address"
-            report.warning(item.at("dst"), message, "add a range of that family, or remove the route")
+        if route.gateway is not None and len(route.gateway) != len(route.dst):
+            message = f"expected an address of the same family as {dst}, found {addr.unpack(route.gateway)}"
+            report.error(f"{ipam.at('routes')}[{index}].gw", message, "use a next hop of the destination's family")
+        elif widths and len(route.dst) not in widths:
+            message = f"expected the family of a range, found {dst}: pods get no such address"
+            report.warning(
+                f"{ipam.at('routes')}[{index}].dst", message, "add a range of that family, or remove the route"
+            )

@@ -183,15 +183,16 @@ def version() -> None:
 @cli.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True))
 def lint(files: tuple[str, ...]) -> None:
-    """Check network lists and say how to mend what is wrong.
+    """Check network lists and say how to correct what is wrong.
 
     FILES may be folders; without FILES it is the folder NETCONFPATH. Exit code 1 when there is an error; warnings
     alone leave it 0.
     """
     from cli.lint import lint_paths
+    from cli.lint_folder import places
 
     world = World(os.environ)
-    findings, checked = lint_paths(files or (world.folder,), world.path)
+    findings, checked = lint_paths(files or (world.folder,), world.path, places())
     for finding in findings:
         click.echo(finding.text())
     errors = sum(finding.error for finding in findings)

@@ -11,6 +11,11 @@ import _socket
 AF_INET = 2
 AF_INET6 = 10
 
+_NO_HOSTS = (
+    (b"\x7f\0\0\0", 8, "loopback addresses"),
+    (b"\xe0\0\0\0", 4, "multicast addresses"),
+    (b"\xff" + bytes(15), 8, "multicast addresses"),
+)
 _V4_COMPATIBLE = bytes(12)
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -76,6 +81,28 @@ def inside(packed: bytes, net: bytes, prefix: int) -> bool:
 def is_loopback(packed: bytes) -> bool:
     """Whether an address is of 127.0.0.0/8, or ::1."""
     return packed[0] == 127 if len(packed) == 4 else packed == bytes(15) + b"\1"
+
+
+def overlap(one: tuple[bytes, int], other: tuple[bytes, int]) -> bool:
+    """Whether two networks have an address in common."""
+    return inside(one[0], *other) or inside(other[0], *one)
+
+
+def no_hosts(subnet: tuple[bytes, int]) -> str:
+    """What a network's addresses are instead of hosts'; empty when hosts can have them and be reached there.
+
+    Linux refuses these addresses or drops what goes to them, whatever the plugin. 0.0.0.0/8, 169.254.0.0/16 and
+    240.0.0.0/4 are not among them: they work.
+    """
+    for network, prefix, what in _NO_HOSTS:
+        if inside(subnet[0], network, prefix) and subnet[1] >= prefix:
+            return what
+    return "loopback addresses" if subnet[1] and overlap(subnet, (bytes(15) + b"\1", 128)) else ""
+
+
+def is_link_local(subnet: tuple[bytes, int]) -> bool:
+    """Whether a network is of IPv6's link-local addresses, which mean nothing beyond their link."""
+    return subnet[1] >= 10 and inside(subnet[0], b"\xfe\x80" + bytes(14), 10)
 
 
 def pack_mac(text: str) -> bytes | None:

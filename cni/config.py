@@ -31,6 +31,11 @@ class Reader:
         self.path = path
         self._keys: dict[str, Any] | None = None
 
+    def refuse(self, error: CniError) -> None:
+        """Refuse the configuration. This one raises; the one of `cnikit lint` remembers and goes on, so code behind a
+        refusal must do without what was refused."""
+        raise error
+
     def raw(self, key: str) -> Any:
         """The value as it stands, or None."""
         if self._keys is None:
@@ -78,11 +83,15 @@ class Reader:
             return []
         return items(self.at(key), found)
 
+    def entry(self, path: str, value: Any) -> Reader:
+        """One entry of an array, which must be an object."""
+        return Reader(mapping(path, value), path)
+
     def strings(self, key: str) -> list[str]:
         return [text(path, item) for path, item in self.array(key)]
 
     def objects(self, key: str) -> list[Reader]:
-        return [Reader(mapping(path, item), path) for path, item in self.array(key)]
+        return [self.entry(path, item) for path, item in self.array(key)]
 
     def address(self, key: str) -> bytes | None:
         """An IP address as 4 or 16 bytes; None when absent or empty, as Go's net.IP has it."""
@@ -141,6 +150,19 @@ def hardware_address(path: str, value: str) -> bytes:
     return packed
 
 
-def wrong(path: str, expected: str, found: Any) -> CniError:
+class Refusal(CniError):  # noqa: N818 - it is what a plugin does
+    """Code 7 for one thing in a configuration: where it is, what was expected and what was found.
+
+    `words` replace the message where scripts look for those of the reference.
+    """
+
+    def __init__(self, path: str, expected: str, found: str, remedy: str = "", words: str = "") -> None:
+        super().__init__(INVALID_CONFIG, words or f"{path}: expected {expected}, found {found}", remedy)
+        self.path = path
+        self.remedy = remedy
+        self.reason = f"expected {expected}, found {found}"
+
+
+def wrong(path: str, expected: str, found: Any) -> Refusal:
     """The refusal of one value: `ipam.ranges[0][0].subnet: expected ..., found ...`."""
-    return CniError(INVALID_CONFIG, f"{path}: expected {expected}, found {jsonio.shown(found)}")
+    return Refusal(path, expected, jsonio.shown(found))

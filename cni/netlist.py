@@ -106,7 +106,7 @@ def choose_version(version: Any, versions: Any) -> str:
     """
     offered = [] if version in (None, "") else [text("cniVersion", version)]
     if versions is not None:
-        offered += [text(path, entry) for path, entry in items("cniVersions", versions)]
+        offered += [_version(path, text(path, entry)) for path, entry in items("cniVersions", versions)]
     if not offered:
         return DEFAULT
     spoken = [known for known in SUPPORTED if known in offered]
@@ -117,6 +117,14 @@ def choose_version(version: Any, versions: Any) -> str:
             f"set cniVersion to one that this runtime speaks, at best {SUPPORTED[-1]}",
         )
     return spoken[-1]
+
+
+def _version(path: str, found: str) -> str:
+    """One of `cniVersions`: up to three numbers, as libcni has them."""
+    parts = found.split(".")
+    if len(parts) > 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise wrong(path, "a version such as 1.0.0", found)
+    return found
 
 
 def load(folder: str, name: str, log: Log) -> NetworkList:
@@ -161,7 +169,7 @@ def load(folder: str, name: str, log: Log) -> NetworkList:
 def read(path: str) -> NetworkList:
     """The network of one file, with its folder's plugins. CniError with the file's path in front."""
     try:
-        data = _contents(path)
+        data = contents(path)
         if not path.endswith(".conflist"):
             return _single(data)
         network = NetworkList(data)
@@ -176,7 +184,7 @@ def folder_plugins(folder: str, name: str) -> list[PluginConf]:
     plugins = []
     for path in files(os.path.join(folder, name), (".conf",)):
         try:
-            plugins.append(PluginConf(_object(_contents(path)), ""))
+            plugins.append(PluginConf(_object(contents(path)), ""))
         except CniError as error:
             raise _at(path, error) from None
     return plugins
@@ -208,7 +216,8 @@ def _single(data: bytes) -> NetworkList:
     return NetworkList(jsonio.encode(wrapped))
 
 
-def _contents(path: str) -> bytes:
+def contents(path: str) -> bytes:
+    """The bytes of a file. CniError 5 when it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read()

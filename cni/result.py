@@ -7,7 +7,7 @@ Inside there is one form, that of 1.1.0 (spec section 5). 0.3.x and 0.4.0 add `v
 from __future__ import annotations
 
 from cni import addr
-from cni.config import Reader, mapping, wrong
+from cni.config import Reader, wrong
 from cni.errors import INTERNAL, CniError
 from cni.version import at_least
 
@@ -197,7 +197,13 @@ def read_dns(reader: Reader) -> dict[str, Any]:
 
 def read_routes(reader: Reader, key: str) -> list[Route]:
     """Routes of a configuration (`ipam.routes`)."""
-    return [Route.read(Reader(mapping(path, item), path)) for path, item in reader.array(key)]
+    found = []
+    for item in reader.objects(key):
+        try:
+            found.append(Route.read(item))
+        except CniError as error:
+            reader.refuse(error)
+    return found
 
 
 def _cidr(reader: Reader, key: str) -> tuple[bytes, int]:

@@ -77,7 +77,7 @@ def add(ctx: Context, conf: Conf) -> Result:
     result = Result()
     result.routes = conf.routes
     if conf.resolv_conf:
-        result.dns = _read_resolv_conf(ctx.world.resolve(conf.resolv_conf))
+        result.dns = read_resolv_conf(ctx.world.resolve(conf.resolv_conf))
     holder = (ctx.request.container_id, ctx.request.ifname)
     try:
         with _store(ctx, conf, make=True) as store:
@@ -334,7 +334,7 @@ def _path(reader: Reader, key: str) -> str:
     return path
 
 
-def _read_resolv_conf(path: str) -> dict[str, Any]:
+def read_resolv_conf(path: str) -> dict[str, Any]:
     """The result's `dns` from a file in the form of resolv.conf(5)."""
     try:
         # Never wait for the writer of a pipe, nor for the end of a device.

@@ -11,14 +11,17 @@ containernetworking's host-local.
 from __future__ import annotations
 
 from cni import addr
-from cni.config import Reader, items, mapping, wrong
-from cni.errors import INVALID_CONFIG, CniError
+from cni.config import Reader, Refusal, items, wrong
+from cni.errors import CniError
 from cni.version import at_least
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
+
+
+_DISJOINT = "no address of another range"
 
 
 class Range:
@@ -35,10 +38,7 @@ class Range:
         self.network, self.prefix = _subnet(reader)
         self.width = len(self.network)
         low, high = self._bounds()
-        start, end = reader.address("rangeStart"), reader.address("rangeEnd")
-        for name, key, found in (("RangeStart", "rangeStart", start), ("RangeEnd", "rangeEnd", end)):
-            if found is not None and not addr.inside(found, self.network, self.prefix):
-                raise _invalid(reader, key, f"{name} {addr.unpack(found)} not in network {self.subnet()}")
+        start, end = self._bound(reader, "rangeStart", "RangeStart"), self._bound(reader, "rangeEnd", "RangeEnd")
         # By default the network's own address and an IPv4 network's broadcast address are left out.
         self.first = low + 1 if start is None else int.from_bytes(start, "big")
         self.last = (high - 1 if self.width == 4 else high) if end is None else int.from_bytes(end, "big")
@@ -48,8 +48,24 @@ class Range:
             )
             order = f"the range would begin at {self.text(self.first)} and end at {self.text(self.last)}"
             what = f"{name} {addr.unpack(found or b'')} not in network {self.subnet()}"
-            raise _invalid(reader, key, f"{what} in this order: {order}")
+            expected = f"an address not behind the range's end, {self.text(self.last)}"
+            reader.refuse(
+                _invalid(
+                    reader, key, f"{what} in this order: {order}", expected, self.text(self.first),
+                    "swap rangeStart and rangeEnd",
+                )
+            )  # fmt: skip
         self.gateway = reader.address("gateway") or addr.following(self.network)
+
+    def _bound(self, reader: Reader, key: str, name: str) -> bytes | None:
+        """An end of the range, which must be in the subnet."""
+        found = reader.address(key)
+        if found is None or addr.inside(found, self.network, self.prefix):
+            return found
+        words = f"{name} {addr.unpack(found)} not in network {self.subnet()}"
+        remedy = "use an address of the subnet, or leave it out"
+        reader.refuse(_invalid(reader, key, words, f"an address in {self.subnet()}", addr.unpack(found), remedy))
+        return None
 
     def _bounds(self) -> tuple[int, int]:
         low = int.from_bytes(self.network, "big")
@@ -84,21 +100,32 @@ class RangeSet:
 
     __slots__ = ("index", "path", "ranges")
 
-    def __init__(self, index: int, path: str, value: Any) -> None:
+    def __init__(self, index: int, path: str, value: Any, config: Reader | None = None) -> None:
+        """`value` is an array of ranges, or the reader of the one inline range. `config` is asked to refuse what is wrong."""
         self.index = index
         self.path = path
-        self.ranges = [Range(Reader(mapping(where, item), where)) for where, item in items(path, value)]
-        if not self.ranges:
-            raise self._fault(f"empty range set: {path} holds no range")
+        config = config or Reader({})
+        self.ranges: list[Range] = []
+        entries = [(path, value)] if isinstance(value, Reader) else items(path, value)
+        for where, item in entries:
+            try:
+                self.ranges.append(Range(value if item is value else config.entry(where, item)))
+            except CniError as error:
+                config.refuse(error)
+        if not entries:
+            config.refuse(self._fault(path, "at least one range", "none", f"empty range set: {path} holds no range"))
         if len({item.width for item in self.ranges}) > 1:
-            raise self._fault(f"mixed address families: {path} holds IPv4 and IPv6 ranges", "make one set per family")
+            words = f"mixed address families: {path} holds IPv4 and IPv6 ranges"
+            config.refuse(self._fault(path, "one address family in a set", "both", words, "make one set per family"))
         for at, one in enumerate(self.ranges):
             for two in self.ranges[at + 1 :]:
                 if one.overlaps(two):
-                    raise self._fault(f"subnets {one} and {two} overlap: {one.path} and {two.path}")
+                    words = f"subnets {one} and {two} overlap: {one.path} and {two.path}"
+                    found = f"{two} overlapping {one} ({one.path})"
+                    config.refuse(self._fault(two.path, _DISJOINT, found, words, "make the ranges disjoint"))
 
-    def _fault(self, what: str, details: str = "") -> CniError:
-        return CniError(INVALID_CONFIG, f"invalid range set {self.index}: {what}", details)
+    def _fault(self, path: str, expected: str, found: str, words: str, remedy: str = "") -> Refusal:
+        return Refusal(path, expected, found, remedy, f"invalid range set {self.index}: {words}")
 
     def __str__(self) -> str:
         return ",".join(str(item) for item in self.ranges)
@@ -144,29 +171,40 @@ def read_sets(config: Reader) -> list[RangeSet]:
     ipam = config.object("ipam")
     found = config.object("runtimeConfig").array("ipRanges")
     if ipam.raw("subnet") is not None:
-        found.append((ipam.path, [ipam.value]))
+        found.append((ipam.path, ipam))
     found += ipam.array("ranges")
     if not found:
-        raise CniError(
-            INVALID_CONFIG,
-            "no IP ranges specified: ipam.ranges: expected at least one range set, found none",
-            'add "ranges": [[{"subnet": "10.1.0.0/24"}]] to "ipam"',
-        )
-    sets = [RangeSet(index, path, value) for index, (path, value) in enumerate(found)]
+        config.refuse(
+            Refusal(
+                ipam.at("ranges"), "at least one range set", "none",
+                'add "ranges": [[{"subnet": "10.1.0.0/24"}]] to "ipam"',
+                "no IP ranges specified: ipam.ranges: expected at least one range set, found none",
+            )
+        )  # fmt: skip
+    sets = []
+    for index, (path, value) in enumerate(found):
+        try:
+            sets.append(RangeSet(index, path, value, config))
+        except CniError as error:
+            config.refuse(error)
     for at, one in enumerate(sets):
         for two in sets[at + 1 :]:
             if any(a.overlaps(b) for a in one.ranges for b in two.ranges):
                 what = f"range set {one.index} overlaps with {two.index}: {one} ({one.path}) and {two} ({two.path})"
-                raise CniError(INVALID_CONFIG, what, "every address may be in one set only")
-    return sets
+                where = f"{two} overlapping {one} ({one.path})"
+                config.refuse(Refusal(two.path, _DISJOINT, where, "every address may be in one set only", what))
+    return [one for one in sets if one.ranges]
 
 
-def check_families(sets: list[RangeSet], version: str) -> None:
+def check_families(sets: list[RangeSet], version: str, config: Reader | None = None) -> None:
     """Refuse more than one address per family in results that have room for one (before 0.3.0)."""
     widths = [item.width for item in sets]
     if not at_least(version, "0.3.0") and len(widths) > len(set(widths)):
-        # The reference's words and no more: they say all, and scripts look for them.
-        raise CniError(INVALID_CONFIG, f"CNI version {version} does not support more than 1 address per family")
+        words = f"CNI version {version} does not support more than 1 address per family"
+        expected = f"at most one set of each family in cniVersion {version}"
+        fault = Refusal("ipam.ranges", expected, f"{len(widths)} sets", 'raise cniVersion to "0.3.0" or newer', words)
+        fault.details = ""  # the reference's words and no more: they say all, and scripts look for them
+        (config or Reader({})).refuse(fault)
 
 
 def _subnet(reader: Reader) -> tuple[bytes, int]:
@@ -176,13 +214,19 @@ def _subnet(reader: Reader) -> tuple[bytes, int]:
         raise wrong(reader.at("subnet"), "a network such as 10.1.0.0/24", reader.raw("subnet"))
     packed, prefix = parsed
     if prefix > len(packed) * 8 - 2:
-        raise _invalid(reader, "subnet", f"Network {text} too small to allocate from")
+        expected = f"a prefix length of at most {len(packed) * 8 - 2}"
+        words = f"Network {text} too small to allocate from"
+        raise _invalid(
+            reader, "subnet", words, expected, f"{text}, which has no address to give", "choose a larger subnet"
+        )
     network = addr.network(packed, prefix)
     if packed != network:
         what = "Network has host bits set. For a subnet mask of length"
-        raise _invalid(reader, "subnet", f"{what} {prefix} the network address is {addr.unpack(network)}")
+        words = f"{what} {prefix} the network address is {addr.unpack(network)}"
+        own = addr.unpack_cidr(network, prefix)
+        raise _invalid(reader, "subnet", words, f"a network's own address, {own}", text, f"write {own}")
     return network, prefix
 
 
-def _invalid(reader: Reader, key: str, what: str) -> CniError:
-    return CniError(INVALID_CONFIG, f"{reader.at(key)}: {what}")
+def _invalid(reader: Reader, key: str, words: str, expected: str, found: str, remedy: str) -> Refusal:
+    return Refusal(reader.at(key), expected, found, remedy, f"{reader.at(key)}: {words}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from errno import ENODEV, ENOENT
 
 from cni import addr
+from cni.config import Refusal
 from cni.errors import INTERNAL, CniError, KernelError
 from cni.kernel import ops
 from cni.names import interface_fault, owner, owner_of_all
@@ -21,6 +22,7 @@ from plugins.bridge_conf import LAST_VLAN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from cni.context import Context
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from plugins.bridge_conf import Conf
 
     Subnet = tuple[bytes, int]
+
+# First bytes of addresses that are nothing special (`addr.no_hosts`), so that most ADDs ask no further.
+_ORDINARY = frozenset((*range(1, 127), *range(128, 224), *range(240, 254)))
 
 # What DEL and GC need of a record's section, with its type.
 _NEEDED = {"links": list, "addresses": list, "bridge": str, "vlan": int, "masquerade": str, "macspoofchk": bool}
@@ -59,14 +64,66 @@ def lease(ctx: Context, conf: Conf, ipam: Delegate | None) -> Result:
     ctx.undo.push("release the lease", ipam.delete)
     if not found.ips:
         raise CniError(INTERNAL, "IPAM plugin returned missing IP config: expected at least one address, found none")
-    if not conf.is_gateway:
-        return found
-    for ip in found.ips:
+    complete(found, conf)
+    if conf.bridge:  # a routed pod's gateway is on its link by a route of its own
+        for fault in unusable(found, conf):
+            raise fault
+    return found
+
+
+def complete(lease: Result, conf: Conf) -> None:
+    """Fill in what `isGateway` and `isDefaultGateway` imply."""
+    for ip in lease.ips if conf.is_gateway else ():
         if ip.gateway is None:
             ip.gateway = addr.following(addr.network(ip.packed, ip.prefix))
         if conf.is_default_gateway:
-            _lead_by_default(found.routes, ip.gateway)
-    return found
+            _lead_by_default(lease.routes, ip.gateway)
+
+
+def unusable(lease: Result, conf: Conf) -> Iterator[Refusal]:
+    """What of IPAM's result no pod on a bridge can work with. Paths are those of the result."""
+    for index, ip in enumerate(lease.ips):
+        for key, packed in (("address", ip.packed), ("gateway", ip.gateway if conf.is_gateway else None)):
+            if packed is None or packed[0] in _ORDINARY:
+                continue
+            host = (packed, len(packed) * 8)
+            what = addr.no_hosts(host)
+            if conf.is_gateway and addr.is_link_local(host):
+                what = "link-local addresses"  # the bridge has such a network already
+            if what:
+                found = f"{addr.unpack(packed)}, one of the {what}"
+                remedy = "choose a private network, for example 10.1.0.0/16 or fd00:1::/64"
+                yield Refusal(f"ips[{index}].{key}", "an address that hosts can have", found, remedy)
+    if lease.routes:
+        yield from _unusable_routes(lease)
+
+
+def _unusable_routes(lease: Result) -> Iterator[Refusal]:
+    """Routes that the kernel would refuse: it takes a next hop only on the pod's link."""
+    first: dict[int, tuple[int, bytes]] = {}  # of each family, as `veth.configure` takes them
+    for index, ip in enumerate(lease.ips):
+        if ip.gateway:
+            first.setdefault(len(ip.gateway), (index, ip.gateway))
+    links = [(ip.packed, ip.prefix) for ip in lease.ips]
+    links += [(one.dst, one.prefix) for one in lease.routes if not one.gateway and len(one.dst) not in first]
+    for index, route in enumerate(lease.routes):
+        own = addr.network(route.dst, route.prefix)
+        if own != route.dst and len(own) == 4:  # the kernel masks IPv6's and refuses IPv4's
+            dst, right = addr.unpack_cidr(route.dst, route.prefix), addr.unpack_cidr(own, route.prefix)
+            yield Refusal(f"routes[{index}].dst", f"the network's own address, {right}", dst, f"write {right}")
+        at, hop = (-1, route.gateway) if route.gateway else first.get(len(route.dst), (-1, None))
+        if hop is None:
+            continue
+        if len(hop) != len(route.dst):
+            dst = addr.unpack_cidr(route.dst, route.prefix)
+            remedy = "use a next hop of that family"
+            yield Refusal(f"routes[{index}].gw", f"an address of the family of {dst}", addr.unpack(hop), remedy)
+        elif not any(addr.inside(hop, *link) for link in links) and not addr.is_link_local((hop, len(hop) * 8)):
+            at = next((index for index, ip in enumerate(lease.ips) if ip.gateway == hop), at)
+            path = f"routes[{index}].gw" if at < 0 else f"ips[{at}].gateway"
+            networks = ", ".join(addr.unpack_cidr(addr.network(*link), link[1]) for link in links)
+            remedy = "use an address of the pod's subnet, or leave it out"
+            yield Refusal(path, f"a next hop on the pod's link ({networks})", addr.unpack(hop), remedy)
 
 
 def _lead_by_default(routes: list[Route], gateway: bytes) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cni import addr
-from cni.config import Reader, hardware_address, wrong
-from cni.errors import INVALID_CONFIG, CniError
+from cni.config import Reader, Refusal, hardware_address, wrong
+from cni.errors import CniError
 from cni.names import interface_fault
 from cni.request import CLEANING
 from cni.result import read_dns
@@ -12,6 +12,8 @@ from plugins import masquerade
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cni.request import Request
 
 DEFAULT_BRIDGE = "cni0"
@@ -62,23 +64,30 @@ class Conf:
 
     def refuse_contradictions(self) -> None:
         """CniError 7 for options that cannot be together. Not asked in DEL and GC, which must clean up."""
+        for fault in self.contradictions():
+            raise fault
+
+    def contradictions(self) -> Iterator[Refusal]:
+        """What cannot be together."""
         fault = interface_fault(self.bridge)
         if fault:
-            raise wrong("bridge", f"an interface name ({fault})", self.bridge)
+            yield wrong("bridge", f"an interface name ({fault})", self.bridge)
         gateway_link = f"{self.bridge}.{self.vlan}"
         if self.vlan and self.is_gateway and interface_fault(gateway_link):
-            raise wrong("bridge", f"a shorter name, so that {gateway_link!r} can name the VLAN's gateway", self.bridge)
+            yield wrong("bridge", f"a shorter name, so that {gateway_link!r} can name the VLAN's gateway", self.bridge)
         if self.backend not in masquerade.BACKENDS:
-            raise wrong("ipMasqBackend", 'unknown ipmasq backend: "nftables" or "iptables"', self.backend)
+            yield wrong("ipMasqBackend", 'unknown ipmasq backend: "nftables" or "iptables"', self.backend)
         if self.layer3 and self.disable_container_interface:
-            raise CniError(
-                INVALID_CONFIG, "cannot use IPAM when DisableContainerInterface flag is set",
+            yield Refusal(
+                "ipam", "none, because disableContainerInterface is true", "one",
                 "remove `ipam` or disableContainerInterface",
+                "cannot use IPAM when DisableContainerInterface flag is set",
             )  # fmt: skip
         if self.hairpin and self.promisc:
-            raise CniError(
-                INVALID_CONFIG, "cannot set hairpin mode and promiscuous mode at the same time",
-                "remove hairpinMode or promiscMode",
+            yield Refusal(
+                "promiscMode", "only one of hairpinMode and promiscMode", "both",
+                "remove hairpinMode or promiscMode: each lets a pod reach itself",
+                "cannot set hairpin mode and promiscuous mode at the same time",
             )  # fmt: skip
 
 
@@ -89,12 +98,13 @@ def _trunk(config: Reader) -> list[int]:
         low, high, one = (item.integer(key, 0, 1, LAST_VLAN) for key in ("minID", "maxID", "id"))
         if bool(low) != bool(high):
             missing = "maxID" if low else "minID"
-            raise CniError(
-                INVALID_CONFIG,
-                f"{item.path}: minID and maxID should be configured simultaneously, {missing} is missing",
+            words = f"{item.path}: minID and maxID should be configured simultaneously, {missing} is missing"
+            config.refuse(Refusal(item.at(missing), "minID and maxID, or neither", "one", f'add "{missing}"', words))
+        elif low > high:
+            words = f"{item.path}: minID {low} is greater than maxID {high} in trunk parameter"
+            config.refuse(
+                Refusal(item.at("maxID"), f"at least minID, which is {low}", f"{high}", "swap minID and maxID", words)
             )
-        if low > high:
-            raise CniError(INVALID_CONFIG, f"{item.path}: minID {low} is greater than maxID {high} in trunk parameter")
         found.update(range(low, high + 1) if low else (), [one] if one else ())
     return sorted(found)
 
@@ -108,7 +118,11 @@ def _mac(config: Reader, request: Request) -> bytes | None:
     if not given or request.command in CLEANING:
         return None
     path, text = given[-1]
-    mac = hardware_address(path, text)
-    if addr.is_multicast_mac(mac) or not any(mac):
-        raise wrong(path, "a unicast MAC address", text)
+    try:
+        mac = hardware_address(path, text)
+        if addr.is_multicast_mac(mac) or not any(mac):
+            raise wrong(path, "a unicast MAC address", text)
+    except CniError as error:
+        config.refuse(error)
+        return None
     return mac

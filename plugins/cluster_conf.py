@@ -10,7 +10,7 @@ from cni import addr
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.names import interface_fault
-from plugins.peers import Node, read_nodes, within
+from plugins.peers import Node, read_nodes, refuse_no_hosts, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,13 +53,16 @@ class ClusterConf:
         self.direct = config.boolean("directRouting")
         fault = interface_fault(self.iface) if self.iface else ""
         if fault:
-            raise wrong(config.at("iface"), f"an interface name ({fault})", self.iface)
+            config.refuse(wrong(config.at("iface"), f"an interface name ({fault})", self.iface))
         self.peers: tuple[Node, ...] | None = None
         if config.raw("peers") is not None:
             if not self.networks:
-                raise wrong(config.at("network"), "network or ipv6Network beside `peers`", None)
+                config.refuse(wrong(config.at("network"), "network or ipv6Network beside `peers`", None))
             peers = read_nodes(config, "peers")
-            refuse_outside(peers, self.networks)
+            try:
+                refuse_outside(peers, self.networks)
+            except CniError as error:
+                config.refuse(error)
             # With another source of membership the agent decides who is in the cluster.
             self.peers = peers if config.raw("membership") is None else None
 
@@ -94,11 +97,17 @@ def _networks(config: Reader) -> tuple[Subnet, ...]:
             continue
         subnet = addr.pack_cidr(text)
         if subnet is None or len(subnet[0]) != size:
-            raise wrong(config.at(key), f"a network such as {'10.244.0.0/16' if size == 4 else 'fd00:244::/48'}", text)
-        if addr.network(*subnet) != subnet[0]:
-            raise wrong(
-                config.at(key), f"the network's own address, {addr.unpack_cidr(addr.network(*subnet), subnet[1])}", text
-            )
+            example = "10.244.0.0/16" if size == 4 else "fd00:244::/48"
+            config.refuse(wrong(config.at(key), f"a network such as {example}", text))
+            continue
+        own = addr.network(*subnet)
+        if own != subnet[0]:
+            config.refuse(wrong(config.at(key), f"the network's own address, {addr.unpack_cidr(own, subnet[1])}", text))
+            continue
+        try:
+            refuse_no_hosts(config.at(key), subnet)
+        except CniError as error:
+            config.refuse(error)
         found.append(subnet)
     return tuple(found)
 
@@ -108,6 +117,7 @@ def _exceptions(config: Reader) -> tuple[Subnet, ...]:
     for index, text in enumerate(config.strings("nonMasqueradeCIDRs")):
         subnet = addr.pack_cidr(text)
         if subnet is None:
-            raise wrong(f"{config.at('nonMasqueradeCIDRs')}[{index}]", "a network such as 10.0.0.0/8", text)
+            config.refuse(wrong(f"{config.at('nonMasqueradeCIDRs')}[{index}]", "a network such as 10.0.0.0/8", text))
+            continue
         found.append((addr.network(*subnet), subnet[1]))
     return tuple(found)

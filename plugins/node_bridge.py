@@ -120,7 +120,7 @@ def _addresses(host: Namespace, link: Link, gateway: Subnet) -> list[Subnet]:
 
 def _in_the_way(there: list[Subnet], gateway: Subnet, ours: list[Subnet], kept: tuple[Subnet, ...]) -> list[Subnet]:
     foreign = [one for one in there if one not in ours and not any(addr.inside(one[0], *network) for network in kept)]
-    return [one for one in foreign if _conflict(one, gateway)]
+    return [one for one in foreign if conflict(one, gateway)]
 
 
 def _taken(link: Link, gateway: Subnet, other: Subnet) -> CniError:
@@ -142,7 +142,8 @@ def _existing(host: Namespace, name: str) -> Link:
     return link
 
 
-def _conflict(other: Subnet, gateway: Subnet) -> bool:
+def conflict(other: Subnet, gateway: Subnet) -> bool:
+    """Whether a bridge cannot have two gateway addresses of one family."""
     if len(gateway[0]) == 4:
         return True  # the reference allows one IPv4 address on a bridge
     return addr.inside(gateway[0], *other) or addr.inside(other[0], *gateway)

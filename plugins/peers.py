@@ -14,7 +14,7 @@ A backend (`host_gw.py`, `vxlan.py`) is a pure function from this node and anoth
 from __future__ import annotations
 
 from cni import addr
-from cni.config import Reader, mapping, wrong
+from cni.config import Reader, Refusal, mapping, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.names import OWNER, digest
 
@@ -190,9 +190,17 @@ def vtep_mac(vni: int, address: bytes) -> bytes:
 
 def read_nodes(config: Reader, key: str) -> tuple[Node, ...]:
     """The nodes of an array, which must agree with one another (`refuse_contradictions`)."""
-    nodes = tuple(read_node(item) for item in config.objects(key))
-    refuse_contradictions(nodes)
-    return nodes
+    nodes = []
+    for item in config.objects(key):
+        try:
+            nodes.append(read_node(item))
+        except CniError as error:
+            config.refuse(error)
+    try:
+        refuse_contradictions(nodes)
+    except CniError as error:
+        config.refuse(error)
+    return tuple(nodes)
 
 
 def read_node(config: Reader) -> Node:
@@ -216,13 +224,21 @@ def read_node(config: Reader) -> Node:
         if mac is not None:
             macs[size] = mac
     if not addresses:
-        raise CniError(INVALID_CONFIG, f"{config.at('publicIP')}: expected publicIP or publicIPv6, found neither")
+        raise Refusal(config.at("publicIP"), "publicIP or publicIPv6", "neither", "add the node's own address")
     return Node(name, addresses, _subnets(config), macs)
 
 
 def read_described(path: str, value: Any) -> Node:
     """A node from decoded JSON; `path` says in errors where it was found."""
     return read_node(Reader(mapping(path, value), path))
+
+
+def refuse_no_hosts(path: str, subnet: Subnet) -> None:
+    """CniError 7 for a network whose addresses no pod can be reached at from another node."""
+    what = addr.no_hosts(subnet) or ("link-local addresses" if addr.is_link_local(subnet) else "")
+    if what:
+        text = f"{addr.unpack_cidr(*subnet)}, which has {what}"
+        raise Refusal(path, "a network of addresses that pods can have", text, "choose a private network")
 
 
 def _subnets(config: Reader) -> tuple[Subnet, ...]:
@@ -234,6 +250,7 @@ def _subnets(config: Reader) -> tuple[Subnet, ...]:
         if addr.network(*subnet) != subnet[0]:
             right = addr.unpack_cidr(addr.network(*subnet), subnet[1])
             raise wrong(f"{config.at('subnets')}[{index}]", f"the network's own address, {right}", text)
+        refuse_no_hosts(f"{config.at('subnets')}[{index}]", subnet)
         found.append(subnet)
     return tuple(found)
 
@@ -296,11 +313,6 @@ def span(packed: bytes, prefix: int) -> tuple[int, int]:
 def within(subnet: Subnet, networks: Iterable[Subnet]) -> bool:
     """Whether a subnet lies as a whole in one of these networks."""
     return any(subnet[1] >= network[1] and addr.inside(subnet[0], *network) for network in networks)
-
-
-def overlap(one: Subnet, other: Subnet) -> bool:
-    """Whether two networks have an address in common."""
-    return addr.inside(one[0], *other) or addr.inside(other[0], *one)
 
 
 def _span_text(found: tuple[int, int, int, Node]) -> str:

@@ -8,7 +8,7 @@ the way to the other nodes beside that, our agent or flanneld, need not run for 
 from __future__ import annotations
 
 from cni import addr
-from cni.config import Reader, wrong
+from cni.config import Reader, Refusal, wrong
 from cni.errors import INTERNAL, INVALID_CONFIG, NOT_AVAILABLE, CniError
 from cni.request import CLEANING
 from plugins.bridge_conf import DEFAULT_BRIDGE
@@ -372,15 +372,15 @@ def _cluster(config: Reader, attachment: str) -> ClusterConf:
     from plugins.cluster_conf import ClusterConf
 
     if attachment not in (ROUTED, BRIDGED):
-        raise wrong("attachment", '"routed" or "bridged"', attachment)
+        config.refuse(wrong("attachment", '"routed" or "bridged"', attachment))
     backend = config.string("ipMasqBackend", "nftables")
     if backend != "nftables":
-        raise wrong("ipMasqBackend", '"nftables", the only one that masquerades ranges', backend)
+        config.refuse(wrong("ipMasqBackend", '"nftables", the only one that masquerades ranges', backend))
     ipam, runtime = config.object("ipam"), config.object("runtimeConfig")
     for given, key in ((ipam, "ranges"), (ipam, "subnet"), (runtime, "ipRanges")):
         if given.raw(key):
-            text = f"{given.at(key)}: expected none, because the ranges are the node's own subnets"
-            raise CniError(INVALID_CONFIG, text, "remove it: the subnets come from `peers` or the subnet file")
+            remedy = "remove it: the subnets come from `peers` or the subnet file"
+            config.refuse(Refusal(given.at(key), "none, because the ranges are the node's own subnets", "one", remedy))
     return ClusterConf(config)
 
 

@@ -29,7 +29,7 @@ from agent.membership.etcd_faults import CompactedError, EtcdError, LostError, U
 from agent.membership.etcd_nodes import Nodes
 from agent.membership.troubles import Troubles
 from cni import addr
-from cni.config import text, wrong
+from cni.config import Refusal, text, wrong
 from cni.errors import CniError
 from cni.jsonio import decode, encode
 from cni.names import digest
@@ -66,21 +66,21 @@ def make(config: Reader, network: Network) -> EtcdSource:
 
 
 def read_settings(config: Reader, network: Network) -> Settings:
-    endpoints = tuple(_endpoint(path, found) for path, found in config.array("endpoints"))
+    endpoints = tuple(_endpoint(config, path, found) for path, found in config.array("endpoints"))
     if not endpoints:
-        raise wrong(config.at("endpoints"), "at least one URL such as https://192.0.2.1:2379", [])
+        config.refuse(wrong(config.at("endpoints"), "at least one URL such as https://192.0.2.1:2379", []))
     credentials = Credentials(
         *(config.string(key) for key in ("caFile", "certFile", "keyFile", "username", "passwordFile"))
     )
     if bool(credentials.cert) != bool(credentials.key):
-        raise wrong(config.at("certFile"), "certFile and keyFile, or neither", credentials.cert)
+        config.refuse(wrong(config.at("certFile"), "certFile and keyFile, or neither", credentials.cert))
     if bool(credentials.user) != bool(credentials.password):
-        raise wrong(config.at("username"), "username and passwordFile, or neither", credentials.user)
+        config.refuse(wrong(config.at("username"), "username and passwordFile, or neither", credentials.user))
     prefix = config.string("prefix", f"/cnikit/{network.name}").rstrip("/")
     if not prefix:
-        raise wrong(config.at("prefix"), "the beginning of keys, such as /cnikit/pods", prefix)
+        config.refuse(wrong(config.at("prefix"), "the beginning of keys, such as /cnikit/pods", prefix))
     if not network.ranges:
-        raise CniError(7, "network: expected network or ipv6Network to claim subnets of, found neither")
+        config.refuse(Refusal("network", "network or ipv6Network to claim subnets of", "neither", "add the range"))
     pools = read_pools(config, network.ranges)
     return Settings(endpoints, credentials, Keys(prefix), pools, config.integer("ttl", 86400, *_TTL))
 
@@ -323,7 +323,7 @@ class EtcdSource:
         raise LostError(why)
 
 
-def _endpoint(path: str, found: Any) -> str:
+def _endpoint(config: Reader, path: str, found: Any) -> str:
     given = text(path, found)
     try:
         url = urlsplit(given)
@@ -331,5 +331,5 @@ def _endpoint(path: str, found: Any) -> str:
     except ValueError:
         good = False
     if not good or url.query or url.fragment or url.username:
-        raise wrong(path, "a URL such as https://192.0.2.1:2379", given)
+        config.refuse(wrong(path, "a URL such as https://192.0.2.1:2379", given))
     return given.rstrip("/")

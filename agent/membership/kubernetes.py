@@ -45,7 +45,7 @@ def make(config: Reader, network: Network) -> KubernetesSource:
     """The source that `membership` describes. CniError 7 for a kubeconfig that is no absolute path."""
     kubeconfig = config.string("kubeconfig")
     if kubeconfig and not kubeconfig.startswith("/"):
-        raise wrong(config.at("kubeconfig"), "an absolute path", kubeconfig)
+        config.refuse(wrong(config.at("kubeconfig"), "an absolute path", kubeconfig))
     return KubernetesSource(network, kubeconfig)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from agent.membership.troubles import few
 from cni import jsonio
-from cni.config import Reader, mapping, wrong
+from cni.config import Reader, Refusal, mapping, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from plugins.peers import read_described
 
@@ -160,7 +160,8 @@ def make(config: Reader, network: Network) -> File:  # noqa: ARG001 - the file s
     """The source that `{"source": "static", "file": PATH}` describes."""
     path = config.string("file")
     if not path.startswith("/"):
-        raise wrong(config.at("file"), "the absolute path of a file of nodes", path)
+        remedy = 'add "file": "/etc/cnikit/peers.json", or where the file is'
+        config.refuse(Refusal(config.at("file"), "the absolute path of a file of nodes", jsonio.shown(path), remedy))
     return File(path)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli import lint, lint_cluster
+from cli import lint, lint_refusals
 from cli.main import cli
 from cni.config import Reader
 from cni.errors import CniError
@@ -100,7 +100,7 @@ def test_what_lint_accepts_our_plugins_accept(plugin_path: list[str]) -> None:
         value = json.loads(case.read_text())
         reader = Reader({**value["plugins"][0], "name": "net", "cniVersion": "1.1.0"})
         request = Request({"CNI_COMMAND": "STATUS"})
-        if reader.raw("type") in lint_cluster.KINDS:
+        if reader.raw("type") in lint_refusals.CLUSTER:
             pod_network.Conf(reader, request)
         else:
             bridge.Conf(reader, request).refuse_contradictions()
