@@ -488,6 +488,30 @@ def test_ipam_that_gives_no_address_is_refused(node: Node, result: dict[str, Any
     assert node.ipam_calls() == ["ADD ctr", "DEL ctr"]
 
 
+@pytest.mark.parametrize(
+    ("options", "ips", "routes", "path"),
+    [
+        ({}, [{"address": "127.0.0.2/16"}], [], "ips[0].address"),
+        ({}, [{"address": "ff02::2/64"}], [], "ips[0].address"),
+        ({"isGateway": True}, [{"address": "::2/64", "gateway": "::1"}], [], "ips[0].gateway"),
+        ({"isDefaultGateway": True}, [{"address": "10.1.0.2/24", "gateway": "10.9.0.1"}], [], "ips[0].gateway"),
+        ({}, [{"address": "10.1.0.2/24"}], [{"dst": "10.5.0.0/16", "gw": "10.7.0.1"}], "routes[0].gw"),
+        ({}, [{"address": "10.1.0.2/24"}], [{"dst": "10.5.0.0/16", "gw": "fe80::1"}], "routes[0].gw"),
+    ],
+)
+def test_ipam_that_gives_what_no_pod_can_use_is_refused_before_the_pod_is_touched(
+    node: Node, options: dict[str, Any], ips: list[Any], routes: list[Any], path: str
+) -> None:
+    conf = node.network(**options)
+    conf["ipam"]["result"] = {"cniVersion": "1.0.0", "ips": ips, "routes": routes}
+
+    error = node.call("bridge", "ADD", conf).error
+
+    assert error["code"] == 7
+    assert error["msg"].startswith(f"{path}: expected ")
+    assert node.ipam_calls() == ["ADD ctr", "DEL ctr"]
+
+
 # DEL
 
 
