@@ -127,7 +127,10 @@ class Arriving:
     def _checked(self) -> tuple[int, int, int]:
         magic, flags, strings, stdin = _HEADER.unpack_from(self._data)
         if magic != (HAND_OVER_MAGIC if flags == HAND_OVER else MAGIC):
-            raise BrokenRequestError(f"expected a request that begins with {MAGIC!r}, found {magic!r}")
+            what = f"expected a request that begins with {MAGIC!r}, found {magic!r}"
+            if magic[:-1] == MAGIC[:-1]:
+                what += ": launcher and agent are of different builds, so the call runs one-shot; install both from one"
+            raise BrokenRequestError(what)
         if strings > LONGEST_STRINGS or stdin > LONGEST_STDIN:
             raise BrokenRequestError(
                 f"expected at most {LONGEST_STRINGS} and {LONGEST_STDIN} bytes, found {strings}, {stdin}"

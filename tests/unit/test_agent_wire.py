@@ -91,7 +91,7 @@ def test_the_end_before_the_request(pair: tuple[socket.socket, wire.Arriving]) -
     ("data", "says"),
     [
         (b"GET / HTTP/1.1\r\n\r\n....", "begins with"),
-        (HEADER.pack(b"cnikit\0\x01", 0, 0, 0), "begins with"),
+        (HEADER.pack(b"cnikit\0\x01", 0, 0, 0), "different builds"),
         (HEADER.pack(b"cnikit\0\x03", 0, 0, 0), "begins with"),
         (HEADER.pack(wire.MAGIC, 0, wire.LONGEST_STRINGS + 1, 0), "at most"),
         (HEADER.pack(wire.MAGIC, 0, 0, wire.LONGEST_STDIN + 1), "at most"),
