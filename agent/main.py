@@ -69,9 +69,9 @@ class Signals:
     def __init__(self) -> None:
         self._early: list[str] = []
         self._tell: Callable[[str], None] = self._early.append
+        set_usual_signals()
         for number in self.ENDINGS:
             signal.signal(number, self._handle)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.ENDINGS)
 
     def tell(self, end: Callable[[str], None]) -> None:
         """Whom to tell how to end, also of what has come already."""
@@ -85,6 +85,17 @@ class Signals:
 
     def _handle(self, number: int, _: object) -> None:
         self._tell(self.ENDINGS[signal.Signals(number)])
+
+
+def set_usual_signals() -> None:
+    """Undo what the caller ignored or blocked (nohup, some init systems), for us and the programs that we start.
+
+    SIGPIPE and SIGXFSZ stay as the interpreter wants them; `execute.communicate` sets them for programs.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 class Agent:

@@ -18,7 +18,7 @@ from agent import mounts, wire
 from agent.steps import Steps, TimedKernel
 from cni import __version__, execute
 from cni.dispatch import Exchange
-from cni.errors import IO_FAILURE, CniError
+from cni.errors import IO_FAILURE, CniError, KernelError
 from cni.main import SILENCE, silence_error
 from cni.start import stamp_of
 from cni.world import World
@@ -88,6 +88,10 @@ class Service:
 
     def take(self, peer: socket.socket, request: wire.Request) -> None:
         """Serve a request, here when that takes no time, else in a thread when its turn comes."""
+        try:
+            request.exchange_pod(self.kernel.opened_anew)
+        except KernelError:
+            pass  # it is no network namespace, or may not be entered: the call will tell, and closes it before it does
         served = Served(self, peer, request)
         if request.environ.get("CNI_COMMAND") == "VERSION" and len(request.stdin) <= _LITTLE:
             served.run()  # its answer fits into the socket
@@ -197,6 +201,7 @@ class Served:
         """Have the launcher do it."""
         self.outcome = "declined"
         self._lines.append(why)
+        self._request.close()
         self._send(wire.frame(wire.DECLINE))
         self._end()
 
@@ -285,6 +290,7 @@ class Served:
         """dispatch.Deliver: for a successful ADD, also hear that its result has arrived."""
         if self.outcome == "undelivered":
             return  # dispatch tells that the ADD was taken back, to nobody
+        self._request.close()
         with self.steps("answer", ""):
             self._send(wire.frame(wire.ANSWER, status, stdout, self._stderr()))
             confirmed = status != 0 or not self._went or self._request.environ.get("CNI_COMMAND") != "ADD"
@@ -321,8 +327,8 @@ class Served:
     def _end(self) -> None:
         if self._peer.fileno() < 0:
             return
-        self._peer.close()
         self._request.close()
+        self._peer.close()
         if self.call is not None:
             self.call.context.close()  # the launcher may have left before it was entered
         self.steps.finish()

@@ -9,6 +9,10 @@ import array
 import os
 import socket
 import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAGIC = b"cnikit\0\x02"  # the last byte is the protocol's version
 # A hand-over is as it was in version 1 for ever: agents of different versions take each other's place.
@@ -73,6 +77,12 @@ class Request:
         self.stdin = stdin
         self.net, self.mounts, self.pod = (*fds, -1, -1, -1)[:_MOST_FDS]
 
+    def exchange_pod(self, opened_anew: Callable[[int], int]) -> None:
+        """Replace the pod's descriptor by the one that `opened_anew` makes of it."""
+        if self.pod >= 0:
+            passed, self.pod = self.pod, opened_anew(self.pod)
+            os.close(passed)
+
     def close(self) -> None:
         """Let go of the namespaces."""
         for fd in (self.net, self.mounts, self.pod):
@@ -119,10 +129,10 @@ class Arriving:
 
     def close(self) -> None:
         """End the connection, and with it what it brought."""
-        self.peer.close()
-        for fd in self._fds:
+        for fd in self._fds:  # before the launcher hears of it: they may pin a mount
             os.close(fd)
         self._fds = []
+        self.peer.close()
 
     def _checked(self) -> tuple[int, int, int]:
         magic, flags, strings, stdin = _HEADER.unpack_from(self._data)

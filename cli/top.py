@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import click
 
@@ -16,6 +17,9 @@ def top(once: bool, interval: float, http: str | None) -> None:  # noqa: FBT001 
 
     Rates and latencies are those of the last interval. Ctrl-C ends it.
     """
+    # A caller that ignores or blocks SIGINT (nohup) must not disable Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     try:
         from agent.http import beside
         from agent.main import SOCKET

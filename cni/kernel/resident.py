@@ -83,6 +83,14 @@ class ResidentKernel(linux.Kernel):
             raise
         return linux.Namespace(fd, self, own=False)
 
+    def opened_anew(self, fd: int) -> int:
+        """A second descriptor of the network namespace `fd`; KernelError when it is none.
+
+        One that was opened at a bind mount (/run/netns/NAME) pins this mount, so that it cannot be unmounted; one that
+        was opened inside the namespace does not.
+        """
+        return self.visitor.inside(fd, netns.open_own)
+
     def is_own(self, path: str) -> bool:
         try:
             there = posix.stat(path)

@@ -208,7 +208,7 @@ class TestForeignPrograms:
         program = agent_node.executable("bridge")
 
         answer = agent_node.attempt(
-            "sh", "-c", f"cd /run/working/folder && exec {program}",
+            "sh", "-c", f"cd /run/working/folder && exec env --default-signal {program}",
             env=agent_node.environ("ADD", pod, env=env), stdin=json.dumps(conf).encode(),
         )  # fmt: skip
 
