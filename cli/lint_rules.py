@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 RESERVED = ("runtimeconfig", "prevresult")
 EVERYWHERE = ("name", "cniversion", "type", "ipam", "dns", "capabilities", "args", "ipmasq", *RESERVED)
 
-# Below this the kernel takes IPv6 off a link (RFC 8200).
-IPV6_MTU = 1280
-IPV4_MTU = 68
+IPV4_MTU, IPV6_MTU = addr.LEAST_MTU.values()
 
 
 def network(value: dict[str, Any], folder: str, report: Report) -> None:

@@ -11,6 +11,10 @@ import _socket
 AF_INET = 2
 AF_INET6 = 10
 
+# The least MTU that a link works with, by the size of an address (RFC 791, RFC 8200). Linux takes IPv6 off a link of less.
+LEAST_MTU = {4: 68, 16: 1280}
+IPV6_MTU = LEAST_MTU[16]
+
 _V4_COMPATIBLE = bytes(12)
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 

@@ -17,6 +17,7 @@ from cni.record import describe
 from cni.result import Interface, Result, Route
 from cni.undo import Teardown
 from plugins import masquerade, veth
+from plugins.bridge_conf import too_narrow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,14 +42,19 @@ def lease(ctx: Context, conf: Conf, ipam: Delegate | None) -> Result:
     ctx.undo.push("release the lease", ipam.delete)
     if not found.ips:
         raise CniError(INTERNAL, "IPAM plugin returned missing IP config: expected at least one address, found none")
-    if not conf.is_gateway:
-        return found
-    for ip in found.ips:
+    _refuse_ipv6(conf.mtu, found)
+    for ip in found.ips if conf.is_gateway else ():
         if ip.gateway is None:
             ip.gateway = addr.following(addr.network(ip.packed, ip.prefix))
         if conf.is_default_gateway:
             _lead_by_default(found.routes, ip.gateway)
     return found
+
+
+def _refuse_ipv6(mtu: int, lease: Result) -> None:
+    """CniError when the lease has an IPv6 address and the pod's link cannot have one."""
+    if 0 < mtu < addr.IPV6_MTU and any(len(ip.packed) == 16 for ip in lease.ips):
+        raise too_narrow(mtu)
 
 
 def _lead_by_default(routes: list[Route], gateway: bytes) -> None:
