@@ -34,8 +34,10 @@ from agent.server import Server
 from agent.service import Service
 from agent.workers import Workers
 from cni import __version__
+from cni.addr import AF_INET
 from cni.errors import CniError
 from cni.kernel.resident import ResidentKernel
+from cni.kernel.sysctl import SYSCTL_DIR, Conf, mounted_at
 
 if TYPE_CHECKING:
     import socket
@@ -100,7 +102,7 @@ def set_usual_signals() -> None:
 
 class Agent:
     """One agent, from its listening socket to its end. `http` says where it tells about itself, empty for nowhere;
-    `networks` are those that span nodes, and `node_name` who this one is in them.
+    `networks` are those that span nodes, and `node_name` who this one is in them; `sysctl_dir` is where /proc/sys is.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Agent:
         http: str,
         networks: Sequence[Options] = (),
         node_name: str = "",
+        sysctl_dir: str = SYSCTL_DIR,
     ) -> None:
         self._listener = listener
         self._log = log
@@ -120,7 +123,7 @@ class Agent:
         self.ending = ""
         self._stop_asked = False
         self._sent_away = 0
-        self.kernel = ResidentKernel(time.monotonic)
+        self.kernel = ResidentKernel(time.monotonic, sysctl_dir)
         limits = Limits(descriptor_limit())
         self.workers = Workers(limits.threads, limits.calls)
         self.ipam_workers = Workers(limits.threads, limits.calls)
@@ -261,11 +264,14 @@ def run(
     otlp: str,
     files: Sequence[str] = (),
     node_name: str = "",
+    sysctl_dir: str = "",
 ) -> None:
     """Run an agent in the foreground until its end. `argv` is what this process was started with.
 
-    `codes` are digests of what the plugins of `registry` run (`Service`). `http` is where it tells about itself (None for a socket beside its own), `otlp` where spans go, `files` are the
-    network lists of the networks that span nodes. CniError for one of these that cannot be used.
+    `codes` are digests of what the plugins of `registry` run (`Service`). `http` is where it tells about itself (None for
+    a socket beside its own), `otlp` where spans go, `files` are the network lists of the networks that span nodes,
+    `sysctl_dir` is where /proc/sys is mounted (empty: CNIKIT_SYSCTL_DIR says it, else there). CniError for one of these
+    that cannot be used.
     """
     signals = Signals()
     use_one_arena()
@@ -278,6 +284,8 @@ def run(
     if http:
         parse(http)
     networks = networks_of(files)
+    sysctl_dir = mounted_at(sysctl_dir or environ.get("CNIKIT_SYSCTL_DIR", ""))
+    Conf(sysctl_dir, AF_INET).close()
     preload(registry)
     log = Log(2)
     sys.excepthook = lambda *what: log.error("unexpected", traceback="".join(traceback.format_exception(*what)))
@@ -286,7 +294,7 @@ def run(
     listener = Listener.inherited(environ, path) or Listener.make(path, time.monotonic, replace=replace)
     close_folder(path, log)
     notifier = Notifier(environ)
-    agent = Agent(registry, codes, listener, log, traces, http, networks, node_name)
+    agent = Agent(registry, codes, listener, log, traces, http, networks, node_name, sysctl_dir)
     signals.tell(agent.end)
     gc.collect()
     gc.freeze()

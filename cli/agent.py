@@ -37,6 +37,11 @@ from cni.errors import CniError
     "--node-name", metavar="NAME", default="",
     help="Who this node is in these networks. Without it their nodeName, else whoever has an address of this host.",
 )  # fmt: skip
+@click.option(
+    "--sysctl-dir", metavar="DIR", default="",
+    help="Where to write kernel settings when /proc/sys is read-only here: another mount of the node's /proc/sys. "
+    "Without it CNIKIT_SYSCTL_DIR says where, else /proc/sys.",
+)  # fmt: skip
 def agent(
     replace: bool,  # noqa: FBT001 - click's way
     http: str | None,
@@ -44,6 +49,7 @@ def agent(
     extra: tuple[str, ...],
     files: tuple[str, ...],
     node_name: str,
+    sysctl_dir: str,
 ) -> None:
     """Serve the plugins' calls on this node, in the foreground.
 
@@ -61,16 +67,9 @@ def agent(
         plugins = third_party(extra)
         registry = {**PLUGINS, **{name: module_of(file) for name, file in plugins.items()}}
         run(
-            registry,
-            codes(plugins),
-            argv,
-            os.environ,
-            replace=replace,
-            http=http,
-            otlp=otlp,
-            files=files,
-            node_name=node_name,
-        )
+            registry, codes(plugins), argv, os.environ,
+            replace=replace, http=http, otlp=otlp, files=files, node_name=node_name, sysctl_dir=sysctl_dir,
+        )  # fmt: skip
     except CniError as error:
         raise click.ClickException(": ".join(filter(None, (error.msg, error.details)))) from None
     except (ListenError, AddressError, ValueError) as error:

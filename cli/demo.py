@@ -9,6 +9,7 @@ code that the plugins use.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from cli.lab_space import mount_points
 from cni import addr, netlist
 from cni.cache import Attachment
 from cni.errors import CniError
+from cni.kernel import sysctl
 from cni.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -257,10 +259,8 @@ def connect(outside: str) -> None:
 
 def configure(link: str, addresses: tuple[str, ...]) -> None:
     """Give a link its addresses and set it up, with no duplicate detection, which delays the first ping by 2 s."""
-    path = f"/proc/sys/net/ipv6/conf/{link}/accept_dad"
-    if os.path.exists(path):
-        with open(path, "w") as file:
-            file.write("0")
+    with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+        sysctl.put(f"/proc/sys/net/ipv6/conf/{link}/accept_dad", "0")
     with IPRoute() as ip:
         index = ip.link_lookup(ifname=link)[0]
         for address in addresses:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cni import __version__
+from cni.kernel import sysctl
 from cni.start import BUNDLES, LARGEST_LAUNCHER, Stamp
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def filter_on_bridges(settings: Path = BRIDGE_SETTINGS, load: tuple[str, ...] = 
         return f"expected br_netfilter in this kernel, found no {settings}; {need}: try {' '.join(load)}"
     for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
         try:
-            (settings / name).write_text("1")
+            sysctl.put(str(settings / name), "1")
         except OSError as error:
             return f"cannot set net.bridge.{name} to 1: {error.strerror}; {need}"
     return ""

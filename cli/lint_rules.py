@@ -39,10 +39,6 @@ CAPABILITIES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 IPAM_CAPABILITIES = {"host-local": ("ipRanges", "ips"), "static": ("ips",), "dhcp": ()}
 
-# Below this the kernel takes IPv6 off a link (RFC 8200).
-IPV6_MTU = 1280
-IPV4_MTU = 68
-
 
 def network(value: dict[str, Any], folder: str, report: Report) -> None:
     """The list itself."""
@@ -141,17 +137,16 @@ def plugin(value: dict[str, Any], path: str, report: Report, found: Found) -> No
     reader = Reader(value, path)
     if found.cluster is not None:
         lint_cluster.network(reader, report, found)
-    families = {addr.AF_INET if one.width == 4 else addr.AF_INET6 for one in found.sets}
     for one in found.sets:
         for item in one.ranges:
             if report.sound(f"{reader.path}.{item.path}" if reader.path else item.path):
                 _range(item, reader, report)
     _routes(reader.object("ipam"), found, report)
     if reader.raw("type") == "bridge":
-        _bridge(reader, report, families)
+        _bridge(reader, report)
 
 
-def _bridge(reader: Reader, report: Report, families: set[int]) -> None:
+def _bridge(reader: Reader, report: Report) -> None:
     has_ipam = bool(reader.object("ipam").raw("type"))
     for key in ("isDefaultGateway", "isGateway", "ipMasq", "enabledad"):
         if not has_ipam and reader.boolean(key):
@@ -162,17 +157,7 @@ def _bridge(reader: Reader, report: Report, families: set[int]) -> None:
         report.warning(reader.at("isGateway"), message, "remove isGateway")
     if reader.raw("ipMasqBackend") is not None and not reader.boolean("ipMasq"):
         report.warning(reader.at("ipMasqBackend"), "expected ipMasq beside it, found none", "set ipMasq, or remove it")
-    _mtu(reader, report, families)
     _vlans(reader, report)
-
-
-def _mtu(reader: Reader, report: Report, families: set[int]) -> None:
-    mtu = reader.integer("mtu")
-    least = IPV6_MTU if addr.AF_INET6 in families else IPV4_MTU
-    if 0 < mtu < least:
-        why = "because the pods get IPv6 addresses" if least == IPV6_MTU else "the least that IPv4 works with"
-        remedy = "leave it out, or use the MTU of the node's uplink"
-        report.error(reader.at("mtu"), f"expected at least {least}, {why}; found {mtu}", remedy)
 
 
 def _vlans(reader: Reader, report: Report) -> None:

@@ -8,6 +8,7 @@ Python and a kernel is enough.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -17,6 +18,8 @@ import socket
 import struct
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from cni.kernel import sysctl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +58,8 @@ def isolate() -> None:
 def enable_ipv6() -> None:
     """A new namespace may have inherited a machine-wide switch-off."""
     for link in ("all", "default"):
-        path = f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6"
-        if os.path.exists(path):
-            with open(path, "w") as file:
-                file.write("0")
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            sysctl.put(f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6", "0")
 
 
 def new_netns(name: str) -> str:

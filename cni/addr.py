@@ -11,6 +11,11 @@ import _socket
 AF_INET = 2
 AF_INET6 = 10
 
+# The least MTU that a link works with, by the size of an address (RFC 791, RFC 8200). Linux takes IPv6 off a link of less.
+LEAST_MTU = {4: 68, 16: 1280}
+IPV6_MTU = LEAST_MTU[16]
+
+
 _NO_HOSTS = (
     (b"\x7f\0\0\0", 8, "loopback addresses"),
     (b"\xe0\0\0\0", 4, "multicast addresses"),

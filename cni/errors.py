@@ -40,11 +40,11 @@ class CniError(Exception):
 class KernelError(CniError):
     """The kernel refused one verb: `enslave veth3f2a to cni0: EBUSY (Device or resource busy)`.
 
-    `errno` is the kernel's positive error number.
+    `errno` is the kernel's positive error number, `hint` what was found, `details` the next step.
     """
 
-    def __init__(self, what: str, errno: int, hint: str = "", code: int = INTERNAL) -> None:
-        super().__init__(code, f"{what}: {errno_text(errno)}{f': {hint}' if hint else ''}", remedy(errno))
+    def __init__(self, what: str, errno: int, hint: str = "", code: int = INTERNAL, details: str = "") -> None:
+        super().__init__(code, f"{what}: {errno_text(errno)}{f': {hint}' if hint else ''}", details or remedy(errno))
         self.errno = errno
 
 

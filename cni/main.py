@@ -48,7 +48,8 @@ def main(registry: Mapping[str, str], argv: list[str]) -> NoReturn:
         _stderr(about)
         posix._exit(0)
     own = OwnPlugins(registry, folder_of(start.program))
-    world = World(registry, _LazyKernel(), time.monotonic, _log(name), own_plugin=own.name_of, boot_id=_boot_id)
+    kernel = _LazyKernel(environ.get("CNIKIT_SYSCTL_DIR", ""))
+    world = World(registry, kernel, time.monotonic, _log(name), own_plugin=own.name_of, boot_id=_boot_id)
     try:
         status = dispatch.serve(world, name, environ, Stdin(0), lambda _, data: _stdout(data))
     except OSError as error:
@@ -107,19 +108,24 @@ def too_long_error() -> CniError:
 
 
 class _LazyKernel:
-    """The kernel, imported when a verb first needs it: STATUS of an IPAM plugin never does."""
+    """The kernel, imported when a verb first needs it: STATUS of an IPAM plugin never does.
 
-    __slots__ = ("_kernel",)
+    `sysctl_dir` is where its settings are mounted, empty for the usual place.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_kernel", "_sysctl_dir")
+
+    def __init__(self, sysctl_dir: str) -> None:
+        self._sysctl_dir = sysctl_dir
         self._kernel: Kernel | None = None
 
     def _real(self) -> Kernel:
         if self._kernel is None:
             from cni.kernel.background import fork_background
             from cni.kernel.linux import Kernel
+            from cni.kernel.sysctl import mounted_at
 
-            self._kernel = Kernel(time.monotonic, fork_background)
+            self._kernel = Kernel(time.monotonic, fork_background, mounted_at(self._sysctl_dir))
         return self._kernel
 
     def own(self) -> Namespace:

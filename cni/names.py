@@ -81,8 +81,12 @@ def host_end(network: str, container_id: str, ifname: str, attempt: int = 0) -> 
     44 bits of the hash are the name; when another attachment has it already, `attempt` 1, 2, ... give others.
     """
     found = digest(f"{network}/{container_id}/{ifname}/{attempt}")
-    # Locally administered (bit 1), not a group address (bit 0).
-    return "veth" + found.hex()[:11], bytes([found[8] & 0xFC | 0x02]) + found[9:14]
+    return "veth" + found.hex()[:11], local_mac(found[8:])
+
+
+def local_mac(raw: bytes) -> bytes:
+    """The first six of these bytes as a MAC: locally administered (bit 1), not a group address (bit 0)."""
+    return bytes([raw[0] & 0xFC | 0x02]) + raw[1:6]
 
 
 def owner(network: str, container_id: str, ifname: str) -> str:

@@ -18,7 +18,7 @@ from cni.record import describe
 from cni.result import Interface, Result, Route
 from cni.undo import Teardown
 from plugins import masquerade, veth
-from plugins.bridge_conf import LAST_VLAN
+from plugins.bridge_conf import LAST_VLAN, too_narrow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def lease(ctx: Context, conf: Conf, ipam: Delegate | None) -> Result:
     ctx.undo.push("release the lease", ipam.delete)
     if not found.ips:
         raise CniError(INTERNAL, "IPAM plugin returned missing IP config: expected at least one address, found none")
+    _refuse_ipv6(conf.mtu, found)
     complete(found, conf)
     if conf.bridge:  # a routed pod's gateway is on its link by a route of its own
         for fault in unusable(found, conf):
@@ -124,6 +125,12 @@ def _unusable_routes(lease: Result) -> Iterator[Refusal]:
             networks = ", ".join(addr.unpack_cidr(addr.network(*link), link[1]) for link in links)
             remedy = "use an address of the pod's subnet, or leave it out"
             yield Refusal(path, f"a next hop on the pod's link ({networks})", addr.unpack(hop), remedy)
+
+
+def _refuse_ipv6(mtu: int, lease: Result) -> None:
+    """CniError when the lease has an IPv6 address and the pod's link cannot have one."""
+    if 0 < mtu < addr.IPV6_MTU and any(len(ip.packed) == 16 for ip in lease.ips):
+        raise too_narrow(mtu)
 
 
 def _lead_by_default(routes: list[Route], gateway: bytes) -> None:

@@ -65,7 +65,9 @@ def status(ctx: Context, conf: Conf) -> None:
             raise CniError(NOT_AVAILABLE, fault, "every attachment has a record and a lock there")
         if conf.layer3:
             ctx.ipam.forward()
-        node_bridge.find(ctx.host, conf.bridge, vlan=conf.vlan_option)
+        found = node_bridge.find(ctx.host, conf.bridge, vlan=conf.vlan_option)
+        if found is not None and conf.is_gateway and not conf.vlan:
+            node_bridge.refuse_narrow(found, conf.gateways_named())
         if conf.ip_masq:
             masquerade.status(ctx, conf.backend)
         if conf.is_gateway and conf.layer3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cni import addr
+from cni.addr import IPV6_MTU, LEAST_MTU
 from cni.config import Reader, Refusal, hardware_address, wrong
 from cni.errors import CniError
 from cni.names import interface_fault
@@ -29,7 +30,7 @@ class Conf:
 
     __slots__ = (
         "backend", "bridge", "disable_container_interface", "dns", "duplicate_detection", "force_address", "hairpin",
-        "ip_masq", "is_default_gateway", "is_gateway", "isolated", "layer3", "mac", "mac_spoof_check", "mtu",
+        "ip_masq", "ipam", "is_default_gateway", "is_gateway", "isolated", "layer3", "mac", "mac_spoof_check", "mtu",
         "preserve_default_vlan", "promisc", "vlan", "vlan_option", "vlans",
     )  # fmt: skip
 
@@ -53,7 +54,8 @@ class Conf:
         self.mtu = config.integer("mtu", low=0, high=65535)
         self.vlans = _trunk(config)
         self.mac = _mac(config, request)
-        self.layer3 = bool(config.object("ipam").string("type"))
+        self.ipam = config.object("ipam")
+        self.layer3 = bool(self.ipam.string("type"))
         self.dns = read_dns(config.object("dns"))
         self.vlan_option = f"vlan: {self.vlan}" if self.vlan else f"vlanTrunk: {self.vlans}" if self.vlans else ""
 
@@ -77,6 +79,10 @@ class Conf:
             yield wrong("bridge", f"a shorter name, so that {gateway_link!r} can name the VLAN's gateway", self.bridge)
         if self.backend not in masquerade.BACKENDS:
             yield wrong("ipMasqBackend", 'unknown ipmasq backend: "nftables" or "iptables"', self.backend)
+        if 0 < self.mtu < LEAST_MTU[4]:
+            yield wrong("mtu", f"at least {LEAST_MTU[4]}, the least that a link can have", self.mtu)
+        elif 0 < self.mtu < IPV6_MTU and self.gateways_named():
+            yield too_narrow(self.mtu)
         if self.layer3 and self.disable_container_interface:
             yield Refusal(
                 "ipam", "none, because disableContainerInterface is true", "one",
@@ -89,6 +95,33 @@ class Conf:
                 "remove hairpinMode or promiscMode: each lets a pod reach itself",
                 "cannot set hairpin mode and promiscuous mode at the same time",
             )  # fmt: skip
+
+    def gateways_named(self) -> list[bytes]:
+        """The gateway of each IPv6 range or address that `ipam` names, as host-local and static are configured. What an
+        IPAM plugin hands out beside these is known when it has."""
+        return _ipv6_gateways(self.ipam.value)
+
+
+def too_narrow(mtu: int) -> Refusal:
+    """The refusal of IPv6 on a pod's link of this MTU."""
+    return Refusal(
+        "mtu", f"at least {IPV6_MTU}, because the pods get IPv6 addresses", str(mtu),
+        f"set `mtu` to {IPV6_MTU} or more, or leave IPv6 out of `ipam`: Linux has no IPv6 on a link of less",
+    )  # fmt: skip
+
+
+def _ipv6_gateways(value: object) -> list[bytes]:
+    """The gateways of all IPv6 subnets and addresses in a configuration of IPAM, whatever else is wrong with it."""
+    if isinstance(value, list):
+        return [found for item in value for found in _ipv6_gateways(item)]
+    if not isinstance(value, dict):
+        return []
+    given = {key.casefold(): item for key, item in value.items()}
+    found = _ipv6_gateways(given.get("ranges")) + _ipv6_gateways(given.get("addresses"))
+    subnet = addr.pack_cidr(str(given.get("subnet") or given.get("address")))
+    if subnet and len(subnet[0]) == 16:
+        found.append(addr.pack(str(given.get("gateway"))) or addr.following(addr.network(*subnet)))
+    return found
 
 
 def _trunk(config: Reader) -> list[int]:

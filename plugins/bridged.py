@@ -34,13 +34,16 @@ def add(ctx: Context, conf: Conf, kept: tuple[Subnet, ...] = ()) -> Result:
     host_end = veth.free_host_end(ctx)
     found = node_bridge.find(ctx.host, conf.bridge, vlan=conf.vlan_option)
     ipam = ctx.ipam if conf.layer3 else None  # a missing executable is found out before the first effect
+    lease = attachment.lease(ctx, conf, ipam)
+    if found is not None and conf.is_gateway and not conf.vlan:
+        node_bridge.refuse_narrow(found, [ip.gateway for ip in lease.ips if ip.gateway])
     bridge = node_bridge.ensure(
         ctx.host, found, conf.bridge, conf.mtu, promisc=conf.promisc, vlan_filtering=bool(conf.vlan_option)
     )
-    lease = attachment.lease(ctx, conf, ipam)
     pair = veth.Pair(ctx, host_end, conf.mac or attachment.default_mac(lease), conf.mtu)
     attachment.record(ctx, conf, pair, lease)
     gateway_link = _set_gateways(ctx, conf, bridge, lease, kept)
+    node_bridge.keep_ipv6(ctx.host, bridge, conf.mtu, ctx.log)
     host_link, pod_link = _attach(ctx, conf, pair, bridge)
     if not conf.disable_container_interface:
         _bring_up(ctx, conf, host_link, pod_link, gateway_link or bridge, lease)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from errno import EEXIST
 
 from cni import addr
-from cni.addr import AF_INET6
+from cni.addr import IPV6_MTU
 from cni.errors import INTERNAL, INVALID_CONFIG, UNSUPPORTED_FIELD, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import IFF_PROMISC
-from plugins.settings import set_known
-from plugins.veth import add_link_local, random_mac
+from plugins.settings import enable_ipv6, set_known
+from plugins.veth import LINK_LOCAL, add_link_local, random_mac
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni.kernel import Namespace
     from cni.kernel.types import Link
+    from cni.world import Log
 
     Subnet = tuple[bytes, int]
 
@@ -76,6 +77,31 @@ def after_joining(host: Namespace, bridge: Link, port: Link) -> Link:
     return _existing(host, bridge.name)
 
 
+def refuse_narrow(link: Link, gateways: list[bytes]) -> None:
+    """CniError 999 when a link of the node is too narrow for one of these, which is an IPv6 address."""
+    for packed in gateways:
+        if len(packed) == 16 and link.mtu < IPV6_MTU:
+            raise CniError(
+                INTERNAL,
+                f"{link.name}: expected an MTU of at least {IPV6_MTU} for the gateway {addr.unpack(packed)}, found {link.mtu}",
+                f"ip link set {link.name} mtu {IPV6_MTU} or more: Linux has no IPv6 on a link of less",
+            )
+
+
+def keep_ipv6(host: Namespace, bridge: Link, mtu: int, log: Log) -> None:
+    """Have a bridge keep its IPv6 addresses when a port of this MTU (0: the kernel's) joins.
+
+    A bridge without an MTU of its own takes the lowest of its ports', and below 1280 the kernel takes IPv6 off it,
+    which other pods may have their gateway from. Setting what is there changes nothing, so it is set twice.
+    """
+    if not 0 < mtu < IPV6_MTU <= bridge.mtu:
+        return
+    if any(len(one.packed) == 16 and not one.packed.startswith(LINK_LOCAL) for one in host.addresses(bridge.index)):
+        other = bridge.mtu - 1 if bridge.mtu > IPV6_MTU else bridge.mtu + 1
+        log(f"{bridge.name} keeps its MTU of {bridge.mtu}, because it has IPv6 addresses: the pod's is {mtu}")
+        host.apply(*(ops.link_set(bridge.index, mtu=one) for one in (other, bridge.mtu)))
+
+
 def set_gateway(
     host: Namespace, link: Link, gateway: Subnet, ours: list[Subnet], kept: tuple[Subnet, ...] = (), *, force: bool
 ) -> None:
@@ -88,12 +114,13 @@ def set_gateway(
     there = _addresses(host, link, gateway)
     if gateway in there:
         return
+    refuse_narrow(link, [packed])
     for other in _in_the_way(there, gateway, ours, kept):
         if not force:
             raise _taken(link, gateway, other)
         host.apply(ops.addr_del(link.index, *other))
-    if len(packed) == 16 and host.conf(AF_INET6, link.name, "disable_ipv6") == "1":
-        host.set_conf(AF_INET6, link.name, "disable_ipv6", "0")
+    if len(packed) == 16:
+        enable_ipv6(host, link.name)
     try:
         # NODAD: the first port makes the address tentative for 50 ms, in which the gateway does not answer.
         # A bridge that takes its MAC from its ports, and has lost them all, has none: that must not be kept.
@@ -108,6 +135,8 @@ def refuse_gateways(host: Namespace, link: Link, gateways: list[Subnet], kept: t
     """CniError 999 when `set_gateway` would refuse one of these; changes nothing."""
     for gateway in gateways:
         there = _addresses(host, link, gateway)
+        if gateway not in there:
+            refuse_narrow(link, [gateway[0]])
         others = [] if gateway in there else _in_the_way(there, gateway, gateways, kept)
         if others:
             raise _taken(link, gateway, others[0])

@@ -139,10 +139,10 @@ class Underlay:
 
 class Local:
     """What a backend knows of the node that it runs on: by address family (4 or 16) the underlay links and, for vxlan,
-    the devices' link indexes; the VNI, and whether peers on the link are reached without the device
+    the devices' link indexes; the VNI, the devices' MTU, and whether peers on the link are reached without the device
     (`directRouting`)."""
 
-    __slots__ = ("devices", "direct", "underlays", "vni")
+    __slots__ = ("devices", "direct", "mtu", "underlays", "vni")
 
     def __init__(
         self,
@@ -150,8 +150,10 @@ class Local:
         devices: dict[int, int] | None = None,
         *,
         vni: int = 0,
+        mtu: int = addr.IPV6_MTU,
         direct: bool = False,
     ) -> None:
+        self.mtu = mtu
         self.underlays = underlays
         self.devices = devices or {}
         self.vni = vni

@@ -288,7 +288,11 @@ def _site_at(
         if not given:
             given, source = file.mtu, "FLANNEL_MTU of the subnet file"
         refuse_contradictions((own,))  # peers are looked at when they are read
-    mtu = this_node.pods_mtu(own, backend.overhead, underlays, given, source) if underlays else given
+    if underlays:
+        mtu = this_node.pods_mtu(own, backend.overhead, underlays, given, source)
+    else:  # whoever wrote the file knows what the underlay carries
+        this_node.refuse_narrow(own, given, source, "set `mtu`, or correct the file at its origin")
+        mtu = given
     return Site(conf, own, underlays, networks, mtu)
 
 

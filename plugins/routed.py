@@ -7,11 +7,11 @@ of one node is forwarded, and passes the hooks at which policy and services sit.
 
 from __future__ import annotations
 
-from cni.addr import AF_INET6, family
+from cni.addr import family
 from cni.errors import INTERNAL, CniError
 from cni.kernel import ops
 from plugins import attachment, veth
-from plugins.settings import enable_forwarding, set_known
+from plugins.settings import enable_forwarding, enable_ipv6, set_known
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def add(ctx: Context, conf: Conf) -> Result:
 def _configure_host(host: Namespace, link: Link, ips: list[IPConfig]) -> None:
     """Give the host's end the gateways' addresses, and lead the pod's addresses to it."""
     if any(len(ip.packed) == 16 for ip in ips):
-        if host.conf(AF_INET6, link.name, "disable_ipv6") == "1":
-            host.set_conf(AF_INET6, link.name, "disable_ipv6", "0")
+        enable_ipv6(host, link.name)
         set_known(host, link.name, "accept_dad", "0")
         veth.add_link_local(host, link)
     gateways = {ip.gateway: None for ip in ips if ip.gateway}  # in order, each once

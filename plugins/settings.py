@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import ENOENT, EROFS
+from errno import EACCES, ENOENT, EPERM, EROFS
 
 from cni.addr import AF_INET, AF_INET6
 from cni.errors import INTERNAL, CniError, KernelError
@@ -20,8 +20,13 @@ RTPROT_RA = 9  # a route from a router advertisement
 def enable_forwarding(ctx: Context, family: int) -> None:
     """Switch forwarding on for a family; warn when that cuts an uplink off from router advertisements."""
     host = ctx.host
-    if host.conf(family, "all", "forwarding") == "1":
+    found = host.conf(family, "all", "forwarding")
+    if found == "1":
         return
+    if found is None:
+        name = "IPv4" if family == AF_INET else "IPv6"
+        text = f"expected a kernel with {name}, because the pod gets such an address; found one without"
+        raise CniError(INTERNAL, text, f"switch {name} on for this node, or leave it out of the network's ranges")
     host.set_conf(family, "all", "forwarding", "1")
     if family == AF_INET6:
         for name in _uplinks_from_advertisements(host):
@@ -56,22 +61,25 @@ def check_forwarding(host: Namespace, families: Iterable[int]) -> None:
 
 
 def set_known(host: Namespace, name: str, key: str, value: str) -> None:
-    """Write an IPv6 setting of a link, where it is there and may be written: a kernel without IPv6 has none,
-    and the /proc/sys of a container may be read-only."""
+    """Set an IPv6 setting of a link that can be done without: a kernel without IPv6 has none, an older one not this
+    one, and the /proc/sys of a container may be read-only."""
     try:
         host.set_conf(AF_INET6, name, key, value)
     except KernelError as error:
-        if error.errno not in (ENOENT, EROFS):
+        if error.errno not in (ENOENT, EROFS, EACCES, EPERM):
             raise
+
+
+def enable_ipv6(namespace: Namespace, name: str) -> None:
+    """Let a link have IPv6 addresses, which the node's or the pod's defaults may forbid."""
+    if namespace.conf(AF_INET6, name, "disable_ipv6") == "1":
+        namespace.set_conf(AF_INET6, name, "disable_ipv6", "0")
 
 
 def _refuse_family(host: Namespace, family: int) -> None:
     """The same for one family."""
-    if host.conf(family, "all", "forwarding") == "1":
-        return
-    # What is there is written again. Not IPv6's forwarding: that would set every link's, whatever it was.
-    key = "accept_ra" if family == AF_INET6 else "forwarding"
-    host.set_conf(family, "all", key, host.conf(family, "all", key) or "0")
+    if host.conf(family, "all", "forwarding") != "1":
+        host.refuse_conf(family, "all", "forwarding", "1")
 
 
 def _uplinks_from_advertisements(host: Namespace) -> list[str]:

@@ -212,14 +212,21 @@ def pods_mtu(own: Node, overhead: dict[int, int], underlays: dict[int, Underlay]
     if mtu > most:
         text = f"{source}: expected at most {most}, because {underlay.name} has MTU {underlay.mtu}, found {mtu}"
         raise CniError(INVALID_CONFIG, text, "leave it out to have it computed, or raise the underlay's")
-    has_ipv6 = own.subnet(16) is not None
-    least = 1280 if has_ipv6 else 68  # RFC 8200; below it the kernel takes IPv6 off a link
-    if mtu < least:
-        text = f"{source if given else 'the MTU of pods'}: expected at least {least}, found {mtu}"
-        raise CniError(
-            INVALID_CONFIG, text, f"raise the MTU of {underlay.name} to {least + overhead[tightest]} or more"
-        )
+    remedy = f"raise the MTU of {underlay.name} to {least_mtu(own) + overhead[tightest]} or more"
+    refuse_narrow(own, mtu, source if given else "the MTU of pods", remedy)
     return mtu
+
+
+def least_mtu(own: Node) -> int:
+    """The least MTU with which pods can have addresses of the node's subnets."""
+    return addr.LEAST_MTU[16 if own.subnet(16) else 4]
+
+
+def refuse_narrow(own: Node, mtu: int, source: str, remedy: str) -> None:
+    """CniError 7 when an MTU of pods, which `source` gives, is less."""
+    least = least_mtu(own)
+    if mtu < least:
+        raise CniError(INVALID_CONFIG, f"{source}: expected at least {least}, found {mtu}", remedy)
 
 
 def _default_link(host: Namespace, size: int) -> str:

@@ -7,13 +7,14 @@ The host's end has a name and MAC derived from the attachment (`names.host_end`)
 from __future__ import annotations
 
 import posix
-from errno import EACCES, EEXIST, ENOENT, EOPNOTSUPP, EROFS
+from errno import EACCES, EEXIST, EINVAL, EOPNOTSUPP
 
 from cni import addr, names
 from cni.addr import AF_INET, AF_INET6
 from cni.errors import INTERNAL, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import Link
+from plugins.settings import enable_ipv6, set_known
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from cni.result import IPConfig, Route
 
     Subnet = tuple[bytes, int]
+
+# What the MAC of a pod with an IPv4 address begins with, and no other's.
+IPV4_MAC = b"\x0a\x58"
 
 # How many names are tried for the host's end; each is 44 bits of hash.
 ATTEMPTS = 4
@@ -37,6 +41,7 @@ ADDRESS_TIMEOUT = 10.0
 
 LO = "lo"
 SCOPE_LINK = 253  # RT_SCOPE_LINK: no gateway is asked
+LINK_LOCAL = b"\xfe\x80"
 
 
 class Pair:
@@ -56,15 +61,21 @@ class Pair:
 
 
 def random_mac() -> bytes:
-    """Six random bytes as a locally administered unicast MAC."""
-    raw = posix.urandom(6)
-    return bytes([raw[0] & 0xFC | 0x02]) + raw[1:]
+    """Six random bytes as a MAC."""
+    return names.local_mac(posix.urandom(6))
 
 
 def mac_of_address(packed: bytes) -> bytes:
-    """0a:58 and the last four bytes of an address: the same address always has the same MAC, so neighbour
-    entries of a former holder are right for the next one."""
-    return b"\x0a\x58" + packed[-4:]
+    """0a:58 and an IPv4 address; of an IPv6 address a hash that never begins so (adr/022).
+
+    The same address always has the same MAC, so neighbour entries of a former holder are right for the next one.
+    """
+    if len(packed) == 4:
+        return IPV4_MAC + packed
+    found = names.digest(packed.hex())
+    while (mac := names.local_mac(found)).startswith(IPV4_MAC):
+        found = found[1:]
+    return mac
 
 
 def free_host_end(ctx: Context) -> tuple[str, bytes]:
@@ -170,14 +181,17 @@ def add_link_local(host: Namespace, link: Link) -> None:
     """Give a link of the node the link-local address of its MAC (RFC 4291, appendix A).
 
     The kernel would add it when the link gets its carrier, and hold it tentative for 1 to 2 s in which the node cannot
-    look for a pod to which it forwards.
+    look for a pod to which it forwards. Nothing needs it: where IPv6 is off, or the link too narrow for it, there is none.
     """
+    if link.mtu < addr.IPV6_MTU:
+        return
     mac = link.mac
-    packed = b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    packed = LINK_LOCAL + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
     try:
         host.apply(ops.addr_add(link.index, packed, 64, nodad=True))
     except KernelError as error:
-        if error.errno not in (EACCES, EEXIST, EOPNOTSUPP):  # IPv6 is off here, or it is there already
+        # IPv6 is off here, it is there already, or the MTU has just fallen.
+        if error.errno not in (EACCES, EEXIST, EOPNOTSUPP, EINVAL):
             raise
 
 
@@ -226,30 +240,20 @@ def pod_addresses(ctx: Context) -> list[Subnet]:
     link = ctx.pod.link(ctx.request.ifname) if ctx.pod is not None else None
     if ctx.pod is None or link is None:
         return []
-    return [(a.packed, a.prefix) for a in ctx.pod.addresses(link.index) if not a.packed.startswith(b"\xfe\x80")]
+    return [(a.packed, a.prefix) for a in ctx.pod.addresses(link.index) if not a.packed.startswith(LINK_LOCAL)]
 
 
 def _prepare(pod: Namespace, ifname: str, families: set[int], *, duplicate_detection: bool) -> None:
     if AF_INET6 not in families:
         return
     for name in (LO, ifname):
-        if pod.conf(AF_INET6, name, "disable_ipv6") == "1":
-            pod.set_conf(AF_INET6, name, "disable_ipv6", "0")
+        enable_ipv6(pod, name)
     # accept_dad also covers the link-local address, which no IFA_F_NODAD of ours reaches.
     pod.set_conf(AF_INET6, ifname, "accept_dad", "1" if duplicate_detection else "0")
     if duplicate_detection:
-        _set_if_possible(pod, AF_INET6, ifname, "enhanced_dad", "1")
-    _set_if_possible(pod, AF_INET6, ifname, "keep_addr_on_down", "1")
-    pod.set_conf(AF_INET6, ifname, "ndisc_notify", "1")
-
-
-def _set_if_possible(pod: Namespace, family: int, ifname: str, key: str, value: str) -> None:
-    """For what a pod can do without: a kernel may be older than the key, and a container's /proc/sys read-only."""
-    try:
-        pod.set_conf(family, ifname, key, value)
-    except KernelError as error:
-        if error.errno not in (ENOENT, EROFS):
-            raise
+        set_known(pod, ifname, "enhanced_dad", "1")
+    set_known(pod, ifname, "keep_addr_on_down", "1")
+    set_known(pod, ifname, "ndisc_notify", "1")
 
 
 def _gateway_routes(index: int, ips: list[IPConfig]) -> list[Op]:

@@ -43,8 +43,8 @@ def entries(own: Node, peer: Node, local: Local) -> Entries:
             found.routes[subnet] = hop
             continue
         carrier = _carrier(own, peer, size, local)
-        if carrier is None:
-            found.faults.append(_fault(own, peer, subnet))
+        if carrier is None or (size == 16 and local.mtu < addr.IPV6_MTU):
+            found.faults.append(_fault(own, peer, subnet, local.mtu))
             continue
         # The gateway is the subnet's own address, which no pod ever has.
         device, gateway, mac = local.devices[carrier], subnet[0], peer.vtep_mac(carrier, local.vni)
@@ -62,9 +62,11 @@ def _carrier(own: Node, peer: Node, size: int, local: Local) -> int | None:
     return None
 
 
-def _fault(own: Node, peer: Node, subnet: Subnet) -> str:
+def _fault(own: Node, peer: Node, subnet: Subnet, mtu: int) -> str:
     here, there = (", ".join(map(addr.unpack, node.addresses.values())) for node in (own, peer))
     what = f"{peer.name}: {addr.unpack_cidr(*subnet)} is unreachable"
+    if len(subnet[0]) == 16 and mtu < addr.IPV6_MTU:
+        return f"{what}: expected an MTU of at least {addr.IPV6_MTU} for IPv6, found {mtu}"
     expected = "an underlay address of a family that both nodes have"
     return f"{what}: expected {expected}, found {here or 'none'} here and {there} there"
 
@@ -92,7 +94,7 @@ def _check(host: Namespace, site: Site) -> Local:
 
 
 def _local(site: Site, devices: dict[int, int]) -> Local:
-    return Local(site.underlays, devices, vni=site.conf.vni, direct=site.conf.direct)
+    return Local(site.underlays, devices, vni=site.conf.vni, mtu=site.mtu, direct=site.conf.direct)
 
 
 def _devices(site: Site) -> dict[int, Wanted]:

@@ -12,13 +12,12 @@ import posix
 from errno import EADDRNOTAVAIL, EEXIST, EOPNOTSUPP, ERANGE
 
 from cni import addr
-from cni.addr import AF_INET6
 from cni.errors import INTERNAL, NOT_AVAILABLE, CniError, KernelError
 from cni.kernel import ops
 from cni.names import OWNER
 from cni.paths import base_name
 from plugins.peers import device_name, label
-from plugins.settings import set_known
+from plugins.settings import enable_ipv6, set_known
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -228,8 +227,7 @@ def _settle(host: Namespace, link: Link, wanted: Wanted) -> None:
     there = _addresses(host, link)
     missing = [one for one in wanted.addresses if one not in there]
     if wanted.ipv6 and (not link.up or missing):
-        if host.conf(AF_INET6, wanted.name, "disable_ipv6") == "1":
-            host.set_conf(AF_INET6, wanted.name, "disable_ipv6", "0")
+        enable_ipv6(host, wanted.name)
         set_known(host, wanted.name, "accept_ra", "0")
     changes = [ops.addr_add(link.index, *one, nodad=True) for one in missing]
     changes += [ops.addr_del(link.index, *one) for one in there if one not in wanted.addresses]

@@ -96,7 +96,11 @@ if TYPE_CHECKING:
             """
 
         def set_conf(self, family: int, link: str, key: str, value: str) -> None:
-            """Write it. KernelError when that fails, ENOENT when the kernel has no such file."""
+            """Have it hold this value: written only when it holds another. KernelError when that fails, ENOENT when the
+            kernel has no such file."""
+
+        def refuse_conf(self, family: int, link: str, key: str, value: str) -> None:
+            """KernelError when `set_conf` could not write this. Changes nothing."""
 
         def tx_checksum(self, name: str) -> bool | None:
             """Whether a link leaves the checksums of what it sends to the hardware (`ethtool -k`).

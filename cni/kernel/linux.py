@@ -28,7 +28,7 @@ from cni import addr
 from cni.errors import KernelError
 from cni.kernel import netns, rtlinks, rtnetlink
 from cni.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Socket, acknowledgement, message, messages
-from cni.kernel.sysctl import IPV4_CONF, IPV6_CONF, Conf
+from cni.kernel.sysctl import SYSCTL_DIR, Conf
 from cni.kernel.types import OPER_UP, PORT_FORWARDING
 
 TYPE_CHECKING = False
@@ -56,11 +56,12 @@ _LONGEST_PAUSE = 0.01
 
 
 class Kernel:
-    """Where namespaces come from. `clock` is `time.monotonic`."""
+    """Where namespaces come from. `clock` is `time.monotonic`, `sysctl_dir` where the settings are mounted."""
 
-    __slots__ = ("_background", "_clock", "_helpers", "visitor")
+    __slots__ = ("_background", "_clock", "_helpers", "sysctl_dir", "visitor")
 
-    def __init__(self, clock: Clock, background: Background) -> None:
+    def __init__(self, clock: Clock, background: Background, sysctl_dir: str = SYSCTL_DIR) -> None:
+        self.sysctl_dir = sysctl_dir
         self.visitor = netns.Visitor()
         self._clock = clock
         self._background = background
@@ -313,6 +314,9 @@ class Namespace:
     def set_conf(self, family: int, link: str, key: str, value: str) -> None:
         self._conf_of(family).write(link, key, value)
 
+    def refuse_conf(self, family: int, link: str, key: str, value: str) -> None:
+        self._conf_of(family).refuse(link, key, value)
+
     def tx_checksum(self, name: str) -> bool | None:
         from cni.kernel import ethtool
 
@@ -396,8 +400,7 @@ class Namespace:
         found = self._conf.get(family)
         if found is None:
             # Each alone: the first visit to /proc/sys of a new namespace costs 0.05 ms for a family.
-            path = IPV6_CONF if family == addr.AF_INET6 else IPV4_CONF
-            found = self._conf[family] = self.inside(lambda: Conf(path))
+            found = self._conf[family] = self.inside(lambda: Conf(self._kernel.sysctl_dir, family))
         return found
 
 

@@ -21,6 +21,7 @@ from cni.errors import KernelError
 from cni.kernel import linux, netns
 from cni.kernel.background import thread_background
 from cni.kernel.deleter import Deleter
+from cni.kernel.sysctl import SYSCTL_DIR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ _MOST_IDLE = 16
 
 
 class ResidentKernel(linux.Kernel):
-    """Made in the node's namespace. `clock` is `time.monotonic`."""
+    """Made in the node's namespace. The arguments are the base's."""
 
     __slots__ = ("_fd", "_idle", "_mutex", "deleter", "dev", "ino")
 
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock, thread_background)
+    def __init__(self, clock: Clock, sysctl_dir: str = SYSCTL_DIR) -> None:
+        super().__init__(clock, thread_background, sysctl_dir)
         self._idle: list[Kept] = []
         self._mutex = threading.Lock()  # of the helpers
         self._fd = netns.open_own()

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from cni.errors import KernelError
 from cni.kernel import NetnsError
+from cni.kernel.sysctl import setting
 from cni.kernel.types import IFF_LOOPBACK, OPER_UP, PORT_FORWARDING, Address, Neighbour
 from cni.testing.fake_links import World
 from cni.testing.fake_nft import Refused
@@ -192,8 +193,7 @@ class FakeNamespace:
 
     def set_conf(self, family: int, link: str, key: str, value: str) -> None:
         by_link = self._world.conf.get(family, {})
-        if key not in by_link.get(link, {}):
-            raise KernelError(f"write {value!r} to conf/{link}/{key}", ENOENT)
+        self.refuse_conf(family, link, key, value)
         # `all` of these two sets every link's, of the others it is a value of its own.
         to_all = link == "all" and key in {"forwarding", "disable_ipv6"}
         for name in by_link if to_all else [link]:
@@ -201,6 +201,10 @@ class FakeNamespace:
             if key == "disable_ipv6" and value == "1" and name not in {"all", "default"}:
                 index = self._world.find(name).index
                 self._world.addresses[index] = [one for one in self.addresses(index) if len(one.packed) == 4]
+
+    def refuse_conf(self, family: int, link: str, key: str, value: str) -> None:
+        if key not in self._world.conf.get(family, {}).get(link, {}):
+            raise KernelError(f"set {setting(family, link, key)} to {value}", ENOENT)
 
     def tx_checksum(self, name: str) -> bool | None:
         try:

@@ -172,8 +172,9 @@ class World:
         self._next_index += 1
         self.links[link.index] = link
         self.addresses[link.index] = []
-        for by_link in self.conf.values():
-            by_link[name] = dict(by_link["default"])
+        for family, by_link in self.conf.items():
+            if family == addr.AF_INET or mtu >= addr.IPV6_MTU:
+                by_link[name] = dict(by_link["default"])
         return link
 
     def remove(self, index: int) -> None:
@@ -182,7 +183,7 @@ class World:
         del self.addresses[index]
         self.paths.drop(index, gone=True)
         for by_link in self.conf.values():
-            del by_link[link.name]
+            by_link.pop(link.name, None)
         for port in self.links.values():
             if port.master == index:
                 self.set_master(port, 0)
@@ -334,7 +335,10 @@ class World:
         if len(packed) == 16:
             if not self.ipv6:
                 raise Refused(EOPNOTSUPP)
-            if self.conf[addr.AF_INET6][link.name]["disable_ipv6"] == "1":
+            settings = self.conf[addr.AF_INET6].get(link.name)
+            if settings is None:
+                raise Refused(EINVAL)
+            if settings["disable_ipv6"] == "1":
                 raise Refused(EACCES)
         for one in self.addresses[index]:
             # IPv6 has an address once, IPv4 once for each prefix length.
@@ -354,10 +358,23 @@ class World:
     def do(self, op: Op) -> None:
         """Carry out an operation. Refused when Linux would refuse it."""
         verb = self._VERBS.get(op.verb)
-        if verb is not None:
-            verb(self, **op.args)
-        else:
+        if verb is None:
             getattr(self.paths, op.verb)(**op.args)
+            return
+        verb(self, **op.args)
+        if self.ipv6 and op.verb in {"link_set", "veth_add"}:
+            self._follow_mtu()
+
+    def _follow_mtu(self) -> None:
+        """IPv6 goes from a link that has become too narrow for it, and comes anew to one that has grown."""
+        by_link = self.conf[addr.AF_INET6]
+        for link in self.links.values():
+            is_wide = self.seen(link).mtu >= addr.IPV6_MTU
+            if is_wide and link.name not in by_link:
+                by_link[link.name] = dict(by_link["default"])
+            elif not is_wide and link.name in by_link:
+                del by_link[link.name]
+                self.addresses[link.index] = [one for one in self.addresses[link.index] if len(one.packed) == 4]
 
     _VERBS: dict[str, Callable[..., None]] = {
         "bridge_add": _bridge_add,

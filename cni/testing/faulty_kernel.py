@@ -166,6 +166,10 @@ class FaultyNamespace:
         self._kernel.verb(f"set_conf {link} {key}")
         self._inner.set_conf(family, link, key, value)
 
+    def refuse_conf(self, family: int, link: str, key: str, value: str) -> None:
+        self._kernel.verb(f"refuse_conf {link} {key}")
+        self._inner.refuse_conf(family, link, key, value)
+
     def tx_checksum(self, name: str) -> bool | None:
         self._kernel.verb(f"tx_checksum {name}")
         return self._inner.tx_checksum(name)

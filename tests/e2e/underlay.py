@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.e2e.world import Answer, Pod, Way
 
 V4, V6 = int(socket.AF_INET), int(socket.AF_INET6)
+IPV6_MTU = 1280  # Linux has no IPv6 on a narrower link
 NETWORK, NETWORK6 = "10.244.0.0/16", "fd00:244::/48"
 
 
@@ -49,7 +50,8 @@ class Cluster:
             *("peer", "name", "eth0", "mtu", str(mtu), "netns", str(node.pid)),
         )
         self.switch.run("ip", "link", "set", end, "master", "switch", "up")
-        node.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0")
+        if mtu >= IPV6_MTU:
+            node.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=0")
         for family in self.underlay:
             length = "24" if family == V4 else "64"
             node.run("ip", "addr", "add", f"{address_of(number, family)}/{length}", "dev", "eth0")

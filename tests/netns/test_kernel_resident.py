@@ -181,10 +181,11 @@ class TestOwn:
                 assert own.link("lo") is not None
 
     def test_family_that_is_missing_is_looked_for_again(
-        self, kernel: ResidentKernel, monkeypatch: pytest.MonkeyPatch
+        self, kernel: ResidentKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
+        (tmp_path / "net/ipv4/conf").mkdir(parents=True)
         with monkeypatch.context() as without, kernel.own() as own:
-            without.setattr("cni.kernel.linux.IPV6_CONF", "/proc/sys/net/nowhere")
+            without.setattr(kernel, "sysctl_dir", str(tmp_path))
             assert own.conf(socket.AF_INET6, "lo", "forwarding") is None
         with kernel.own() as own:
             assert own.conf(socket.AF_INET6, "lo", "forwarding") == "0"

@@ -24,7 +24,9 @@ def test_bridges_call_the_firewall_for_both_families(tmp_path: Path) -> None:
 def test_the_module_is_loaded_when_it_is_not_there(tmp_path: Path) -> None:
     settings = tmp_path / "bridge"
 
-    assert filter_on_bridges(settings, load=("mkdir", str(settings))) == ""
+    make = f"mkdir {settings}; for name in {' '.join(NAMES)}; do printf 0 > {settings}/$name; done"
+
+    assert filter_on_bridges(settings, load=("sh", "-c", make)) == ""
 
     assert [(settings / name).read_text() for name in NAMES] == ["1", "1"]
 
