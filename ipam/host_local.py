@@ -152,7 +152,8 @@ def status(ctx: Context, conf: Conf) -> None:
 
 
 def gc(ctx: Context, conf: Conf) -> None:
-    """Release the leases of this network whose attachment is not listed as valid."""
+    """Release the leases of this network whose attachment is not listed as valid. Of those that another host is known
+    to have made, which share only the folder, the runtime here cannot know."""
     containers = {container_id for container_id, _ in ctx.valid}
     try:
         with _store(ctx, conf) as store:
@@ -161,7 +162,8 @@ def gc(ctx: Context, conf: Conf) -> None:
             store.walk()
             for address, holder in sorted(store.leases.items()):
                 # A lease of the old format does not say which of its container's interfaces it is for.
-                if holder not in ctx.valid and (holder[1] or holder[0] not in containers):
+                is_valid = holder in ctx.valid or (not holder[1] and holder[0] in containers)
+                if not is_valid and not store.is_another_hosts(holder):
                     store.release(holder, [address])
                     ctx.log(f"released {address}, leased to {_shown(holder)}, which is no valid attachment")
     except OSError as error:
@@ -169,7 +171,9 @@ def gc(ctx: Context, conf: Conf) -> None:
 
 
 def _store(ctx: Context, conf: Conf, *, make: bool = False) -> Store:
-    return Store(ctx.world.resolve(conf.data_dir), ctx.network, ctx.world.lock, ctx.log, ctx.world.boot_id(), make=make)
+    world = ctx.world
+    folder = world.resolve(conf.data_dir)
+    return Store(folder, ctx.network, world.lock, ctx.log, world.host_id(), world.boot_id(), make=make)
 
 
 def _take_back(ctx: Context, conf: Conf, addresses: list[str]) -> None:

@@ -488,8 +488,9 @@ def test_no_folder_is_walked_and_the_cost_is_flat(pool: Pool, monkeypatch: pytes
 def test_what_nobody_else_can_change_is_read_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.add("first")
     add, check, delete, again = calls_of(monkeypatch, pool, "pod")
-    # The attachment's entry and that of its container's old leases; DEL needs the latter when it finds nothing.
-    assert [calls.count("readlink") for calls in (add, check, delete, again)] == [2, 2, 1, 2]
+    # The host's mark, the attachment's entry and that of its container's old leases; DEL needs the last when it finds
+    # nothing.
+    assert [calls.count("readlink") for calls in (add, check, delete, again)] == [3, 3, 2, 3]
     # The lock of the attachment and of the network, `state`, the lease, its bitmap, `released`.
     assert delete.count("open") == 6
 
