@@ -23,7 +23,7 @@ Version 1 had no host in its entries, which are foreign here. Ours are foreign t
 from __future__ import annotations
 
 import posix
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, ENOENT, ENOSPC
 
 from cni import addr
 from cni.names import attachment_key, digest
@@ -219,13 +219,22 @@ class Index:
         return count
 
     def mark(self, packed: bytes, *, used: bool) -> None:
-        """Set or clear an address's bit."""
-        name, bit = _place(packed)
-        fd = posix.open(f"{self.folder}/{name}", posix.O_RDWR | posix.O_CREAT | _SAFE, 0o600)
+        """Set or clear an address's bit. One that cannot be cleared for want of room is left to the next walk."""
         try:
-            byte = (posix.pread(fd, 1, bit >> 3) or b"\0")[0]
+            self._set_bit(packed, used=used)
+        except OSError as error:
+            if used or error.errno not in (ENOENT, *FULL):
+                raise
+
+    def _set_bit(self, packed: bytes, *, used: bool) -> None:
+        name, bit = _place(packed)
+        fd = posix.open(f"{self.folder}/{name}", posix.O_RDWR | (posix.O_CREAT if used else 0) | _SAFE, 0o600)
+        try:
+            before = (posix.pread(fd, 1, bit >> 3) or b"\0")[0]
             mask = 1 << (bit & 7)
-            posix.pwrite(fd, bytes([byte | mask if used else byte & ~mask]), bit >> 3)
+            after = before | mask if used else before & ~mask
+            if after != before:
+                posix.pwrite(fd, bytes([after]), bit >> 3)
         finally:
             posix.close(fd)
 

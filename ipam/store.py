@@ -97,13 +97,18 @@ class Store:
     def __enter__(self) -> Store:
         if not self.exists:
             return self
-        # Go's host-local creates the file with this mode.
-        self._held = self._lock(f"{self.folder}/lock", mode=0o750)
+        try:
+            # Go's host-local creates the file with this mode.
+            self._held = self._lock(f"{self.folder}/lock", mode=0o750)
+        except OSError as error:
+            # The file is not there and cannot be made, so nobody works here.
+            if self._leasing or error.errno not in FULL:
+                raise
         try:
             if not self._index.load() or not self._index.was_read(self._origin):
                 self.walk()
         except BaseException:
-            self._held.close()
+            self.__exit__()
             raise
         return self
 
