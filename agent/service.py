@@ -19,7 +19,8 @@ from agent.steps import Steps, TimedKernel
 from cni import __version__, execute
 from cni.dispatch import Exchange
 from cni.errors import IO_FAILURE, CniError, KernelError
-from cni.main import SILENCE, silence_error
+from cni.kernel import mountns
+from cni.main import SILENCE, host_id, silence_error
 from cni.start import stamp_of
 from cni.world import World
 
@@ -270,8 +271,15 @@ class Served:
         return World(
             service.registry, TimedKernel(_Passed(service.kernel, request), steps, self.workers.briefly_waiting),
             service.clock, self._log, own_plugin=self._own_plugin, boot_id=lambda: service.boot_id,
-            lock=lock, communicate=self._communicate, step=steps, resolve=self._resolve, run_dir=service.run_dir,
+            host_id=self._host_id, lock=lock, communicate=self._communicate, step=steps, resolve=self._resolve, run_dir=service.run_dir,
         )  # fmt: skip
+
+    def _host_id(self) -> str:
+        """As a one-shot call computes it: the machine ID is the launcher's, for an agent's image has none, or its own."""
+        try:
+            return mountns.inside(self._request.mounts, host_id) if self._elsewhere else host_id()
+        except KernelError:
+            return ""
 
     # dispatch.Stdin
 

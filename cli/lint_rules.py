@@ -188,9 +188,6 @@ def _range(item: Range, reader: Reader, report: Report) -> None:
         message = f"expected an address in {item.subnet()}, found {jsonio.shown(addr.unpack(item.gateway))}"
         remedy = "use an address of the subnet, or leave it out for the first one"
         report.warning(f"{path}.gateway", message, remedy)
-    elif item.size < 1:
-        message = f"expected at least one address to give, found only the gateway's in {item}"
-        report.error(path, message, "widen the range, or choose another gateway")
 
 
 def _raw_at(reader: Reader, path: str, key: str) -> Any:

@@ -16,6 +16,7 @@ import time
 
 from cni import __version__, dispatch, jsonio
 from cni.errors import INTERNAL, IO_FAILURE, CniError
+from cni.names import digest
 from cni.paths import folder_of
 from cni.start import OwnPlugins, Start, content_of
 from cni.version import LATEST, SUPPORTED
@@ -32,6 +33,8 @@ SILENCE = 10.0  # seconds without a byte until a configuration is given up (code
 PROBE_SILENCE = 0.1  # seconds VERSION waits for a writer that may never come
 _CHUNK = 65536
 LONGEST = 16 << 20  # bytes of configuration
+_MACHINE_ID_SIZE = 32
+_HEX = frozenset(b"0123456789abcdef")
 
 
 def main(registry: Mapping[str, str], argv: list[str]) -> NoReturn:
@@ -48,8 +51,10 @@ def main(registry: Mapping[str, str], argv: list[str]) -> NoReturn:
         _stderr(about)
         posix._exit(0)
     own = OwnPlugins(registry, folder_of(start.program))
-    kernel = _LazyKernel(environ.get("CNIKIT_SYSCTL_DIR", ""))
-    world = World(registry, kernel, time.monotonic, _log(name), own_plugin=own.name_of, boot_id=_boot_id)
+    world = World(
+        registry, _LazyKernel(environ.get("CNIKIT_SYSCTL_DIR", "")), time.monotonic, _log(name),
+        own_plugin=own.name_of, boot_id=_boot_id, host_id=host_id,
+    )  # fmt: skip
     try:
         status = dispatch.serve(world, name, environ, Stdin(0), lambda _, data: _stdout(data))
     except OSError as error:
@@ -149,6 +154,25 @@ def _boot_id() -> str:
         return content_of(path).decode("ascii").strip()
     except OSError as error:
         raise CniError(INTERNAL, f"cannot read {path}: {error.strerror}", "mount /proc") from None
+
+
+def host_id() -> str:
+    """Which host this is, by its machine ID (machine-id(5)) and its name; empty where it has no machine ID yet.
+
+    One alone is not enough: machines are cloned with their ID, and containers are called alike.
+    """
+    try:
+        # Whatever is there must not block.
+        fd = posix.open("/etc/machine-id", posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
+        try:
+            machine = posix.read(fd, _MACHINE_ID_SIZE + 1).strip()
+        finally:
+            posix.close(fd)
+    except OSError:
+        return ""
+    if len(machine) != _MACHINE_ID_SIZE or not _HEX.issuperset(machine) or not machine.strip(b"0"):
+        return ""  # "uninitialized" during a first boot
+    return digest(f"{machine.decode('ascii')} {posix.uname().nodename}").hex()
 
 
 def _refuse(name: str, registry: Mapping[str, str]) -> NoReturn:

@@ -45,12 +45,12 @@ class World:
     `registry` maps a plugin's name to its module's path. `own_plugin` tells whether an executable found on
     CNI_PATH is one of this build's, by the plugin name or None. `clock` is monotonic, in seconds. `lock`
     takes a lock, `communicate` runs a foreign program (None: as `cni/execute.py` does), `resolve` makes a path that
-    begins at the caller's working directory absolute, `step` is given the kind of a step and what it is about.
+    begins at the caller's working directory absolute, `host_id` is empty where the host cannot be told from others, `step` is given the kind of a step and what it is about.
     """
 
     __slots__ = (
-        "boot_id", "clock", "communicate", "kernel", "lock", "log", "own_plugin", "registry", "resolve", "run_dir",
-        "step",
+        "boot_id", "clock", "communicate", "host_id", "kernel", "lock", "log", "own_plugin", "registry", "resolve",
+        "run_dir", "step",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +62,7 @@ class World:
         *,
         own_plugin: Callable[[str], str | None],
         boot_id: Callable[[], str],
+        host_id: Callable[[], str] = str,
         lock: TakeLock | None = None,
         communicate: Communicate | None = None,
         step: Callable[[str, str], Step] | None = None,
@@ -74,6 +75,7 @@ class World:
         self.log = log
         self.own_plugin = own_plugin
         self.boot_id = boot_id
+        self.host_id = host_id
         self.lock = lock or Locks(clock).take
         self.communicate = communicate
         self.resolve = resolve or (lambda path: path)

@@ -11,7 +11,16 @@ import posix
 
 from cni import addr
 from cni.config import wrong
-from cni.errors import INTERNAL, INVALID_CONFIG, INVALID_ENVIRONMENT, NOT_AVAILABLE, TRY_AGAIN, CniError, errno_text
+from cni.errors import (
+    INTERNAL,
+    INVALID_CONFIG,
+    INVALID_ENVIRONMENT,
+    NOT_AVAILABLE,
+    TRY_AGAIN,
+    CniError,
+    errno_text,
+    io_failure,
+)
 from cni.paths import folder_fault
 from cni.request import CLEANING
 from cni.result import IPConfig, Result, read_routes
@@ -34,6 +43,10 @@ PATHS = (("dataDir", DEFAULT_DATA_DIR), ("resolvConf", ""))
 _TRIES = 100
 _NAMED_HOLDERS = 3
 _LONGEST_RESOLV_CONF = 1 << 20
+
+# What the reference splits a line's fields at, beside the blank: Go's idea of white space, which is not Python's.
+_SPACES = "\t\v\f\r\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+_BLANKS = dict.fromkeys(map(ord, _SPACES), " ")
 
 
 class Conf:
@@ -83,7 +96,7 @@ def add(ctx: Context, conf: Conf) -> Result:
         with _store(ctx, conf, make=True) as store:
             chosen = _lease(store, conf, wishes, holder)
     except OSError as error:
-        raise _store_failure(conf, error) from error
+        raise _store_failure(ctx, conf, error) from error
     addresses = [addr.unpack(packed) for _, packed in chosen]
     ctx.undo.push(f"leases {', '.join(addresses)}", lambda: _take_back(ctx, conf, addresses))
     result.ips = [IPConfig(packed, found.prefix, found.gateway) for found, packed in chosen]
@@ -97,7 +110,7 @@ def delete(ctx: Context, conf: Conf) -> None:
             if store.exists:
                 store.release_all((ctx.request.container_id, ctx.request.ifname))
     except OSError as error:
-        raise _store_failure(conf, error) from error
+        raise _store_failure(ctx, conf, error) from error
     if not at_least(ctx.version, "0.3.0"):
         _refuse_two_of_a_family(ctx)
 
@@ -129,7 +142,7 @@ def check(ctx: Context, conf: Conf) -> None:
                 if address not in held and any(item.range_for(packed) for item in conf.sets):
                     raise CniError(INTERNAL, _not_held(store, address, who))
     except OSError as error:
-        raise _store_failure(conf, error) from error
+        raise _store_failure(ctx, conf, error) from error
 
 
 def status(ctx: Context, conf: Conf) -> None:
@@ -152,7 +165,8 @@ def status(ctx: Context, conf: Conf) -> None:
 
 
 def gc(ctx: Context, conf: Conf) -> None:
-    """Release the leases of this network whose attachment is not listed as valid."""
+    """Release the leases of this network whose attachment is not listed as valid. Of those that another host is known
+    to have made, which share only the folder, the runtime here cannot know."""
     containers = {container_id for container_id, _ in ctx.valid}
     try:
         with _store(ctx, conf) as store:
@@ -161,15 +175,18 @@ def gc(ctx: Context, conf: Conf) -> None:
             store.walk()
             for address, holder in sorted(store.leases.items()):
                 # A lease of the old format does not say which of its container's interfaces it is for.
-                if holder not in ctx.valid and (holder[1] or holder[0] not in containers):
+                is_valid = holder in ctx.valid or (not holder[1] and holder[0] in containers)
+                if not is_valid and not store.is_another_hosts(holder):
                     store.release(holder, [address])
                     ctx.log(f"released {address}, leased to {_shown(holder)}, which is no valid attachment")
     except OSError as error:
-        raise _store_failure(conf, error) from error
+        raise _store_failure(ctx, conf, error) from error
 
 
 def _store(ctx: Context, conf: Conf, *, make: bool = False) -> Store:
-    return Store(ctx.world.resolve(conf.data_dir), ctx.network, ctx.world.lock, ctx.log, ctx.world.boot_id(), make=make)
+    world = ctx.world
+    folder = world.resolve(conf.data_dir)
+    return Store(folder, ctx.network, world.lock, ctx.log, world.host_id(), world.boot_id(), make=make)
 
 
 def _take_back(ctx: Context, conf: Conf, addresses: list[str]) -> None:
@@ -340,7 +357,7 @@ def read_resolv_conf(path: str) -> dict[str, Any]:
         # Never wait for the writer of a pipe, nor for the end of a device.
         fd = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
         try:
-            lines = posix.read(fd, _LONGEST_RESOLV_CONF).decode("utf-8", "replace").splitlines()
+            lines = posix.read(fd, _LONGEST_RESOLV_CONF).decode("utf-8", "replace").split("\n")
         finally:
             posix.close(fd)
     except OSError as error:
@@ -348,7 +365,7 @@ def read_resolv_conf(path: str) -> dict[str, Any]:
         raise CniError(INVALID_CONFIG, what) from error
     dns: dict[str, Any] = {}
     for line in lines:
-        key, *values = line.split() or [""]
+        key, *values = [field for field in line.translate(_BLANKS).split(" ") if field] or [""]
         if not values or key[0] in "#;":
             continue
         if key == "nameserver":
@@ -360,7 +377,9 @@ def read_resolv_conf(path: str) -> dict[str, Any]:
     return dns
 
 
-def _store_failure(conf: Conf, error: OSError) -> CniError:
-    at = error.filename if isinstance(error.filename, str) else conf.data_dir
-    what = f"lease store {at}: {errno_text(error.errno or 0)}"
-    return CniError(INTERNAL, what, f"ipam.dataDir {conf.data_dir} must be a folder that root can write")
+def _store_failure(ctx: Context, conf: Conf, error: OSError) -> CniError:
+    if error.filename is None:  # write(2) and its like know no path
+        error.filename = f"{ctx.world.resolve(conf.data_dir)}/{ctx.network}/"
+    failure = io_failure(error, "lease store", INTERNAL)
+    failure.details = failure.details or f"ipam.dataDir {conf.data_dir} must be a folder that root can write"
+    return failure

@@ -1,8 +1,9 @@
 """A hint beside the leases, so that no call has to walk them: who holds what, and which addresses are used.
 
-    <dataDir>/.cnikit/<network>/state         the index's version, the boot it was built in, the seals
+    <dataDir>/.cnikit/<network>/state         the index's version, the seals
+                                host-<host>   a symbolic link to the origin with which this host read every lease last
                                 <key>         per attachment (`CONTAINER:IFNAME`) a symbolic link to
-                                              `BOOT MTIME ADDRESS ADDRESS...`
+                                              `ORIGIN MTIME ADDRESS ADDRESS...`
                                 used-<page>   bitmaps of 32,768 addresses each, one bit per address
                                 released      hashes of attachments released lately
 
@@ -12,14 +13,17 @@ with the text that was there, maybe within one tick of the file system's clock. 
 whenever we write it: its modification time is set to a moment in the past that never was, and recorded in
 `state`. Every other write puts the present there. Other times prove nothing: a folder's misses changes.
 
-BOOT and MTIME tell that a lease is ours and of which boot; a foreign one has `-`. MTIME is the low half of
-the lease file's modification time: a lease that Go has made again with the very same text is Go's.
+ORIGIN and MTIME say that a lease is cnikit's, and of which host and boot, because hosts may share the folder. A
+foreign lease has `-`, and so has one of a host that cannot be told from others. MTIME is the low part of the lease
+file's modification time: a lease that Go has made again with the very same text is Go's.
+
+Version 1 had no host in its entries, which are foreign here. Ours are foreign there: their MTIME has another length.
 """
 
 from __future__ import annotations
 
 import posix
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, ENOENT, ENOSPC
 
 from cni import addr
 from cni.names import attachment_key, digest
@@ -39,10 +43,15 @@ FULL = (ENOSPC, EDQUOT)
 
 LAST_RESERVED = "last_reserved_ip."
 
-_HEADER = b"cnikit host-local index 1 "
+_HEADER = b"cnikit host-local index 2\n"
 _SEAL = b"%016x\n"
 _SEAL_SIZE = 17
-_BOOT_SIZE = 8
+# ext4 keeps 59 bytes of a symbolic link in the inode and takes a block for more, so these are short. A host must not be
+# taken for another. Where two boots or times look alike, a dead lease is kept.
+_HOST_SIZE = 7
+_ORIGIN_SIZE = _HOST_SIZE + 4
+_TIME_SIZE = 5
+_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 _SECOND = 1_000_000_000
 _PAGE = "used-"
 _PAGE_BITS = 15
@@ -53,21 +62,30 @@ FOREIGN = "-"
 
 
 class Entry:
-    """What the index says an attachment holds: address texts, and for leases of ours their boot and time."""
+    """What the index says an attachment holds: address texts, and for leases of ours their origin and time."""
 
-    __slots__ = ("addresses", "boot", "mtime")
+    __slots__ = ("addresses", "mtime", "origin")
 
-    def __init__(self, boot: str, mtime: str, addresses: list[str]) -> None:
-        self.boot = boot
+    def __init__(self, origin: str, mtime: str, addresses: list[str]) -> None:
+        self.origin = origin
         self.mtime = mtime
         self.addresses = addresses
 
     def __str__(self) -> str:
-        return " ".join([self.boot, self.mtime, *self.addresses])
+        return " ".join([self.origin, self.mtime, *self.addresses])
 
     def vouches(self, address: str, mtime: str) -> bool:
         """Whether the lease file of `address`, with that time, is one that we wrote."""
-        return self.boot != FOREIGN and self.mtime == mtime and address in self.addresses
+        return self.origin != FOREIGN and self.mtime == mtime and address in self.addresses
+
+    def is_of_host(self, origin: str) -> bool:
+        """Whether the leases are known to be of the host of `origin`, in whatever boot."""
+        return self.origin != FOREIGN and self.origin[:_HOST_SIZE] == origin[:_HOST_SIZE]
+
+
+def foreign(addresses: list[str]) -> Entry:
+    """An entry for leases of which it is not known where they were made."""
+    return Entry(FOREIGN, FOREIGN, addresses)
 
 
 class Index:
@@ -76,31 +94,36 @@ class Index:
     An object lives no longer than the lock is held. So nobody else changes an entry that it has read.
     """
 
-    __slots__ = ("_entries", "_leases", "_seals", "boot", "folder")
+    __slots__ = ("_entries", "_leases", "_seals", "folder")
 
     def __init__(self, folder: str, leases: str) -> None:
         self.folder = folder
         self._leases = leases
         self._seals: list[int] = []
         self._entries: dict[str, Entry | None] = {}
-        self.boot = ""
 
     def load(self) -> bool:
         """Whether the index knows of every lease: it is whole, and nobody else has leased since."""
         data = _read(f"{self.folder}/state")
-        start = len(_HEADER) + _BOOT_SIZE + 1
-        if not data.startswith(_HEADER) or (len(data) - start) % _SEAL_SIZE or data[start - 1 : start] != b"\n":
+        start = len(_HEADER)
+        if not data.startswith(_HEADER) or (len(data) - start) % _SEAL_SIZE:
             return False
         try:
             seals = [int(data[at : at + _SEAL_SIZE - 1], 16) for at in range(start, len(data), _SEAL_SIZE)]
         except ValueError:
             return False
-        self.boot = data[len(_HEADER) : start - 1].decode("ascii", "replace")
         self._seals = seals
         # The one after the last must still be absent: Go releases the lock between two range sets.
         return all(_mtime(self._last(n)) == seal for n, seal in enumerate([*seals, 0]))
 
-    def rebuild(self, boot: str, entries: Mapping[str, Entry], used: list[bytes]) -> None:
+    def was_read(self, origin: str) -> bool:
+        """Whether this host has read every lease since it was started, so that none of its earlier boots is left.
+
+        Nothing can be known to be of an earlier boot of a host that is not known.
+        """
+        return origin == FOREIGN or _target(self._host(origin)) == origin
+
+    def rebuild(self, origin: str, entries: Mapping[str, Entry], used: list[bytes]) -> None:
         """Make the index say exactly this; `entries` by `key_of`, `used` every address that has a file.
 
         An entry that is the very one from `get` is there already.
@@ -109,7 +132,8 @@ class Index:
         make_folders(self.folder, 0o700)
         self._rebuild_entries(entries)
         self._rebuild_pages(used)
-        self.boot = boot
+        if not self.was_read(origin):
+            self._link(self._host(origin), origin)
         self._seals = []
         while _mtime(self._last(len(self._seals))):
             fd = posix.open(self._last(len(self._seals)), posix.O_RDWR | _SAFE)
@@ -118,7 +142,7 @@ class Index:
             finally:
                 posix.close(fd)
         lines = b"".join(_SEAL % seal for seal in self._seals)
-        _write(f"{self.folder}/state", _HEADER + boot.encode("ascii") + b"\n" + lines)
+        _write(f"{self.folder}/state", _HEADER + lines)
 
     def _rebuild_entries(self, entries: Mapping[str, Entry]) -> None:
         for name in posix.listdir(self.folder):
@@ -148,15 +172,17 @@ class Index:
 
     def put(self, key: str, entry: Entry) -> None:
         """Replace an entry, at once and whole."""
-        path = f"{self.folder}/{key}"
+        self._link(f"{self.folder}/{key}", str(entry))
+        self._entries[key] = entry
+
+    def _link(self, path: str, target: str) -> None:
         temporary = f"{self.folder}/entry"
         try:
-            posix.symlink(str(entry), path)
+            posix.symlink(target, path)
         except FileExistsError:
             _unlink(temporary)
-            posix.symlink(str(entry), temporary)
+            posix.symlink(target, temporary)
             posix.rename(temporary, path)
-        self._entries[key] = entry
 
     def drop(self, key: str) -> None:
         """Forget an attachment, and remember for a while that it was released."""
@@ -193,13 +219,22 @@ class Index:
         return count
 
     def mark(self, packed: bytes, *, used: bool) -> None:
-        """Set or clear an address's bit."""
-        name, bit = _place(packed)
-        fd = posix.open(f"{self.folder}/{name}", posix.O_RDWR | posix.O_CREAT | _SAFE, 0o600)
+        """Set or clear an address's bit. One that cannot be cleared for want of room is left to the next walk."""
         try:
-            byte = (posix.pread(fd, 1, bit >> 3) or b"\0")[0]
+            self._set_bit(packed, used=used)
+        except OSError as error:
+            if used or error.errno not in (ENOENT, *FULL):
+                raise
+
+    def _set_bit(self, packed: bytes, *, used: bool) -> None:
+        name, bit = _place(packed)
+        fd = posix.open(f"{self.folder}/{name}", posix.O_RDWR | (posix.O_CREAT if used else 0) | _SAFE, 0o600)
+        try:
+            before = (posix.pread(fd, 1, bit >> 3) or b"\0")[0]
             mask = 1 << (bit & 7)
-            posix.pwrite(fd, bytes([byte | mask if used else byte & ~mask]), bit >> 3)
+            after = before | mask if used else before & ~mask
+            if after != before:
+                posix.pwrite(fd, bytes([after]), bit >> 3)
         finally:
             posix.close(fd)
 
@@ -224,7 +259,7 @@ class Index:
         self._seals[index] = seal
         fd = posix.open(f"{self.folder}/state", posix.O_WRONLY | _SAFE)
         try:
-            posix.pwrite(fd, _SEAL % seal, len(_HEADER) + _BOOT_SIZE + 1 + index * _SEAL_SIZE)
+            posix.pwrite(fd, _SEAL % seal, len(_HEADER) + index * _SEAL_SIZE)
         finally:
             posix.close(fd)
 
@@ -252,6 +287,9 @@ class Index:
         finally:
             posix.close(fd)
 
+    def _host(self, origin: str) -> str:
+        return f"{self.folder}/host-{origin[:_HOST_SIZE]}"
+
     def _last(self, index: int) -> str:
         return f"{self._leases}/{LAST_RESERVED}{index}"
 
@@ -260,9 +298,8 @@ class Unwritten(Index):
     """What a walk has found when there is no room to write it down, kept for the rest of the call: leases can be
     released with it. The file `state` is gone, so the next call walks again."""
 
-    def __init__(self, boot: str, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
         super().__init__("", "")
-        self.boot = boot
         self._entries.update(entries)
 
     def get(self, key: str) -> Entry | None:
@@ -287,16 +324,21 @@ def key_of(holder: Holder) -> str:
     return attachment_key(*holder)
 
 
-def boot_tag(boot_id: str) -> str:
-    """What an entry keeps of the boot ID.
-
-    It is short because ext4 stores 59 bytes of a symbolic link in the inode and takes a block for more.
-    """
-    return digest(boot_id).hex()[:_BOOT_SIZE]
+def origin_of(host_id: str, boot_id: str) -> str:
+    """Where leases are made now: a host and a boot of it. FOREIGN for a host that is not known, an empty `host_id`."""
+    if not host_id:
+        return FOREIGN
+    return _digits(digest(host_id), _HOST_SIZE) + _digits(digest(boot_id), _ORIGIN_SIZE - _HOST_SIZE)
 
 
 def time_tag(mtime_ns: int) -> str:
-    return f"{mtime_ns & 0xFFFFFFFF:08x}"
+    return _digits(mtime_ns.to_bytes(16, "big", signed=True), _TIME_SIZE)
+
+
+def _digits(data: bytes, count: int) -> str:
+    """The last bits of `data` as that many digits of six bits."""
+    number = int.from_bytes(data[-8:], "big")
+    return "".join([_DIGITS[number >> 6 * at & 63] for at in range(count)])
 
 
 def _place(packed: bytes) -> tuple[str, int]:
@@ -319,11 +361,18 @@ def _seal(fd: int, status: posix.stat_result) -> int:
 
 
 def _read_entry(path: str) -> Entry | None:
-    try:
-        boot, *rest = posix.readlink(path).split(" ")
-    except OSError:  # absent, or no link at all: an entry that says nothing
+    origin, *rest = _target(path).split(" ")
+    if len(rest) < 2:
         return None
-    return Entry(boot, rest[0], rest[1:]) if len(rest) > 1 else None
+    return Entry(origin, rest[0], rest[1:]) if len(origin) == _ORIGIN_SIZE else foreign(rest[1:])
+
+
+def _target(path: str) -> str:
+    """What a symbolic link says; nothing when it is absent or no link at all."""
+    try:
+        return posix.readlink(path)
+    except OSError:
+        return ""
 
 
 def _mtime(path: str) -> int:

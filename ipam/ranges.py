@@ -117,6 +117,10 @@ class RangeSet:
         if len({item.width for item in self.ranges}) > 1:
             words = f"mixed address families: {path} holds IPv4 and IPv6 ranges"
             config.refuse(self._fault(path, "one address family in a set", "both", words, "make one set per family"))
+        if self.ranges and not self.size:
+            expected, found = "at least one address to give", f"only the gateway's in {self}"
+            words = f"{path}: expected {expected}, found {found}"
+            config.refuse(self._fault(path, expected, found, words, "widen the range, or choose another gateway"))
         for at, one in enumerate(self.ranges):
             for two in self.ranges[at + 1 :]:
                 if one.overlaps(two):

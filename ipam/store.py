@@ -9,7 +9,8 @@ nobody sees half a lease. The index (`ipam/index.py`) only says where to look. I
 the lease and removed after it; its bit for the address is set after and cleared before. So a writer killed
 anywhere leaves what the next call sees through: an entry with no lease behind it, or a lease with no bit.
 
-No fsync: no namespace survives a power loss, and leases of ours from before the last boot are released.
+No fsync: no namespace survives a power loss, and leases of ours from before the last boot are released. Hosts may
+share the folder, so *ours* means this host's: those of another host are kept, whatever boot they are of.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import posix
 from cni import addr
 from cni.names import identifier_fault, interface_fault
 from cni.paths import is_folder, make_folders
-from ipam.index import FOREIGN, FULL, Entry, Index, Unwritten, boot_tag, key_of, time_tag
+from ipam.index import FOREIGN, FULL, Entry, Index, Unwritten, foreign, key_of, origin_of, time_tag
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,12 +62,12 @@ class Store:
     """
 
     __slots__ = (
-        "_boot",
         "_held",
         "_index",
         "_leasing",
         "_lock",
         "_log",
+        "_origin",
         "_own",
         "_walked",
         "exists",
@@ -75,13 +76,13 @@ class Store:
     )
 
     def __init__(
-        self, data_dir: str, network: str, lock: TakeLock, log: Log, boot_id: str, *, make: bool = False
+        self, data_dir: str, network: str, lock: TakeLock, log: Log, host_id: str, boot_id: str, *, make: bool = False
     ) -> None:
         self.folder = f"{data_dir}/{network}"
         self._own = f"{data_dir}/{OWN_FOLDER}/{network}"
         self._lock = lock
         self._log = log
-        self._boot = boot_tag(boot_id)
+        self._origin = origin_of(host_id, boot_id)
         self._index = Index(self._own, self.folder)
         self._leasing = make
         self._held: HeldLock | None = None
@@ -96,13 +97,18 @@ class Store:
     def __enter__(self) -> Store:
         if not self.exists:
             return self
-        # Go's host-local creates the file with this mode.
-        self._held = self._lock(f"{self.folder}/lock", mode=0o750)
         try:
-            if not self._index.load() or self._index.boot != self._boot:
+            # Go's host-local creates the file with this mode.
+            self._held = self._lock(f"{self.folder}/lock", mode=0o750)
+        except OSError as error:
+            # The file is not there and cannot be made, so nobody works here.
+            if self._leasing or error.errno not in FULL:
+                raise
+        try:
+            if not self._index.load() or not self._index.was_read(self._origin):
                 self.walk()
         except BaseException:
-            self._held.close()
+            self.__exit__()
             raise
         return self
 
@@ -235,13 +241,15 @@ class Store:
         entry = self._index.get(key)
         before = self._verified(holder)
         if not entry or not before:
-            self._index.put(key, Entry(self._boot, mtime, addresses))
-            return
-        if entry.boot != FOREIGN:
+            origin = self._origin
+            self._index.put(key, foreign(addresses) if origin == FOREIGN else Entry(origin, mtime, addresses))
+        elif entry.origin == self._origin != FOREIGN:
             # An entry has room for one time, so the new lease gets that of the ones before.
             time = posix.stat(f"{self.folder}/{before[0]}").st_mtime_ns
             posix.utime(temporary, ns=(time, time))
-        self._index.put(key, Entry(entry.boot, entry.mtime, before + addresses))
+            self._index.put(key, Entry(entry.origin, entry.mtime, before + addresses))
+        else:
+            self._index.put(key, foreign(before + addresses))
 
     def release(self, holder: Holder, addresses: list[str]) -> None:
         """Free those of `addresses` that `holder` holds; others are left alone."""
@@ -260,7 +268,7 @@ class Store:
         entry = self._index.get(key)
         rest = [text for text in entry.addresses if text not in addresses] if entry else []
         if entry and rest:
-            self._index.put(key, Entry(entry.boot, entry.mtime, rest))
+            self._index.put(key, Entry(entry.origin, entry.mtime, rest))
         else:
             self._index.drop(key)
 
@@ -302,12 +310,12 @@ class Store:
                 found.setdefault(key, []).append((address, lease))
         entries = {key: _entry(self._index.get(key), leases) for key, leases in found.items()}
         try:
-            self._index.rebuild(self._boot, entries, used)
+            self._index.rebuild(self._origin, entries, used)
         except OSError as error:
             # Releasing makes room, so it must work without.
             if self._leasing or error.errno not in FULL:
                 raise
-            self._index = Unwritten(self._boot, entries)
+            self._index = Unwritten(entries)
         return True
 
     def _read_all(self) -> Iterator[tuple[str, bytes, Lease]]:
@@ -331,9 +339,16 @@ class Store:
         lease = self.lease(address)
         return lease is None or lease.torn or self._is_dead(self._entry_of(lease), address, lease)
 
+    def is_another_hosts(self, holder: Holder) -> bool:
+        """Whether the leases of an attachment are known to be made by another host. Call after `walk`."""
+        entry = self._index.get(key_of(holder))
+        return entry is not None and entry.origin != FOREIGN and not entry.is_of_host(self._origin)
+
     def _is_dead(self, entry: Entry | None, address: str, lease: Lease) -> bool:
-        """Whether a lease is of ours and of an earlier boot: no namespace has outlived that."""
-        return entry is not None and entry.boot != self._boot and entry.vouches(address, lease.mtime)
+        """Whether a lease is of this host and of an earlier boot: no namespace has outlived that."""
+        if entry is None or entry.origin == self._origin or not entry.is_of_host(self._origin):
+            return False
+        return entry.vouches(address, lease.mtime)
 
     def _entry_of(self, lease: Lease) -> Entry | None:
         return self._index.get(key_of(lease.holder)) if lease.holder else None
@@ -358,8 +373,8 @@ def _entry(before: Entry | None, leases: list[tuple[str, Lease]]) -> Entry:
     """What the index shall say of these leases of one attachment: `before` itself when that still holds."""
     addresses = sorted(address for address, _ in leases)
     if before is None or not all(before.vouches(address, lease.mtime) for address, lease in leases):
-        before = before if before and before.boot == FOREIGN else Entry(FOREIGN, FOREIGN, addresses)
-    return before if sorted(before.addresses) == addresses else Entry(before.boot, before.mtime, addresses)
+        before = before if before and before.origin == FOREIGN else foreign(addresses)
+    return before if sorted(before.addresses) == addresses else Entry(before.origin, before.mtime, addresses)
 
 
 def _create(path: str, data: bytes) -> str:

@@ -34,6 +34,7 @@ from cli.registry import PLUGINS
 from cni import dispatch
 from cni.kernel import netlink
 from cni.kernel.resident import ResidentKernel
+from cni.main import host_id
 from cni.world import World
 from tests.bench import node
 
@@ -95,7 +96,7 @@ class Plugins:
         answers: list[bytes] = []
         world = World(
             PLUGINS, self._kernel, time.monotonic, said.append,
-            own_plugin=_own_plugin, boot_id=lambda: self._boot_id, lock=self._take_lock,
+            own_plugin=_own_plugin, boot_id=lambda: self._boot_id, host_id=host_id, lock=self._take_lock,
         )  # fmt: skip
         TimedSocket.nanoseconds = TimedSocket.calls = 0
         begin = time.perf_counter_ns()

@@ -85,6 +85,22 @@ class TestOtherMounts:
         call(agent_node, "DEL", network(), pod).silent()
         assert outcomes(agent) == [("ADD", "ok"), ("DEL", "ok")]
 
+    def test_the_host_is_the_launchers(self, agent_node: Node, agent: Agent) -> None:
+        """An agent's image may have no machine ID, or one of its own; a one-shot call must know the leases as its own."""
+        pods = agent_node.many_pods(3)
+        node_id = "printf 0123456789abcdef0123456789abcdef > /run/id; touch /etc/machine-id; mount --bind /run/id /etc/machine-id"
+
+        call(agent_node, "ADD", network(), pods[0], mounts=node_id)
+        call(agent_node, "ADD", network(), pods[1], mounts=node_id, env={"CNIKIT_SOCKET": ""})
+        call(agent_node, "ADD", network(), pods[2])
+
+        origins = [
+            agent_node.run("readlink", f"{LEASES}/.cnikit/net/{pod.container_id}:eth0").split(" ")[0] for pod in pods
+        ]
+        assert outcomes(agent) == [("ADD", "ok"), ("ADD", "ok")]
+        assert origins[0] == origins[1] != origins[2]
+        assert len(origins[0]) == 11
+
     @pytest.mark.parametrize("place", ["/run/cnikit", "/var/lib/cni", LEASES])
     def test_other_folders_of_ours_are_declined(self, agent_node: Node, agent: Agent, place: str) -> None:
         """The lease is made where the launcher sees that folder, and not where the agent does."""

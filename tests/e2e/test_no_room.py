@@ -101,3 +101,38 @@ def test_a_full_bridge(node: Node) -> None:
 
     node.call("bridge", "DEL", network(), first).silent()
     wait_until(lambda: node.call("bridge", "ADD", network(), pod).ok, "a port is free again")
+
+
+LEASE_FOLDER = "/var/lib/cni/networks"
+
+
+@pytest.mark.parametrize("inodes", range(1, 13))
+def test_leases_with_few_inodes(node: Node, inodes: int) -> None:
+    """Whichever of them is the first without an inode: folder, lock, lease, entry of the index, bitmap, last address."""
+    limited(node, LEASE_FOLDER, f"nr_inodes={inodes}")
+    pod = node.pod()
+
+    added = node.call("bridge", "ADD", dual(), pod)
+
+    if not added.ok:
+        assert f"at {LEASE_FOLDER}" in added.error["msg"]
+        assert "found no inodes left (ENOSPC)" in added.error["msg"]
+        assert f"df -i {LEASE_FOLDER}" in added.error["details"]
+        assert node.leases("net") == {}
+    node.call("bridge", "DEL", dual(), pod).silent()
+    assert node.leases("net") == {}
+
+
+@pytest.mark.parametrize("pages", range(1, 5))
+def test_leases_with_little_space(node: Node, pages: int) -> None:
+    limited(node, LEASE_FOLDER, f"size={4 * pages}k")
+    node.run("dd", "if=/dev/zero", f"of={LEASE_FOLDER}/filler", "bs=4096", "count=1")
+    pod = node.pod()
+
+    added = node.call("host-local", "ADD", dual(), pod)
+
+    assert f"in {LEASE_FOLDER}" in added.error["msg"]
+    assert "found no space left (ENOSPC)" in added.error["msg"]
+    assert f"df {LEASE_FOLDER}" in added.error["details"]
+    assert node.leases("net") == {}
+    node.call("host-local", "DEL", dual(), pod).silent()

@@ -33,6 +33,7 @@ class Pool:
         self.data_dir = folder / "networks"
         self.network = self.data_dir / "net"
         self.own = self.data_dir / ".cnikit" / "net"
+        self.host = "host 1"
         self.boot = "boot 1"
         self.log: list[str] = []
         self.world = World(
@@ -42,6 +43,7 @@ class Pool:
             log=self.log.append,
             own_plugin=lambda _: None,
             boot_id=lambda: self.boot,
+            host_id=lambda: self.host,
             run_dir=str(folder / "run"),
         )
 

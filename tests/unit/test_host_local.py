@@ -87,6 +87,42 @@ def test_routes_and_dns_come_from_the_configuration(pool: Pool) -> None:
     }
 
 
+def test_a_resolv_conf_is_read_as_the_reference_reads_it(pool: Pool) -> None:
+    """Lines end at a line feed alone, and fields at what Go takes for white space."""
+    resolv = pool.folder / "resolv.conf"
+    lines = [
+        "# note\fnameserver 10.9.9.1", "#\u2028nameserver 10.9.9.2", ";\x1dnameserver 10.9.9.3",
+        "nameserver 10.9.0.1\fsearch x", "search a.example\fb.example\u2028c\x1cd\xa0e", "options\tndots:5\r",
+    ]  # fmt: skip
+    resolv.write_text("\n".join(lines), newline="")
+    assert pool.call("ADD", pool.conf(resolvConf=str(resolv)))["dns"] == {
+        "nameservers": ["10.9.0.1"],
+        "search": ["a.example", "b.example", "c\x1cd", "e"],
+        "options": ["ndots:5"],
+    }
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.1", "rangeEnd": "10.1.0.1"}],
+        [{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.9", "rangeEnd": "10.1.0.9", "gateway": "10.1.0.9"}],
+        [{"subnet": "fd00::/64", "rangeStart": "fd00::1", "rangeEnd": "fd00::1"}],
+        [
+            {"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.1", "rangeEnd": "10.1.0.1"},
+            {"subnet": "10.2.0.0/24", "rangeStart": "10.2.0.1", "rangeEnd": "10.2.0.1"},
+        ],
+    ],
+)
+def test_a_set_of_gateways_alone_is_refused(pool: Pool, ranges: list[dict[str, str]]) -> None:
+    error = refusal(pool, "ADD", pool.conf(ranges))
+    assert error.code == 7
+    assert "ipam.ranges[0]" in error.msg
+    assert "expected at least one address to give, found only the gateway's" in error.msg
+    assert "gateway" in error.details
+    pool.delete("pod")
+
+
 def test_a_missing_resolv_conf_is_refused_before_any_lease(pool: Pool) -> None:
     error = refusal(pool, "ADD", pool.conf(resolvConf="/none/resolv.conf"))
     assert error.code == 7
@@ -488,8 +524,9 @@ def test_no_folder_is_walked_and_the_cost_is_flat(pool: Pool, monkeypatch: pytes
 def test_what_nobody_else_can_change_is_read_once(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.add("first")
     add, check, delete, again = calls_of(monkeypatch, pool, "pod")
-    # The attachment's entry and that of its container's old leases; DEL needs the latter when it finds nothing.
-    assert [calls.count("readlink") for calls in (add, check, delete, again)] == [2, 2, 1, 2]
+    # The host's mark, the attachment's entry and that of its container's old leases; DEL needs the last when it finds
+    # nothing.
+    assert [calls.count("readlink") for calls in (add, check, delete, again)] == [3, 3, 2, 3]
     # The lock of the attachment and of the network, `state`, the lease, its bitmap, `released`.
     assert delete.count("open") == 6
 
@@ -532,7 +569,7 @@ def test_del_and_gc_release_when_there_is_no_room_for_the_index(pool: Pool, monk
     monkeypatch.setattr(index_module, "_write", full)
     pool.delete("a")
     pool.gc(["c"])
-    with pytest.raises(CniError, match="No space left"):
+    with pytest.raises(CniError, match="no space left"):
         pool.add("d", pool.conf())
 
     assert list(pool.leases().values()) == ["c\r\neth0"]

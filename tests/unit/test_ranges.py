@@ -52,7 +52,8 @@ def test_membership_agrees_with_ipaddress(network: Any, data: st.DataObject) -> 
     first = data.draw(st.integers(low, high))
     last = data.draw(st.integers(first, high))
     kind = type(network.network_address)
-    found = one(subnet=str(network), rangeStart=str(kind(first)), rangeEnd=str(kind(last)))
+    outside = first - 1 if first > low else min(high, last + 1)  # a range of its gateway alone is refused
+    found = one(subnet=str(network), rangeStart=str(kind(first)), rangeEnd=str(kind(last)), gateway=str(kind(outside)))
     for probe in {first, last, max(low, first - 1), min(high, last + 1), data.draw(st.integers(low, high))}:
         assert (kind(probe).packed in found) == (first <= probe <= last)
     assert bytes(4 if network.version == 6 else 16) not in found
@@ -75,7 +76,10 @@ def test_round_robin_visits_every_address_once_beginning_after_the_last(
     for start, length in pieces:
         if all(start > high or start + length < low for low, high in spans):
             spans.append((start, start + length))
-    keys = [{"subnet": "10.0.0.0/24", "rangeStart": f"10.0.0.{a}", "rangeEnd": f"10.0.0.{b}"} for a, b in spans]
+    keys = [
+        {"subnet": "10.0.0.0/24", "rangeStart": f"10.0.0.{a}", "rangeEnd": f"10.0.0.{b}", "gateway": "10.0.0.255"}
+        for a, b in spans
+    ]
     (item,) = sets_of(keys)
     base = int(IPv4Address("10.0.0.0"))
     found = [
