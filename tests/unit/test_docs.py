@@ -7,13 +7,16 @@ import json
 import posix
 import re
 import time
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 
 from cli import bundle
 from cli.install import STAGE, UNUSED
+from cli.main import cli
 from cli.registry import PLUGINS
 from cni import __version__, cache, netlist
 from cni.addr import AF_INET
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = (ROOT / "docs/registry.md").read_text()
 OPTIONS = (ROOT / "docs/options.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 FAMILIES = {NFPROTO_INET: "inet", NFPROTO_BRIDGE: "bridge"}
 
@@ -371,8 +374,6 @@ class TestPages:
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
     def test_commands_of_cnikit(self, page: Path) -> None:
-        from cli.main import cli
-
         named = set(re.findall(r"(?:^|`|dist/)cnikit ([a-z]+)", page.read_text(), re.MULTILINE))
         assert named <= set(cli.commands)
 
@@ -387,8 +388,20 @@ class TestPages:
         assert [version for version in SUPPORTED if version not in readme] == []
         assert readme.count("<!-- bench -->") == readme.count("<!-- /bench -->") == 1
 
-    def test_changelog_has_this_version(self) -> None:
-        assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    def test_changelog_has_this_version_with_its_date(self) -> None:
+        entries = re.findall(r"^## (.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+        assert [entry for entry in entries if not re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", entry)] == []
+        assert entries[0].startswith(f"{__version__} ")
+
+    def test_licence(self) -> None:
+        about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert about["license"] == "Apache-2.0"
+        assert ["Apache License" in (ROOT / file).read_text() for file in about["license-files"]] == [True]
+        # The build refuses a classifier beside the expression.
+        assert [one for one in about["classifiers"] if one.startswith("License")] == []
+
+    def test_the_command_has_the_version(self) -> None:
+        assert CliRunner().invoke(cli, ["--version"]).output == f"cnikit {__version__}\n"
 
     def test_the_call_in_the_plugin_guide_works(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         guide = (ROOT / "docs/plugin-guide.md").read_text()
