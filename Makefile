@@ -44,7 +44,7 @@ format: setup ## format the Python code
 
 dist: setup dist/bin/.made dist/.made ## build the executables: dist/bin/* and dist/cnikit
 
-bench: dist peers ## measure against the Go plugins; writes the table and the plot in docs/
+bench: dist peers ## measure against the Go plugins; writes the tables and plots of README.md and docs/
 	@tests/setup/install-debian-packages test
 	CNIKIT_TEST_BIN="$(CURDIR)/dist/bin" CNIKIT_TEST_PEERS="$(CURDIR)/.cache/peers" $(python) tests/bench/run.py
 

@@ -1,6 +1,6 @@
 """What the kernel holds of the clusters' networks, kept in step with its notices.
 
-The notices say what changed; `Mirror` keeps the state that they add up to (`plugins/reconcile.Held`) and which keys
+The notices say what changed; `Mirror` keeps the state that they add up to (`Held` in plugins/reconcile.py) and which keys
 have to be compared with what is wanted. It looks at everything at the start, when notices were lost, once a minute,
 and when the kernel has taken away what it does not announce: routes go silently with a link that goes down and with a
 nexthop object.

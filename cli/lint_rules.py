@@ -28,7 +28,7 @@ EVERYWHERE = ("name", "cniversion", "type", "ipam", "dns", "capabilities", "args
 # Plugins that only work on what an earlier one of the list has made.
 CHAINED = ("bandwidth", "firewall", "portmap", "sbr", "tuning", "vrf")
 
-# Capabilities by convention (CONVENTIONS.md of containernetworking/cni), and those that each plugin knows.
+# Capabilities by convention (the conventions of containernetworking/cni), and those that each plugin knows.
 CONVENTIONS = (
     "aliases", "bandwidth", "cgroupPath", "deviceID", "dns", "infinibandGUID", "ipRanges", "ips", "mac", "portMappings",
 )  # fmt: skip

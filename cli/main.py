@@ -46,7 +46,7 @@ class Command(click.Group):
 
 
 def fail(line: str) -> NoReturn:
-    """Tell what is wrong on stderr and exit with 1."""
+    """Report what is wrong on stderr and exit with 1."""
     say(f"error: {line}")
     sys.exit(1)
 
@@ -59,6 +59,7 @@ def say(line: str) -> None:
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cnikit", message="%(prog)s %(version)s")
 def cli() -> None:
     """Run CNI networks by hand.
 

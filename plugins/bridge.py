@@ -1,6 +1,6 @@
 """bridge: a pod on a Linux bridge of the node, by a veth pair.
 
-Options and their meaning are those of the Go plugin (containernetworking/plugins, plugins/main/bridge), in
+Options and their meaning are those of the Go plugin `bridge` of containernetworking/plugins, in
 `bridge_conf.py`. ADD is `bridged.add`, which cluster networks share; what it makes is found again by DEL and GC
 through the attachment's record (`attachment.py`).
 """

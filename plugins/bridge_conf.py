@@ -1,4 +1,4 @@
-"""bridge's options, typed: the names, defaults and meaning of the Go plugin (plugins/main/bridge)."""
+"""bridge's options, typed: the names, defaults and meaning of the Go plugin `bridge`."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ if TYPE_CHECKING:
             """Delete a link and return when the kernel has announced that it is gone; success when it is none.
 
             Who has just asked about the link gives its `kind`, and it is not asked again.
-            The grace period that follows blocks a helper, not the caller (MEASURED.md, "DEL").
+            The grace period that follows blocks a helper, not the caller (docs/adr/012).
             """
 
         def conf(self, family: int, link: str, key: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What was measured, told four times: tables on the terminal, JSON, plots and the README's tables."""
+"""What was measured, reported four times: tables on the terminal, JSON, plots, and tables in README and docs/."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rich.table import Table
 
 from cni import __version__
 from tests.bench import cluster_report, plot, plot_claimers, plot_loop, plot_steps
-from tests.bench.rows import CLUSTER, GROUPS, Outcome
+from tests.bench.cluster_agent import Started
+from tests.bench.rows import AGENT, CLUSTER, GROUPS, ROWS, STARTS, Outcome, Stats
 from tests.bench.steps import Breakdown
 from tests.bench.world import CNI_VERSION, RESIDENTS, SUBNET
 
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from tests.bench.cluster_agent import Started
     from tests.bench.cluster_report import Claims
     from tests.bench.loop import Trace
-    from tests.bench.rows import Group, Scale, Stats
+    from tests.bench.rows import Group, Scale
     from tests.bench.scenarios import Subject
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+# What README.md shows: the calls that a node makes all day. The last one is the slowest comparison there is.
+HEADLINES = ("agent-add", "agent-add-masq", "agent-del", "agent-del-masq", "add")
+MEASURES = ("seconds", "least_seconds", "resident", "peak")
 COLORS = {"met": "green", "MISSED": "bold red", "": "dim"}
 
 
@@ -93,7 +96,8 @@ def show(console: Console, findings: Findings) -> None:
 
 
 def write(findings: Findings, folder: Path, readme: Path) -> list[Path]:
-    """The files that were written."""
+    """Write all of them, from numbers that are rounded once; returns the files that were written."""
+    findings = _rounded(findings)
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "bench.json"
     steps = {one.title: one.as_json() for one in findings.breakdowns}
@@ -101,8 +105,8 @@ def write(findings: Findings, folder: Path, readme: Path) -> list[Path]:
     rows = [_as_json(one) for one in findings.outcomes]
     starts = [one.as_json() for one in findings.starts]
     claims = {} if findings.claims is None else cluster_report.claims_json(findings.claims)
-    told = {"rows": rows, "agents that start": starts, "claimers": claims, "steps": steps, "loop": loop}
-    data.write_text(json.dumps(findings.about | told, indent=2) + "\n")
+    measured = {"rows": rows, "agents that start": starts, "claimers": claims, "steps": steps, "loop": loop}
+    data.write_text(json.dumps(findings.about | measured, indent=2) + "\n")
     caption = _caption(findings.about)
     written = [data, folder / "bench.png"]
     plot.draw(findings.outcomes, caption, written[-1])
@@ -115,8 +119,27 @@ def write(findings: Findings, folder: Path, readme: Path) -> list[Path]:
     if findings.claims is not None:
         written.append(folder / "bench-claimers.png")
         plot_claimers.draw(findings.claims, _machine(findings.about), written[-1])
-    pages = {readme: _markdown(findings), folder / "scale.md": _scale(findings)}
-    return written + [page for page, text in pages.items() if _fill_in(page, text)]
+    return written + [page for page, text in pages(findings, folder, readme).items() if _fill_in(page, text)]
+
+
+def read(data: Path) -> Findings:
+    """What bench.json has for the pages: all but the plots."""
+    found = json.loads(data.read_text())
+    rows, starts = {row.key: row for row in ROWS}, {start.key: start for start in STARTS}
+    outcomes = [
+        Outcome(rows[one["row"]], one["title"], one["against"], Stats(**one["ours"]), Stats(**one["peer"]))
+        for one in found["rows"]
+    ]
+    started = [
+        Started(starts[one["row"]], **{name: one[name] for name in Started._fields[1:]})
+        for one in found["agents that start"]
+    ]
+    return Findings(found, outcomes, [], None, started, found["claimers"] or None)
+
+
+def pages(findings: Findings, folder: Path, readme: Path) -> dict[Path, str]:
+    """What stands between the marks of each page."""
+    return {readme: _headlines(findings), folder / "bench.md": _all(findings), folder / "scale.md": _scale(findings)}
 
 
 def _fill_in(page: Path, new: str) -> bool:
@@ -151,9 +174,9 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
         "row": row.key,
         "group": group,
         "title": outcome.title,
-        "ours": _rounded(outcome.ours),
+        "ours": outcome.ours._asdict(),
         "against": outcome.against,
-        "peer": _rounded(outcome.peer),
+        "peer": outcome.peer._asdict(),
         "ratio": outcome.ratio,
         "ratio of minima": round(outcome.ours.min / outcome.peer.min, 3),
         "at_most": row.at_most,
@@ -161,11 +184,43 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _rounded(stats: Stats) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in stats._asdict().items()}
+def _rounded(findings: Findings) -> Findings:
+    """With whole microseconds, so that the ratios are those of the numbers that a reader sees."""
+
+    def stats(one: Stats) -> Stats:
+        return Stats(round(one.median, 3), round(one.min, 3), round(one.p90, 3), one.runs)
+
+    outcomes = [one._replace(ours=stats(one.ours), peer=stats(one.peer)) for one in findings.outcomes]
+    starts = [one._replace(**{name: round(getattr(one, name), 3) for name in MEASURES}) for one in findings.starts]
+    return findings._replace(outcomes=outcomes, starts=starts)
 
 
-def _markdown(findings: Findings) -> str:
+def _headlines(findings: Findings) -> str:
+    """What README.md has of it: a sentence, and the rows that it is about."""
+    by_key = {one.row.key: one for one in findings.outcomes}
+    add, masq, delete, _, one_shot = (by_key[key] for key in HEADLINES)
+    sentence = (
+        f"With the agent, an ADD takes {plot.times(add.ratio)} as long as the Go plugin's ({plot.times(masq.ratio)} with "
+        f"masquerading), and a DEL {plot.times(delete.ratio)}. Without the agent, an ADD takes {plot.times(one_shot.ratio)}."
+    )
+    return "\n".join([
+        sentence,
+        "",
+        "| a whole call, ms | cnikit | against | its | ratio |",
+        "|---|--:|---|--:|--:|",
+        *(f"| {' | '.join(_headline(by_key[key]))} |" for key in HEADLINES),
+        "",
+        f"Medians, {_machine(findings.about)}",
+    ])  # fmt: skip
+
+
+def _headline(outcome: Outcome) -> list[str]:
+    title, *others = _cells(outcome)[:5]
+    return [title if outcome.row in AGENT.rows else f"{title}, without the agent", *others]
+
+
+def _all(findings: Findings) -> str:
+    """What docs/bench.md has of it: every table."""
     about = findings.about
     return "\n".join([
         *(line for group in GROUPS for line in _group(findings, group)),

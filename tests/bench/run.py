@@ -4,7 +4,8 @@
 
 It needs root, and `cnikit` beside the folder of executables. It writes bench.json, bench.png, bench-steps.png,
 bench-loop.png and bench-claimers.png into --output, and tables between the marks `<!-- bench -->` and `<!-- /bench -->`
-of README.md and of scale.md in --output, if they are there. With --only it writes nothing. A missed target is told in the table and is no failure.
+of README.md, docs/bench.md and docs/scale.md (the latter two in --output), where they exist. With --only it writes
+nothing. A missed target is shown in the table and is no failure.
 """
 
 from __future__ import annotations

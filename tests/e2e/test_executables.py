@@ -427,3 +427,10 @@ def test_a_reader_that_has_seen_enough(bin_dir: Path) -> None:
             [bin_dir.parent / "cnikit", "--help"], env={}, stdout=closed, stderr=subprocess.PIPE, check=False
         )
     assert (ran.returncode, ran.stderr) == (1, b"")
+
+
+def test_the_built_command_prints_its_version(bin_dir: Path) -> None:
+    command = subprocess.run(
+        [bin_dir.parent / "cnikit", "--version"], env={}, capture_output=True, text=True, check=True
+    )
+    assert command.stdout == f"cnikit {__version__}\n"

@@ -7,13 +7,16 @@ import json
 import posix
 import re
 import time
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 
 from cli import bundle
 from cli.install import STAGE, UNUSED
+from cli.main import cli
 from cli.registry import PLUGINS
 from cni import __version__, cache, netlist
 from cni.addr import AF_INET
@@ -26,6 +29,7 @@ from cni.runtime import Runtime
 from cni.version import SUPPORTED
 from ipam import host_local, store
 from plugins import bridge, host_gw, iptables, loopback, vxlan
+from tests.bench import plot, report
 from tests.unit.calls import POD, Node
 
 if TYPE_CHECKING:
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = (ROOT / "docs/registry.md").read_text()
 OPTIONS = (ROOT / "docs/options.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 FAMILIES = {NFPROTO_INET: "inet", NFPROTO_BRIDGE: "bridge"}
 
@@ -371,24 +375,57 @@ class TestPages:
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
     def test_commands_of_cnikit(self, page: Path) -> None:
-        from cli.main import cli
-
         named = set(re.findall(r"(?:^|`|dist/)cnikit ([a-z]+)", page.read_text(), re.MULTILINE))
         assert named <= set(cli.commands)
 
-    @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-    def test_files_that_are_named(self, page: Path) -> None:
-        folders = "cni|plugins|ipam|launcher|cli|conf|tests|docs"
-        for name in re.findall(rf"`((?:{folders})/[\w./-]+\.(?:py|c|md|json))`", page.read_text()):
-            assert (ROOT / name).is_file(), name
+    def test_files_that_are_named(self) -> None:
+        """In pages, docstrings and comments: relative to the root or to the file; a decision also by its number."""
+        rooms = "cni|plugins|ipam|agent|launcher|cli|conf|tests|docs"
+        path = re.compile(rf"(?<![\w/.<{{}}-])((?:{rooms})/[\w./-]*\w|[\w-]+\.md\b)")
+        named = [(file, name) for file, text in prose() for name in path.findall(text)]
+        assert len({name for _, name in named}) > 50
+        missing = [
+            f"{file.relative_to(ROOT)}: {name}"
+            for file, name in named
+            if not any((place / name).exists() for place in (ROOT, file.parent))
+            and not (re.fullmatch(r"docs/adr/\d+", name) and list(ROOT.glob(f"{name}-*.md")))
+        ]
+        assert missing == []
 
     def test_readme_names_every_version(self) -> None:
         readme = (ROOT / "README.md").read_text()
         assert [version for version in SUPPORTED if version not in readme] == []
-        assert readme.count("<!-- bench -->") == readme.count("<!-- /bench -->") == 1
 
-    def test_changelog_has_this_version(self) -> None:
-        assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    @pytest.mark.parametrize("page", ["README.md", "docs/bench.md", "docs/scale.md"])
+    def test_tables_are_those_of_the_last_benchmark(self, page: str) -> None:
+        before, between, after = re.split(r"<!-- /?bench -->\n", (ROOT / page).read_text())
+        pages = report.pages(report.read(ROOT / "docs/bench.json"), ROOT / "docs", ROOT / "README.md")
+        assert between == f"{pages[ROOT / page]}\n"
+        if page == "README.md":
+            (sentence,) = [line for line in between.splitlines() if line.startswith("With the agent")]
+            measured = json.loads((ROOT / "docs/bench.json").read_text())["rows"]
+            ratios = {row["row"]: row["ratio"] for row in measured}
+            expected = [plot.times(ratios[row]) for row in ("agent-add", "agent-add-masq", "agent-del", "add")]
+            assert re.findall(r"[\d.]+x", sentence) == expected
+            assert {f"**{ratio}**" for ratio in expected} <= set(re.findall(r"\*\*.*?\*\*", between))
+            # A number that somebody wrote by hand would not follow the next benchmark.
+            by_hand = r"\b[\d.,]+ ?(?:x|ms|µs|MiB|%)(?!\w)|\b(?:third|quarter|fifth|seventh|eighth|tenth)s? of\b|\btimes (?:as|faster)\b"
+            assert re.findall(by_hand, before + after) == []
+
+    def test_changelog_has_this_version_with_its_date(self) -> None:
+        entries = re.findall(r"^## (.*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+        assert [entry for entry in entries if not re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", entry)] == []
+        assert entries[0].startswith(f"{__version__} ")
+
+    def test_licence(self) -> None:
+        about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert about["license"] == "Apache-2.0"
+        assert ["Apache License" in (ROOT / file).read_text() for file in about["license-files"]] == [True]
+        # The build refuses a classifier beside the expression.
+        assert [one for one in about["classifiers"] if one.startswith("License")] == []
+
+    def test_the_command_has_the_version(self) -> None:
+        assert CliRunner().invoke(cli, ["--version"]).output == f"cnikit {__version__}\n"
 
     def test_the_call_in_the_plugin_guide_works(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         guide = (ROOT / "docs/plugin-guide.md").read_text()
@@ -404,6 +441,7 @@ class TestPages:
             for block in re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL)
             if '"plugins": [' in block
         ]
+        lists += re.findall(r"<<'END'\n(.*?)^END$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
         assert len(lists) >= 2
         for number, block in enumerate(lists):
             file = tmp_path / f"{number}.conflist"
@@ -412,6 +450,20 @@ class TestPages:
                 assert netlist.read(str(file)).version == "1.1.0"
             except CniError as error:
                 pytest.fail(f"{block}\n{error}")
+
+
+def prose() -> Iterator[tuple[Path, str]]:
+    """Every page whole; of the code its docstrings and its comments."""
+    for page in PAGES:
+        yield page, page.read_text()
+    for room in ("agent", "cli", "cni", "docs", "ipam", "launcher", "plugins", "tests"):
+        for file in (ROOT / room).rglob("*.[ch]"):
+            yield file, file.read_text()
+        for file in (ROOT / room).rglob("*.py"):
+            documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+            nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, documented)]
+            comments = re.findall(r"^\s*(#.*)", file.read_text(), re.MULTILINE)
+            yield file, "\n".join([*(ast.get_docstring(node) or "" for node in nodes), *comments])
 
 
 def rows(first: str) -> list[str]:

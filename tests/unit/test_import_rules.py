@@ -1,4 +1,4 @@
-"""Who may import whom, and what the one-shot path may import at all: docs/how-the-house-is-built.md, as a test."""
+"""Who may import whom, and what the one-shot path may import at all: docs/how-it-is-built.md, as a test."""
 
 from __future__ import annotations
 
