@@ -58,7 +58,7 @@ agent: dist ## put cnikit into BIN_DIR (default /usr/local/bin), and its systemd
 
 clean: ## remove what make has made here
 	[ ! -d .cache/go ] || chmod -R u+w .cache/go
-	rm -rf dist .cache .venv
+	rm -rf build cnikit.egg-info dist .cache .venv
 
 lock: setup ## write requirements.lock anew, with the newest versions of what pyproject.toml names
 	tests/setup/write-lock
