@@ -59,7 +59,7 @@ UNREACHED = (
     "tracemalloc",
 )  # fmt: skip
 # What is not in the built command.
-BUILD_ONLY = ("cli.bundle", "cli.install")
+BUILD_ONLY = ("cli.bundle",)
 # The one-shot program runs in UTF-8 mode; the others are what a codec lookup may ask for.
 ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8")
 
