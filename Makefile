@@ -1,9 +1,12 @@
 # `make help` lists the targets. Each sets up what it needs, and can be repeated.
 #
-# Nothing is written outside this folder, except by `install`, `agent` and apt-get.
+# Nothing is written outside this folder, except by `install`, `agent`, `uninstall` and apt-get.
 
+# Where things are on the node. With DESTDIR they are put below that folder instead, to make a package or an image.
+DESTDIR ?=
+PREFIX ?= /usr/local
 CNI_BIN_DIR ?= /opt/cni/bin
-BIN_DIR ?= /usr/local/bin
+BIN_DIR ?= $(PREFIX)/bin
 UNIT_DIR ?= /etc/systemd/system
 
 PYTHON_VENV := .venv
@@ -17,7 +20,7 @@ sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.[ch]'
 cli_sources := $(shell find cni plugins ipam agent cli conf launcher -type f -not -name '*.pyc') requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dist bench install agent clean lock setup test-setup peers kubernetes
+.PHONY: help demo test check format dist bench install agent uninstall clean lock setup test-setup peers kubernetes
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -49,16 +52,17 @@ bench: dist peers ## measure against the Go plugins; writes the tables and plots
 	CNIKIT_TEST_BIN="$(CURDIR)/dist/bin" CNIKIT_TEST_PEERS="$(CURDIR)/.cache/peers" $(python) tests/bench/run.py
 
 install: dist ## put the plugins into CNI_BIN_DIR (default /opt/cni/bin), safely on a running node
-	$(python) -m cli.install dist/bin "$(CNI_BIN_DIR)"
+	$(python) -m cli.install --root "$(DESTDIR)" dist/bin "$(CNI_BIN_DIR)"
 
-agent: dist ## put cnikit into BIN_DIR (default /usr/local/bin), and its systemd units into UNIT_DIR
-	$(python) -m cli.install --command dist "$(BIN_DIR)"
-	install -D -m 644 -t "$(UNIT_DIR)" conf/systemd/cnikit-agent.service conf/systemd/cnikit-agent.socket
-	sed -i 's|/usr/local/bin/|$(BIN_DIR)/|' "$(UNIT_DIR)/cnikit-agent.service"
+agent: dist ## put cnikit into BIN_DIR (default PREFIX/bin, /usr/local/bin), and its systemd units into UNIT_DIR
+	$(python) -m cli.install --root "$(DESTDIR)" --command --units "$(UNIT_DIR)" dist "$(BIN_DIR)"
+
+uninstall: setup ## take plugins, cnikit and units off again; not while pods are attached, but with FORCE=1 (docs/uninstall.md)
+	$(python) -m cli.uninstall --root "$(DESTDIR)" --plugins "$(CNI_BIN_DIR)" --command "$(BIN_DIR)" --units "$(UNIT_DIR)" $(if $(FORCE),--force)
 
 clean: ## remove what make has made here
 	[ ! -d .cache/go ] || chmod -R u+w .cache/go
-	rm -rf dist .cache .venv
+	rm -rf build cnikit.egg-info dist .cache .venv
 
 lock: setup ## write requirements.lock anew, with the newest versions of what pyproject.toml names
 	tests/setup/write-lock

@@ -4,6 +4,9 @@
     python -m cli.bundle --output DIR --plugin example=docs/example_plugin.py     and one of yours beside them
     python -m cli.bundle --output dist --command                                  the command for people
 
+`cnikit build` takes the same options. It works from a checkout and from an installed wheel, whose folder it never
+writes to.
+
     DIR/bridge, DIR/host-local, ...     copies of the launcher, launcher/launcher.c, each with its stamp (cni/start.py)
     DIR/.cnikit/BUILD/                  BUILD is the version and a digest of what is in the folder
         cnikit-oneshot                  PyInstaller's bootloader with launcher/oneshot.py
@@ -19,10 +22,12 @@ A default PyInstaller build starts in 37 ms, this one in 9; docs/adr/ has the st
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import marshal
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,7 +42,7 @@ from cni.start import Stamp
 from cni.version import SUPPORTED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 # The launcher's bundle folder and program: of the plugins, and of the command.
 PLUGIN_BUNDLE = (".cnikit", "cnikit-oneshot")
@@ -53,24 +58,53 @@ UNREACHED = (
     "calendar", "ast", "textwrap", "string", "stringprep", "getopt", "fnmatch", "base64", "quopri", "copy",
     "tracemalloc",
 )  # fmt: skip
+# What is not in the built command.
+BUILD_ONLY = ("cli.bundle",)
 # The one-shot program runs in UTF-8 mode; the others are what a codec lookup may ask for.
 ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m cli.bundle", description="Build the executables.")
+class BuildError(Exception):
+    """The executables could not be built; nothing in the output folder has changed."""
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m cli.bundle") -> None:
+    parser = argparse.ArgumentParser(prog=prog, description="Build the executables.")
     parser.add_argument("--output", type=Path, required=True, help="the folder to put them into")
     parser.add_argument("--command", action="store_true", help="build the cnikit command instead of the plugins")
     parser.add_argument("--plugin", action="append", default=[], metavar="NAME=FILE", help="also bundle this plugin")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     output = arguments.output.resolve()
-    if arguments.command:
-        build_command(output)
-    else:
-        try:
-            build_plugins(output, third_party(arguments.plugin))
-        except (ValueError, ImportError) as error:
-            parser.error(str(error))
+    try:
+        extra = third_party(arguments.plugin)
+        expect_tools()
+        if arguments.command:
+            build_command(output)
+        else:
+            build_plugins(output, extra)
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
+    except (BuildError, OSError) as error:
+        sys.exit(f"not built: {error}")
+
+
+def expect_tools() -> None:
+    """BuildError when something that building needs is not installed."""
+    modules = {"PyInstaller": "pyinstaller", "ziglang": "ziglang"}
+    missing = [package for module, package in modules.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        names = " and ".join(missing)
+        raise BuildError(f"expected {names} in {sys.prefix}, found none: pip install 'cnikit[build]'")
+    programs = [program for program in ("objcopy", "strip") if shutil.which(program) is None]
+    if programs:
+        raise BuildError(f"expected {' and '.join(programs)} on PATH, found none: apt-get install binutils")
+
+
+def run(what: str, command: list[str], **options: Any) -> None:
+    """Run a program that says itself what is wrong; BuildError when it failed."""
+    status = subprocess.run(command, check=False, **options).returncode
+    if status != 0:
+        raise BuildError(f"{what} failed with exit code {status}; its messages are above")
 
 
 def build_plugins(output: Path, extra: dict[str, str]) -> None:
@@ -118,7 +152,7 @@ def freeze(work: Path, spec: str, program: str) -> Path:
     command += ["--distpath", str(work / "dist"), "--workpath", str(work / "work"), str(file)]
     # The hash seed makes two builds of the same sources equal.
     environ = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(work), "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
-    subprocess.run(command, check=True, env=environ, cwd=ROOT)
+    run("PyInstaller", command, env=environ, cwd=ROOT)
     return work / "dist" / program
 
 
@@ -177,13 +211,13 @@ def assemble_command(pyinstaller: dict[str, Any]) -> None:
     """The body of the command's spec file: an ordinary onedir build."""
     files = [file for room in ("cli", "agent") for file in sorted((ROOT / room).rglob("*.py"))]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
-    names = [name for name in names if name not in ("cli.bundle", "cli.install")]
+    names = [name for name in names if name not in BUILD_ONLY]
     written = Path(pyinstaller["workpath"]) / CODE_FILE
     written.write_text(code())
     analysis = pyinstaller["Analysis"](
         [str(ROOT / "launcher" / "command.py")],
         pathex=[str(ROOT)], hiddenimports=[*names, *own_modules(PLUGINS), *NOT_ONE_SHOT], datas=[(str(ROOT / "conf"), "conf"), (str(written), ".")],
-        excludes=["PyInstaller", "pytest", "mypy", "tkinter", "matplotlib", "numpy", "grpc"],
+        excludes=["PyInstaller", "pytest", "mypy", "tkinter", "matplotlib", "numpy", "grpc", *BUILD_ONLY],
     )  # fmt: skip
     program = COMMAND_BUNDLE[1]
     # Not PyInstaller's hooks for single libraries: none is needed here, and they import half of the standard library.
@@ -199,10 +233,11 @@ def compile_launcher(output: Path, machine: str, *defines: str) -> None:
     """Compile the launcher, without a stamp, for a machine (x86_64, aarch64): static, with no C compiler on this one."""
     command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl", "-Os", "-static", "-s"]
     command += ["-std=gnu11", "-Wall", "-Wextra", "-Werror", *launcher_defines(), *defines]
-    cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR") or str(ROOT / ".cache" / "zig")
-    environ = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
     command += ["-o", str(output), *(str(ROOT / "launcher" / source) for source in LAUNCHER_SOURCES)]
-    subprocess.run(command, check=True, env=environ)
+    with tempfile.TemporaryDirectory() as spare:
+        # The compiler keeps what it makes in XDG_CACHE_HOME or HOME; with neither it does not start.
+        named = {"ZIG_GLOBAL_CACHE_DIR", "XDG_CACHE_HOME", "HOME"} & os.environ.keys()
+        run("the C compiler", command, env=os.environ if named else {**os.environ, "ZIG_GLOBAL_CACHE_DIR": spare})
 
 
 def launcher_defines() -> list[str]:

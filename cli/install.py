@@ -2,6 +2,8 @@
 
     python -m cli.install dist/bin /opt/cni/bin                the plugins
     python -m cli.install --command dist /usr/local/bin        the cnikit command, which is the agent too
+    ... --units /etc/systemd/system                            and with that the agent's systemd units
+    ... --root DIR                                             below DIR, where a package or an image is made
 
 A plugin may be called at any moment, also while this runs. So nothing that is in use is ever written to or
 missing: everything is copied beside its place, synced, tried (VERSION), and only then renamed into it, the
@@ -9,11 +11,12 @@ bundle first. Bundles of other builds stay while launchers in the folder name th
 calls that began in them (`sweep`). Files of other makers stay.
 
 With the plugins br_netfilter is switched on: without it, what two pods say to each other over one bridge passes no rule
-of services and policy.
+of services and policy. Below a root that is not the running system's no setting of the kernel is touched.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import errno
@@ -33,9 +36,12 @@ from cni.kernel import sysctl
 from cni.start import BUNDLES, LARGEST_LAUNCHER, Stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 COMMAND_BUNDLES = ".cnikit-command"
+UNITS = ("cnikit-agent.service", "cnikit-agent.socket")
+UNIT_SOURCES = Path(__file__).resolve().parent.parent / "conf" / "systemd"
+UNIT_COMMAND = "/usr/local/bin/cnikit"  # what stands in them
 BRIDGE_SETTINGS = Path("/proc/sys/net/bridge")
 LOAD_BR_NETFILTER = ("modprobe", "br_netfilter")
 RENAME_EXCHANGE = 2
@@ -50,22 +56,67 @@ class InstallError(Exception):
 
 
 def main() -> None:
-    arguments = [argument for argument in sys.argv[1:] if argument != "--command"]
-    if len(arguments) != 2 or not arguments[1]:
-        usage = "usage: python -m cli.install [--command] FROM TO"
-        sys.exit(f"{usage}, for example: python -m cli.install dist/bin /opt/cni/bin")
-    source, target = map(Path, arguments)
+    parser = argparse.ArgumentParser(prog="python -m cli.install", description="Install built executables.")
+    parser.add_argument("source", metavar="FROM", type=named_folder, help="the folder with what make dist has built")
+    parser.add_argument("target", metavar="TO", type=named_folder, help="the folder to put it into")
+    parser.add_argument("--command", action="store_true", help="install the cnikit command instead of the plugins")
+    parser.add_argument(
+        "--units", type=named_folder, metavar="DIR", help="also put the agent's systemd units into this folder"
+    )
+    parser.add_argument(
+        "--root", default="", metavar="DIR", help="install below DIR; the running system stays as it is"
+    )
+    arguments = parser.parse_args()
+    if arguments.units and not arguments.command:
+        parser.error("--units: expected --command with it, whose units they are")
+    bundles, try_out = (COMMAND_BUNDLES, try_out_command) if arguments.command else (BUNDLES, try_out_plugin)
+    target = below(arguments.root, arguments.target)
     try:
-        if len(arguments) < len(sys.argv) - 1:
-            names = install(source, target, COMMAND_BUNDLES, try_out_command)
-        else:
-            names = install(source, target, BUNDLES, try_out_plugin)
+        units = unit_texts(arguments.target.absolute() / "cnikit") if arguments.units else {}
+        # Nothing runs below another root, so what nobody names there need not wait for calls to end.
+        names = install(arguments.source, target, bundles, try_out, 0 if arguments.root else CALLS_END_IN)
+        if arguments.units:
+            put_units(units, below(arguments.root, arguments.units))
     except (InstallError, OSError) as error:
         sys.exit(f"not installed: {error}")
     print(f"installed {', '.join(names)} (cnikit {__version__}) in {target}")
-    fault = filter_on_bridges() if "bridge" in names else ""
+    fault = filter_on_bridges() if "bridge" in names and not arguments.root else ""
     if fault:
         print(f"warning: {fault}", file=sys.stderr)
+
+
+def named_folder(text: str) -> Path:
+    """A folder of the command line. An empty one would be the current folder, which nobody means."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, for example /opt/cni/bin, found nothing")
+    return Path(text)
+
+
+def below(root: str, place: Path) -> Path:
+    """Where a place lies while `root` is not the root of a running system yet (DESTDIR); empty means it is."""
+    return Path(root, *place.absolute().parts[1:]) if root else place
+
+
+def unit_texts(command: Path) -> dict[str, str]:
+    """The agent's systemd units, which call `command`. InstallError when systemd takes no such path."""
+    # It reads "%" as the start of a specifier, and has no way to write these others.
+    path = str(command).replace("%", "%%")
+    if any(char in "\"'\\" or not char.isprintable() for char in path):
+        raise InstallError(
+            f"{command}: expected a path without quotes and backslashes, which systemd refuses in a unit"
+        )
+    word = f'"{path}"' if " " in path else path
+    return {name: (UNIT_SOURCES / name).read_text().replace(UNIT_COMMAND, word) for name in UNITS}
+
+
+def put_units(units: Mapping[str, str], place: Path) -> None:
+    """Put systemd units into a folder, each at once."""
+    place.mkdir(parents=True, exist_ok=True)
+    for name, text in units.items():
+        new = place / f".{name}.new"
+        new.write_text(text)
+        new.chmod(0o644)
+        new.replace(place / name)
 
 
 def filter_on_bridges(settings: Path = BRIDGE_SETTINGS, load: tuple[str, ...] = LOAD_BR_NETFILTER) -> str:
@@ -86,9 +137,11 @@ def filter_on_bridges(settings: Path = BRIDGE_SETTINGS, load: tuple[str, ...] = 
     return ""
 
 
-def install(source: Path, target: Path, bundles: str, try_out: Callable[[Path], None]) -> list[str]:
+def install(
+    source: Path, target: Path, bundles: str, try_out: Callable[[Path], None], patience: float = CALLS_END_IN
+) -> list[str]:
     """Install everything of `source` that starts a bundle of its folder `bundles`, after `try_out` of each; returns
-    the names. InstallError or OSError when that failed."""
+    the names. `patience` is how long bundles stay that no launcher names. InstallError or OSError when that failed."""
     found = launchers(source, bundles)
     builds = sorted({launcher.bundle.name for launcher in found})
     missing = [build for build in builds if not (source / bundles / build / "launcher").is_file()]
@@ -102,7 +155,7 @@ def install(source: Path, target: Path, bundles: str, try_out: Callable[[Path], 
             raise InstallError(f"{target / name} is a folder; remove it")
     (target / bundles).mkdir(exist_ok=True)
     with alone(target / bundles):
-        sweep(target, bundles)
+        sweep(target, bundles, patience)
         stage = staged(source, target, bundles, builds, names, try_out)
         for build in builds:
             (target / bundles / f"{UNUSED}{build}").unlink(missing_ok=True)  # its time begins anew
@@ -111,7 +164,7 @@ def install(source: Path, target: Path, bundles: str, try_out: Callable[[Path], 
             (stage / name).replace(target / name)
         if not any((stage / bundles).iterdir()):
             shutil.rmtree(stage)
-        sweep(target, bundles)
+        sweep(target, bundles, patience)
         sync(target / bundles, recursive=False)
         sync(target, recursive=False)
     return names
@@ -169,7 +222,7 @@ def launchers(folder: Path, bundles: str = BUNDLES) -> list[Launcher]:
     return found
 
 
-def sweep(target: Path, bundles: str, patience: float = CALLS_END_IN) -> None:
+def sweep(target: Path, bundles: str, patience: float) -> None:
     """Remove the bundles that no launcher in `target` names any more, and what installations that were killed have left,
     when nobody has run it for `patience` seconds.
 
@@ -189,7 +242,7 @@ def sweep(target: Path, bundles: str, patience: float = CALLS_END_IN) -> None:
             continue
         if not is_stage and not since.exists():
             since.touch()
-        if time.time() - since.stat().st_mtime < patience or any(one.startswith(f"{place}/") for one in running):
+        if time.time() - since.stat().st_mtime < patience or any(one.startswith(f"{place}/") for _, one in running):
             continue
         gone = place if is_stage else folder / f"{STAGE}{place.name}"  # at once: half a bundle is none
         place.rename(gone)
@@ -198,12 +251,12 @@ def sweep(target: Path, bundles: str, patience: float = CALLS_END_IN) -> None:
             since.unlink()
 
 
-def programs() -> list[str]:
-    """The paths of the programs that run. Those in other PID namespaces cannot be seen, which is what time is for."""
+def programs() -> list[tuple[str, str]]:
+    """The PIDs and paths of the programs that run. Those in other PID namespaces cannot be seen, which is what time is for."""
     found = []
     for program in Path("/proc").glob("[0-9]*/exe"):
         with contextlib.suppress(OSError):
-            found.append(os.readlink(program))
+            found.append((program.parent.name, os.readlink(program)))
     return found
 
 

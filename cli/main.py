@@ -214,6 +214,19 @@ def demo(bin_dir: str | None) -> None:
     sys.exit(run_demo(bin_dir or bundled_plugins()))
 
 
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def build(arguments: tuple[str, ...]) -> None:
+    """Build the plugins' executables, yours among them (--help has the options)."""
+    if getattr(sys, "frozen", False):
+        fail(
+            "this cnikit is itself a built executable and cannot build others: pip install 'cnikit[build]' has one that can"
+        )
+    from cli.bundle import main
+
+    main(arguments, "cnikit build")
+
+
 class World:
     """What the environment tells: where networks and plugins are, and the parameters of the attachment."""
 

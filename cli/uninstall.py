@@ -1,0 +1,211 @@
+"""Take cnikit off a node: what `make install agent` has put there, and nothing of anybody else.
+
+    python -m cli.uninstall --plugins /opt/cni/bin --command /usr/local/bin --units /etc/systemd/system
+    ... --root DIR      below DIR, where a package or an image is made
+    ... --force         although pods are attached, whose DEL nobody can make then
+
+Launchers of our plugins and command go, under whatever names; they are known by the stamps in them. Bundles go that no
+launcher names any more and nobody runs. What pods, leases and networks have left on the node stays: docs/uninstall.md.
+Calling it again is success.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cli.install import (
+    COMMAND_BUNDLES,
+    UNIT_SOURCES,
+    UNITS,
+    alone,
+    below,
+    launchers,
+    named_folder,
+    programs,
+    sweep,
+)
+from cli.registry import PLUGINS
+from cni.start import BUNDLES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+RECORDS = Path("/run/cnikit/networks")
+SOCKET = Path("/run/cnikit/agent.sock")
+
+
+class Places(NamedTuple):
+    """Where things are on the node, below whatever root."""
+
+    plugins: Path
+    command: Path
+    units: Path
+    records: Path
+    socket: Path
+
+
+class Outcome(NamedTuple):
+    """What was removed, what a person has to know, and what could not be done."""
+
+    removed: list[str]
+    notes: list[str]
+    faults: list[str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m cli.uninstall", description="Take cnikit off this node.")
+    parser.add_argument("--plugins", type=named_folder, metavar="DIR", required=True, help="where the plugins are")
+    parser.add_argument("--command", type=named_folder, metavar="DIR", required=True, help="where cnikit is")
+    parser.add_argument("--units", type=named_folder, metavar="DIR", required=True, help="where the systemd units are")
+    parser.add_argument("--root", default="", metavar="DIR", help="all of this below DIR, not on the running system")
+    parser.add_argument("--force", action="store_true", help="also while pods are attached")
+    arguments = parser.parse_args()
+    socket = Path(os.environ.get("CNIKIT_SOCKET") or SOCKET)
+    named = (arguments.plugins, arguments.command, arguments.units, RECORDS, socket)
+    places = Places(*(below(arguments.root, place) for place in named))
+    try:
+        pods = attached(places.records)
+    except OSError as error:
+        sys.exit(f"not uninstalled: cannot see whether pods are attached: {error.filename}: {error.strerror}")
+    if pods and not arguments.force:
+        sys.exit(
+            f"not uninstalled: expected no attached pods, found {len(pods)} (in {places.records}); remove them from the "
+            "node first, or force it (make uninstall FORCE=1), after which their links and leases stay"
+        )
+    outcome = uninstall(places)
+    print("\n".join(f"removed {item}" for item in outcome.removed) or "nothing of cnikit is installed")
+    for line in outcome.notes:
+        print(f"note: {line}", file=sys.stderr)
+    if outcome.faults:
+        sys.exit("\n".join(f"not removed: {line}" for line in outcome.faults))
+
+
+def attached(records: Path) -> set[str]:
+    """The containers that the records in this folder are about, KEY being CONTAINER:IFNAME. OSError when it cannot be
+    read."""
+    found = (name for folder in records.glob("*/attachments") for name in os.listdir(folder))
+    return {name.rpartition(":")[0] for name in found if not name.startswith(".")}
+
+
+def uninstall(places: Places) -> Outcome:
+    """Remove everything that is ours, and go on whatever fails."""
+    outcome = Outcome([], [], [])
+    removal = Removal(outcome)
+    removal.launchers(places.plugins, BUNDLES, PLUGINS)
+    removal.launchers(places.command, COMMAND_BUNDLES, ("",))
+    removal.units(places.units)
+    if listens(places.socket):
+        outcome.notes.append(
+            f"the agent still runs, or systemd holds its socket ({places.socket}): "
+            "systemctl stop cnikit-agent.socket cnikit-agent.service"
+        )
+    return outcome
+
+
+class Removal:
+    """Removes things and writes down what became of each."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    def launchers(self, folder: Path, bundles: str, plugins: Collection[str]) -> None:
+        """Remove the launchers of these plugins, and the bundles that nobody names then."""
+        place = folder / bundles
+        try:
+            with alone(place) if place.is_dir() else contextlib.nullcontext():
+                ours = [launcher.path for launcher in launchers(folder, bundles) if launcher.plugin in plugins]
+                self._files(ours)
+                if place.is_dir():
+                    self._bundles(folder, bundles)
+        except OSError as error:
+            self._fault(error, folder)
+
+    def _bundles(self, folder: Path, bundles: str) -> None:
+        place = folder / bundles
+        before = builds(place)
+        sweep(folder, bundles, patience=0)
+        left = builds(place)
+        self._outcome.removed.extend(str(place / name) for name in before if name not in left)
+        named = {launcher.bundle.name for launcher in launchers(folder, bundles)}
+        for name in left:
+            users = ", ".join(users_of(place / name))
+            if name in named:
+                self._outcome.notes.append(f"{place / name} stays: other launchers in {folder} name it")
+            elif users:
+                self._outcome.notes.append(
+                    f"{place / name} stays while it runs (process {users}); then uninstall again"
+                )
+        if not os.listdir(place):
+            place.rmdir()
+
+    def units(self, folder: Path) -> None:
+        """Remove the agent's units, and the links in this folder by which `systemctl enable` named them."""
+        try:
+            ours = [folder / name for name in UNITS if is_ours(folder / name)]
+            for unit in ours:
+                self._files([link for link in folder.glob(f"*.wants/{unit.name}") if link.is_symlink()])
+                if is_edited(unit):
+                    kept = unit.with_name(f"{unit.name}.kept")
+                    unit.replace(kept)
+                    self._outcome.notes.append(f"{unit} was edited: it is now {kept}, where systemd does not read it")
+                else:
+                    self._files([unit])
+        except OSError as error:
+            self._fault(error, folder)
+        else:
+            if ours:
+                self._outcome.notes.append("systemd still knows the units: systemctl daemon-reload")
+
+    def _files(self, files: Iterable[Path]) -> None:
+        for file in files:
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                self._fault(error, file)
+            else:
+                self._outcome.removed.append(str(file))
+
+    def _fault(self, error: OSError, place: Path) -> None:
+        self._outcome.faults.append(f"{error.filename or place}: {error.strerror}")
+
+
+def builds(place: Path) -> list[str]:
+    """The bundles in a folder of bundles."""
+    return sorted(entry.parent.name for entry in place.glob("*/launcher") if not entry.parent.name.startswith("."))
+
+
+def users_of(bundle: Path) -> list[str]:
+    """The PIDs of what runs out of a bundle."""
+    return [pid for pid, program in programs() if program.startswith(f"{bundle}/")]
+
+
+def is_ours(unit: Path) -> bool:
+    return unit.is_file() and "cnikit agent" in unit.read_text(errors="replace")
+
+
+def is_edited(unit: Path) -> bool:
+    """Whether a unit of ours differs from what an installation writes, but for the place of the command."""
+    found = unit.read_text(errors="replace").splitlines()
+    wanted = (UNIT_SOURCES / unit.name).read_text().splitlines()
+    return len(found) != len(wanted) or not all(map(_same_line, found, wanted))
+
+
+def _same_line(found: str, wanted: str) -> bool:
+    call = "ExecStart="
+    moved = wanted.startswith(call) and found.startswith(call) and found.endswith(("/cnikit agent", '/cnikit" agent'))
+    return moved or found == wanted
+
+
+def listens(socket: Path) -> bool:
+    """Whether somebody listens at this path: the agent, or systemd for it. Asking there would start it."""
+    entries = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()
+    return any(entry.endswith(f" {socket}") for entry in entries)
+
+
+if __name__ == "__main__":
+    main()
