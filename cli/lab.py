@@ -143,14 +143,18 @@ def ping(name: str, size: int, timeout: float, places: tuple[str, ...]) -> None:
 
     With nodes or pods named, only among those.
     """
-    from cli.lab_ping import table
+    from rich.console import Console
+
+    from cli.lab_ping import tables
 
     found = _find(name)
     targets, answers = found.ping(size, timeout, places)
     if not answers and (places or len(found.pods) > 1):
         count = f"{len(targets)} pod{'' if len(targets) == 1 else 's'}"
         raise LabError(f"expected two pods at least, to ping each other, found {count}: name more nodes or pods")
-    _print(table(targets, answers))
+    console = Console()
+    for one in tables(targets, answers, console.width if console.is_terminal else None):
+        _print(one)
     lost = [one for one in answers if one.seconds is None]
     click.echo(f"{len(answers) - len(lost)} of {len(answers)} pings of {size} bytes answered")
     for node in found.nodes:
@@ -318,6 +322,6 @@ def _print(table: Any) -> None:
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal or console.width < console.measure(table).minimum:
         console = Console(width=console.measure(table, options=console.options.update(max_width=10_000)).maximum + 1)
     console.print(table)

@@ -130,18 +130,39 @@ def _family(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def table(targets: Sequence[Target], answers: Sequence[Answer]) -> Table:
-    """The matrix: a row for each that asks, a column for each that is asked, the slower family's time in the cell."""
+def tables(targets: Sequence[Target], answers: Sequence[Answer], width: int | None) -> list[Table]:
+    """The matrix in as many tables as it takes for `width` characters, each with all rows and some of the columns."""
+    cells = [len(_cell([answer])[0]) for answer in answers]
+    headings = [len(line) for target in targets for line in _two_lines(target).split("\n")]
+    labels = [len(target.name) for target in targets]
+    # Two blanks and a line beside each column, and one more line.
+    fit = (
+        len(targets)
+        if width is None
+        else (width - max(labels, default=0) - 4) // (max(cells + headings, default=0) + 3)
+    )
+    step = max(fit, 1)
+    return [table(targets, answers, targets[at : at + step]) for at in range(0, len(targets), step)]
+
+
+def table(targets: Sequence[Target], answers: Sequence[Answer], asked: Sequence[Target] | None = None) -> Table:
+    """The matrix: a row for each that asks, a column for each that is asked (all of them, if nothing is said), the
+    slower family's time in the cell."""
     from rich.table import Table
     from rich.text import Text
 
-    found = Table("from \\ to", show_lines=False)
-    for target in targets:
+    columns = targets if asked is None else asked
+    by_pair: dict[tuple[str, str], list[Answer]] = {}
+    for answer in answers:
+        by_pair.setdefault((answer.source, answer.target), []).append(answer)
+    found = Table(show_lines=False)
+    found.add_column("from \\ to", no_wrap=True)
+    for target in columns:
         found.add_column(_two_lines(target), justify="right", no_wrap=True)
     for source in targets:
         cells: list[str | Text] = []
-        for target in targets:
-            there = [one for one in answers if (one.source, one.target) == (source.name, target.name)]
+        for target in columns:
+            there = by_pair.get((source.name, target.name), [])
             text, style = ("-", "dim") if source is target else _cell(there)
             cells.append(Text(text, style=style))
         found.add_row(Text(source.name), *cells)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cli.lab_plan import NETWORK, LabError
 from cli.lab_space import LEASES, NETWORKS
+from cni.kernel import neightbl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # The network list that every node has.
 LIST_FILE = f"{NETWORKS}/10-{NETWORK}.conflist"
 _INHERITED = ("PATH", "PYTHONDONTWRITEBYTECODE")
-# How many neighbours the kernel keeps, those of all namespaces together. Only the machine's own namespace has the file.
+# The settings that say how many neighbours the kernel keeps. Only the machine's first network namespace has the files.
 _NEIGHBOURS = {4: "net.ipv4.neigh.default.gc_thresh3", 16: "net.ipv6.neigh.default.gc_thresh3"}
 
 
@@ -68,19 +69,20 @@ def refuse(plan: Plan, bin_dir: str, command: Sequence[str]) -> None:
             )
     if plan.source == "etcd" and shutil.which("etcd") is None:
         raise LabError("--source etcd: expected the program etcd, found none on PATH: apt-get install etcd-server")
+    most = neightbl.most_neighbours()
     for size in plan.families:
-        refuse_crowd(plan.neighbours(size), _NEIGHBOURS[size])
+        refuse_crowd(plan.neighbours(size), most.get(size), _NEIGHBOURS[size])
 
 
-def refuse_crowd(needed: int, setting: str, settings: str = "/proc/sys") -> None:
+def refuse_crowd(needed: int, most: int | None, setting: str, settings: str = "/proc/sys") -> None:
     """LabError when the nodes would know more neighbours than the kernel keeps: packets would get lost at random."""
-    try:
-        with open(f"{settings}/{setting.replace('.', '/')}") as file:
-            most = int(file.read())
-    except FileNotFoundError:
+    if most is None or needed <= most:
         return
-    if needed > most:
-        raise LabError(
-            f"the nodes and pods have up to {needed} neighbours together: expected that the kernel keeps as many, found "
-            f"a limit of {most} for the whole machine: take fewer nodes, or `sysctl -w {setting}={2 * needed}`"
-        )
+    command = f"`sysctl -w {setting}={2 * needed}`"
+    if not os.path.exists(f"{settings}/{setting.replace('.', '/')}"):
+        # The limit holds in every network namespace, and can be set in the first one only.
+        command = f"`nsenter -t 1 -n sysctl -w {setting}={2 * needed}` on the machine itself (this network namespace only reads it)"
+    raise LabError(
+        f"the nodes and pods have up to {needed} neighbours together: expected that the kernel keeps as many, found "
+        f"a limit of {most} for the whole machine: take fewer nodes, or {command}"
+    )

@@ -400,6 +400,18 @@ class TestUpThatFails:
         assert told in ran.stderr
         assert machine.left() == []
 
+    def test_too_many_nodes_are_refused_in_a_network_namespace_too(self, machine: Machine) -> None:
+        """The limit is the machine's; the file that sets it is seen in the first namespace only."""
+        up = [sys.executable, "-m", "cli.main", "lab", "up", "--name", machine.name, "--bin-dir", str(machine.bin_dir)]
+        ran = subprocess.run(
+            ["unshare", "-n", *up, "--nodes", "200", "--pods", "50"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=GENEROUS, check=False,
+        )  # fmt: skip
+        assert ran.returncode == 1
+        assert "found a limit of" in ran.stderr
+        assert "nsenter -t 1 -n sysctl -w net.ipv4.neigh.default.gc_thresh3=" in ran.stderr
+        assert machine.left() == []
+
     def test_without_etcd_it_says_what_to_install(self, machine: Machine, tmp_path: Path) -> None:
         (tmp_path / "env").symlink_to("/usr/bin/env")
         ran = machine.lab("up", "--source", "etcd", env={"PATH": str(tmp_path)})

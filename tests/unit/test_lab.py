@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
 from cli import lab_programs, lab_state
 from cli.lab_capture import tunnelled
-from cli.lab_ping import Answer, Target, table
+from cli.lab_ping import Answer, Target, table, tables
 from cli.lab_plan import LabError, Plan
 from cli.lab_process import Process
 from cli.lab_state import State
+from cni.errors import KernelError
+from cni.kernel import neightbl
+from cni.kernel.netlink import attr_text, attr_u32, nest
 from cni.netlist import NetworkList
 from plugins.peers import refuse_contradictions
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MACS = bytes.fromhex("0a0000000002 0a0000000001")
 
@@ -52,12 +61,26 @@ class TestPlan:
 
     def test_more_neighbours_than_the_kernel_keeps_are_refused(self, tmp_path: Path) -> None:
         """Linux drops packets to the others ("neighbour table overflow"); its default is 1,024 in all namespaces."""
-        (tmp_path / "limit").write_text("1024\n")
-        lab_programs.refuse_crowd(Plan(node_count=30).neighbours(4), "limit", str(tmp_path))
-        lab_programs.refuse_crowd(Plan(node_count=20).neighbours(16), "limit", str(tmp_path))
-        with pytest.raises(LabError, match="found a limit of 1024.*sysctl -w limit=2240"):
-            lab_programs.refuse_crowd(Plan(node_count=32).neighbours(4), "limit", str(tmp_path))
-        lab_programs.refuse_crowd(1 << 20, "not.there.in.a.container", str(tmp_path))
+        (tmp_path / "limit").touch()
+        lab_programs.refuse_crowd(Plan(node_count=30).neighbours(4), 1024, "limit", str(tmp_path))
+        lab_programs.refuse_crowd(Plan(node_count=20).neighbours(16), 1024, "limit", str(tmp_path))
+        with pytest.raises(LabError, match=r"found a limit of 1024.*or `sysctl -w limit=2240`$"):
+            lab_programs.refuse_crowd(Plan(node_count=32).neighbours(4), 1024, "limit", str(tmp_path))
+        lab_programs.refuse_crowd(1 << 20, None, "limit", str(tmp_path))
+
+    def test_where_the_setting_is_not_seen_the_error_says_where_it_is(self, tmp_path: Path) -> None:
+        with pytest.raises(LabError, match=r"`nsenter -t 1 -n sysctl -w limit=2240` on the machine itself"):
+            lab_programs.refuse_crowd(1120, 1024, "limit", str(tmp_path))
+
+    def test_the_kernels_limits_are_read_from_the_tables_as_a_whole(self) -> None:
+        def answer(name: str, *more: bytes) -> bytes:
+            return bytes(4) + attr_text(1, name) + b"".join(more)
+
+        limit, one_link = attr_u32(4, 1024), nest(6, attr_u32(1, 7))
+        answers = [answer("arp_cache", limit), answer("arp_cache", one_link), answer("dn_neigh_cache", limit)]
+        assert neightbl.read_limits(answers) == {4: 1024}
+        with pytest.raises(KernelError):
+            neightbl.read_limits([b"\0"])
 
     @pytest.mark.parametrize("name", ["", "-x", "Lab", "a/b", "..", "a b", "é", "x\n", "a" * 33])
     def test_a_name_that_is_none_is_refused(self, name: str) -> None:
@@ -110,6 +133,43 @@ def test_the_matrix_tells_which_family_is_lost() -> None:
     ]
     columns = table([one, two], answers).columns
     assert [[str(cell) for cell in column.cells] for column in columns[1:]] == [["-", "lost v6"], ["2.00 ms", "-"]]
+
+
+def world_of(nodes: int, pods: int) -> tuple[list[Target], list[Answer]]:
+    """The pods of a plan, and a lost ping between any two."""
+    targets = [Target(pod.name, pod.node, "", ("10.0.0.1",)) for pod in Plan(node_count=nodes, pod_count=pods).pods]
+    pairs = [(one, two) for one in targets for two in targets if one is not two]
+    return targets, [Answer(one.name, two.name, "10.0.0.1", None) for one, two in pairs]
+
+
+@pytest.mark.parametrize("width", [1, 40, 80, 132])
+@pytest.mark.parametrize(("nodes", "pods"), [(4, 2), (8, 2), (12, 12)])
+def test_the_matrix_keeps_its_labels_on_a_narrow_terminal(nodes: int, pods: int, width: int) -> None:
+    targets, answers = world_of(nodes, pods)
+    found = tables(targets, answers, width)
+    names = [name for one in found for name in shown_columns(one)]
+    assert names == [target.name for target in targets], "each pod is asked in one column of one table"
+    for one in found:
+        text = rendered(one, width)
+        assert "…" not in text
+        assert all(f" {target.name} " in text for target in targets), "each table names who asks"
+
+
+def test_a_wide_place_has_one_table() -> None:
+    assert len(tables(*world_of(8, 2), width=None)) == 1
+
+
+def shown_columns(found: Table) -> list[str]:
+    return [str(column.header).replace("\n", "-") for column in found.columns[1:]]
+
+
+def rendered(found: Table, width: int) -> str:
+    """What stands on a terminal; one that is narrower than a label and a cell breaks the lines itself."""
+    console = Console(file=io.StringIO(), width=max(width, 40))
+    console.print(found)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(len(line) for line in text.splitlines()) <= max(width, 40)
+    return text
 
 
 def vxlan(inner: bytes, port: int = 8472) -> bytes:
