@@ -88,6 +88,7 @@ def up(
     bin_dir: str | None,
 ) -> None:
     """Build a lab: nodes with agents, and pods that reach each other."""
+    from cli import sandbox
     from cli.lab_cluster import Lab, option
 
     if ipv6 and dual:
@@ -95,7 +96,9 @@ def up(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is there by then is taken away again
     families = (16,) if ipv6 else (4, 16) if dual else (4,)
     start = time.monotonic()
-    made = Lab.up(Plan(name, nodes, pods, backend, source, families), os.path.realpath(bin_dir or bundled_plugins()))
+    plugins = os.path.realpath(bin_dir or bundled_plugins())
+    sandbox.join_parents_mounts()
+    made = Lab.up(Plan(name, nodes, pods, backend, source, families), plugins)
     took = time.monotonic() - start
     _show(made)
     click.echo(f"The lab named {name} is up after {took:.1f} s, and every pod reaches every other one. Try:")

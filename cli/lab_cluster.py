@@ -91,7 +91,13 @@ class Lab:
         if not space.exists():
             others = ", ".join(names()) or "no lab at all"
             raise LabError(f"expected a lab named {name}, found {others}: `cnikit lab up{option(name)}` makes it")
-        return cls(space, _whole(space, name))
+        state = _whole(space, name)
+        if not os.path.ismount(space.underlay()):
+            raise LabError(
+                f"expected the namespaces of lab {name} to be mounted below {space.folder}, found none: it was made in a "
+                f"mount namespace that this command does not share: `cnikit lab down{option(name)}` removes it"
+            )
+        return cls(space, state)
 
     def node(self, name: str) -> LabNode:
         """The node of that name. LabError names those that there are."""
@@ -302,10 +308,20 @@ def remove(name: str) -> bool:
     if not any(map(os.path.lexists, (space.folder, space.log, space.lock))):
         return False
     with _alone(space):
+        _end_recorded(space)
         space.release()
         if os.path.exists(space.log):
             os.unlink(space.log)
     return True
+
+
+def _end_recorded(space: Space) -> None:
+    """Kill the lab's agents and etcd. `release` finds them by namespaces that are pinned, and misses them where those
+    were mounted in a mount namespace that is gone."""
+    with contextlib.suppress(LabError):  # a state that nobody understands names no process
+        state = lab_state.read(space.folder)
+        for process in state.processes.values() if state else ():
+            process.kill()
 
 
 def names() -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
+SMALL = ("--nodes", "2", "--pods", "1")
 _numbers = itertools.count(1)
 
 
@@ -106,6 +107,15 @@ def machine(bin_dir: Path) -> Iterator[Machine]:
     assert links() == before
 
 
+def lab_up(machine: Machine, *prefix: str, options: tuple[str, ...] = SMALL) -> subprocess.CompletedProcess[str]:
+    """`lab up`, called by another program."""
+    up = (sys.executable, "-m", "cli.main", "lab", "up", "--name", machine.name, "--bin-dir", str(machine.bin_dir))
+    return subprocess.run(
+        (*prefix, *up, *options),
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=GENEROUS, check=False,
+    )  # fmt: skip
+
+
 def links() -> list[str]:
     shown = subprocess.run(("ip", "-j", "link"), capture_output=True, text=True, check=True).stdout
     return sorted(link["ifname"] for link in json.loads(shown))
@@ -173,6 +183,25 @@ class TestUp:
             assert "2 of 2" in other.ok("ping")
         finally:
             other.ok("down")
+
+    def test_one_that_is_made_by_ip_netns_exec_stays(self, machine: Machine) -> None:
+        """`ip netns exec` gives its command a mount namespace, which ends with it."""
+        subprocess.run(("ip", "netns", "add", machine.name), check=True)
+        try:
+            made = lab_up(machine, "ip", "netns", "exec", machine.name)
+            assert made.returncode == 0, made
+            assert "2 of 2" in machine.ok("ping")
+        finally:
+            subprocess.run(("ip", "netns", "del", machine.name), check=True)
+
+    def test_one_whose_mounts_are_gone_says_so_and_goes_away(self, machine: Machine) -> None:
+        """The shell is the command's parent, so the lab is mounted where the shell is, and the shell ends."""
+        made = lab_up(machine, "unshare", "-m", "sh", "-c", '"$@"; exit $?', "sh")
+        assert made.returncode == 0, made
+        assert f"cnikit lab down --name {machine.name}" in machine.lab("ping").stderr
+        assert machine.processes() != []
+        machine.ok("down")
+        wait_until(lambda: machine.processes() == [], "the agents end", GENEROUS)
 
     def test_tests_use_the_same_code(self, machine: Machine) -> None:
         with Lab.up(Plan(machine.name, node_count=2, pod_count=1), str(machine.bin_dir)) as lab:
@@ -402,11 +431,7 @@ class TestUpThatFails:
 
     def test_too_many_nodes_are_refused_in_a_network_namespace_too(self, machine: Machine) -> None:
         """The limit is the machine's; the file that sets it is seen in the first namespace only."""
-        up = [sys.executable, "-m", "cli.main", "lab", "up", "--name", machine.name, "--bin-dir", str(machine.bin_dir)]
-        ran = subprocess.run(
-            ["unshare", "-n", *up, "--nodes", "200", "--pods", "50"],
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=GENEROUS, check=False,
-        )  # fmt: skip
+        ran = lab_up(machine, "unshare", "-n", options=("--nodes", "200", "--pods", "50"))
         assert ran.returncode == 1
         assert "found a limit of" in ran.stderr
         assert "nsenter -t 1 -n sysctl -w net.ipv4.neigh.default.gc_thresh3=" in ran.stderr
