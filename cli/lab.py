@@ -88,7 +88,7 @@ def up(
     bin_dir: str | None,
 ) -> None:
     """Build a lab: nodes with agents, and pods that reach each other."""
-    from cli import sandbox
+    from cli import lab_process
     from cli.lab_cluster import Lab, option
 
     if ipv6 and dual:
@@ -97,7 +97,7 @@ def up(
     families = (16,) if ipv6 else (4, 16) if dual else (4,)
     start = time.monotonic()
     plugins = os.path.realpath(bin_dir or bundled_plugins())
-    sandbox.join_parents_mounts()
+    lab_process.join_parents_mounts()
     made = Lab.up(Plan(name, nodes, pods, backend, source, families), plugins)
     took = time.monotonic() - start
     _show(made)

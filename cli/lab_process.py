@@ -80,6 +80,22 @@ def namespace(pid: int, kind: str) -> str:
     return f"{_PROC}/{pid}/ns/{kind}"
 
 
+def join_parents_mounts() -> None:
+    """Leave a mount namespace that was made for this command alone, as `ip netns exec` makes one: what is mounted in it
+    ends with the command. Its network namespace stays the one that the command was called in."""
+    mounts = namespace(os.getppid(), "mnt")
+    try:
+        if os.path.samefile(mounts, namespace(os.getpid(), "mnt")):
+            return
+        fd = os.open(mounts, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # the parent has ended, or is out of sight
+        return
+    folder = os.getcwd()
+    sandbox.libc("setns", fd, sandbox.CLONE_NEWNS)
+    os.close(fd)
+    os.chdir(folder)
+
+
 def _namespaces(pid: int) -> set[tuple[int, int]]:
     try:
         both = [os.stat(namespace(pid, kind)) for kind in ("net", "mnt")]

@@ -94,22 +94,6 @@ def enter(netns: str) -> None:
     os.close(fd)
 
 
-def join_parents_mounts() -> None:
-    """Leave a mount namespace that was made for this command alone, as `ip netns exec` makes one: what is mounted in it
-    ends with the command. Its network namespace stays the one that the command was called in."""
-    mounts = f"/proc/{os.getppid()}/ns/mnt"
-    try:
-        if os.path.samefile(mounts, "/proc/self/ns/mnt"):
-            return
-        fd = os.open(mounts, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # the parent has ended, or is out of sight
-        return
-    folder = os.getcwd()
-    libc("setns", fd, CLONE_NEWNS)
-    os.close(fd)
-    os.chdir(folder)
-
-
 def in_child(function: Callable[[], Any]) -> Any:
     """Run a function in a child process; its answer must be JSON. Its failure becomes a SandboxError."""
     return Child(function).result()
