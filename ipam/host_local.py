@@ -10,6 +10,7 @@ from __future__ import annotations
 import posix
 
 from cni import addr
+from cni.claims import Claims, shown
 from cni.config import wrong
 from cni.errors import (
     INTERNAL,
@@ -56,7 +57,7 @@ class Conf:
     ranges that it was taken from.
     """
 
-    __slots__ = ("data_dir", "requested", "resolv_conf", "routes", "sets", "status_on_exhausted")
+    __slots__ = ("data_dir", "in_routing", "requested", "resolv_conf", "routes", "sets", "status_on_exhausted")
 
     programs = ()
 
@@ -70,6 +71,11 @@ class Conf:
         self.sets: list[RangeSet] = []
         self.requested: list[bytes] = []
         self.routes: list[Any] = []
+        # Whether the node will lead the addresses to the pod, so that no pod of another network may have them.
+        self.in_routing = reader.raw("type") == "ptp" or True in (
+            reader.raw("isGateway"),
+            reader.raw("isDefaultGateway"),
+        )
         if request.command not in CLEANING:
             # Imported here: DEL and GC do without.
             from ipam.ranges import read_sets
@@ -94,7 +100,8 @@ def add(ctx: Context, conf: Conf) -> Result:
     holder = (ctx.request.container_id, ctx.request.ifname)
     try:
         with _store(ctx, conf, make=True) as store:
-            chosen = _lease(store, conf, wishes, holder)
+            claims = Claims(ctx.world, ctx.network) if conf.in_routing else None
+            chosen = _lease(store, conf, wishes, holder, claims)
     except OSError as error:
         raise _store_failure(ctx, conf, error) from error
     addresses = [addr.unpack(packed) for _, packed in chosen]
@@ -153,15 +160,21 @@ def status(ctx: Context, conf: Conf) -> None:
         raise CniError(NOT_AVAILABLE, f"ipam.dataDir: {fault}", "host-local keeps its leases there")
     if not conf.status_on_exhausted:
         return
-    leased = [packed for packed in map(addr.pack, store.names()) if packed is not None]
+    routed = Claims(ctx.world, ctx.network).others() if conf.in_routing else []
+    leased = {packed for packed in map(addr.pack, [*store.names(), *routed]) if packed is not None}
     for item in conf.sets:
         used = [packed for packed in leased if _counts(item, packed)]
-        if len(used) >= item.size and not any(store.is_reclaimable(addr.unpack(packed)) for packed in used):
+        if len(used) >= item.size and not any(_is_reclaimable(store, packed, routed) for packed in used):
             raise CniError(
                 NOT_AVAILABLE,
                 f"no IP addresses available in range set: {item}: all {item.size} addresses are leased",
                 f"delete pods or enlarge {item.path}; `statusOnExhausted: false` in ipam keeps STATUS silent",
             )
+
+
+def _is_reclaimable(store: Store, packed: bytes, routed: list[str]) -> bool:
+    address = addr.unpack(packed)
+    return address not in routed and store.is_reclaimable(address)
 
 
 def gc(ctx: Context, conf: Conf) -> None:
@@ -224,10 +237,12 @@ def _wishes(conf: Conf) -> list[bytes | None]:
     return wishes
 
 
-def _lease(store: Store, conf: Conf, wishes: list[bytes | None], holder: tuple[str, str]) -> list[tuple[Range, bytes]]:
+def _lease(
+    store: Store, conf: Conf, wishes: list[bytes | None], holder: tuple[str, str], claims: Claims | None
+) -> list[tuple[Range, bytes]]:
     """Choose and take an address of every set: all or none."""
     for _ in range(_TRIES):
-        chosen = [_choose(store, item, wish, holder) for item, wish in zip(conf.sets, wishes, strict=True)]
+        chosen = [_choose(store, item, wish, holder, claims) for item, wish in zip(conf.sets, wishes, strict=True)]
         wanted = [(item.index, addr.unpack(packed)) for item, (_, packed) in zip(conf.sets, chosen, strict=True)]
         if store.take(holder, wanted):
             return chosen
@@ -238,34 +253,43 @@ def _lease(store: Store, conf: Conf, wishes: list[bytes | None], holder: tuple[s
     )
 
 
-def _choose(store: Store, item: RangeSet, wish: bytes | None, holder: tuple[str, str]) -> tuple[Range, bytes]:
+def _choose(
+    store: Store, item: RangeSet, wish: bytes | None, holder: tuple[str, str], claims: Claims | None
+) -> tuple[Range, bytes]:
     if wish is not None:
-        return _requested_address(store, item, wish)
+        return _requested_address(store, item, wish, claims)
     for address in store.held(holder):
         packed = addr.pack(address)
         if packed and item.range_for(packed):
             what = f"{address} has been allocated to {holder[0]}, duplicate allocation is not allowed"
             raise _for_set(item, CniError(INTERNAL, what, f"run DEL for {_shown(holder)} first"))
-    found = _next(store, item)
+    found = _next(store, item, claims)
     if found is None and store.walk():
-        found = _next(store, item)
+        found = _next(store, item, claims)
     if found is None:
-        raise _for_set(item, _exhausted(store, item))
+        raise _for_set(item, _exhausted(store, item, claims))
     return found
 
 
-def _requested_address(store: Store, item: RangeSet, wish: bytes) -> tuple[Range, bytes]:
+def _requested_address(store: Store, item: RangeSet, wish: bytes, claims: Claims | None) -> tuple[Range, bytes]:
     found = item.range_for(wish)
-    if found and store.is_free(wish):
-        return found, wish
     text = addr.unpack(wish)
+    other = claims.other(text) if claims else ""
+    if found and not other and store.is_free(wish):
+        return found, wish
     who = store.holder_of(text)
-    by = f"it is leased to {_shown(who)}" if who else f"{store.folder}/{text} keeps it out of use"
+    by = (
+        f"the node routes it to {shown(other)}"
+        if other
+        else f"it is leased to {_shown(who)}"
+        if who
+        else f"{store.folder}/{text} keeps it out of use"
+    )
     what = f"requested IP address {text} is not available in range set {item}: {by}"
     raise _for_set(item, CniError(TRY_AGAIN, what, "request another address, or wait for its release"))
 
 
-def _next(store: Store, item: RangeSet) -> tuple[Range, bytes] | None:
+def _next(store: Store, item: RangeSet, claims: Claims | None) -> tuple[Range, bytes] | None:
     """The first free address in the order of allocation."""
     for found, first, last in item.round_robin(store.last_reserved(item.index)):
         at: int | None = first
@@ -273,14 +297,20 @@ def _next(store: Store, item: RangeSet) -> tuple[Range, bytes] | None:
             at = store.next_free(found.width, at, last)
             if at is None:
                 break
-            if found.packed(at) != found.gateway:
-                return found, found.packed(at)
+            packed = found.packed(at)
+            if packed != found.gateway and not (claims and claims.other(addr.unpack(packed))):
+                return found, packed
             at += 1
     return None
 
 
-def _exhausted(store: Store, item: RangeSet) -> CniError:
+def _exhausted(store: Store, item: RangeSet, claims: Claims | None) -> CniError:
     inside = []
+    for address in claims.others() if claims else ():
+        packed = addr.pack(address)
+        if packed and _counts(item, packed) and address not in store.leases:
+            inside.append((packed, f"{address} by {shown(claims.other(address) if claims else '')}"))
+    routed = " or routed to pods of other networks" if inside else ""
     for address, holder in store.leases.items():
         packed = addr.pack(address)
         if packed and _counts(item, packed):
@@ -289,7 +319,7 @@ def _exhausted(store: Store, item: RangeSet) -> CniError:
     pool = ", ".join(f"{found} of {found.subnet()}" for found in item.ranges)
     return CniError(
         TRY_AGAIN,
-        f"no IP addresses available in range set: {item}: all {item.size} addresses of {pool} are leased: {first}",
+        f"no IP addresses available in range set: {item}: all {item.size} addresses of {pool} are leased{routed}: {first}",
         f"delete pods or enlarge {item.path}; leases of pods that are gone are released by GC",
     )
 

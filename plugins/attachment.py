@@ -10,8 +10,9 @@ from __future__ import annotations
 from errno import ENODEV, ENOENT
 
 from cni import addr
+from cni.claims import Claims, shown
 from cni.config import Refusal
-from cni.errors import INTERNAL, CniError, KernelError
+from cni.errors import INTERNAL, TRY_AGAIN, CniError, KernelError
 from cni.kernel import ops
 from cni.names import interface_fault, owner, owner_of_all
 from cni.record import describe
@@ -162,6 +163,24 @@ def record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:
     ctx.undo.push(
         "remove the record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type)
     )
+    if in_routing(conf):
+        _claim(ctx, lease)
+
+
+def in_routing(conf: Conf) -> bool:
+    """Whether the node leads a pod's addresses to it: over the gateway's network, or by a route. Not so on layer 2."""
+    return conf.is_gateway or not conf.bridge
+
+
+def _claim(ctx: Context, lease: Result) -> None:
+    """Refuse addresses that the node routes to pods of other networks, and keep other networks from these."""
+    who, claims = (ctx.request.container_id, ctx.request.ifname), Claims(ctx.world, ctx.network)
+    for text in [addr.unpack(ip.packed) for ip in lease.ips]:
+        holder = claims.claim(text, *who)
+        if holder:
+            what = f"address {text}: expected no other pod with it on this node, found {shown(holder)}"
+            raise CniError(TRY_AGAIN, what, "try again for another address, or give the networks different subnets")
+        ctx.undo.push(f"claim of {text}", lambda text=text: claims.release(text, *who))  # type: ignore[misc]
 
 
 def result(
@@ -274,6 +293,7 @@ def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: st
     own = masquerade.holder_texts(ctx.network, container_id, ifname)
     bridge = 0 if section["vlan"] else next((link.master for link in gone), 0)
     teardown.step("neighbours", lambda: _forget(ctx, section["bridge"], section["vlan"], subnets, own, bridge))
+    teardown.step("claims", lambda: _release_claims(ctx, subnets, container_id, ifname))
     if section["masquerade"]:
         teardown.step(
             "masquerade", lambda: masquerade.remove(ctx, section["masquerade"], subnets, container_id, ifname)
@@ -304,6 +324,7 @@ def _remove_unrecorded(ctx: Context, traces: Traces, teardown: Teardown) -> None
     held = [addr.pack_cidr(cidr) for cidr, _ in ctx.records.held(own.__contains__)]
     subnets += [subnet for subnet in held if subnet and subnet not in subnets]
     teardown.step("link", lambda: veth.remove_unrecorded(ctx))
+    teardown.step("claims", lambda: _release_claims(ctx, subnets, request.container_id, request.ifname))
     teardown.step("neighbours", lambda: _forget(ctx, traces.bridge, traces.vlan, subnets, own))
     if held or traces.ip_masq:
         teardown.step("masquerade", lambda: masquerade.remove_held(ctx, subnets, own))
@@ -313,6 +334,12 @@ def _remove_unrecorded(ctx: Context, traces: Traces, teardown: Teardown) -> None
         teardown.step("macspoofchk", lambda: _stop_mac_check(ctx, request.container_id, request.ifname))
 
 
+def _release_claims(ctx: Context, subnets: list[Subnet], container_id: str, ifname: str) -> None:
+    claims = Claims(ctx.world, ctx.network)
+    for packed, _ in subnets:
+        claims.release(addr.unpack(packed), container_id, ifname)
+
+
 def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
     from plugins import macspoof
 
@@ -320,7 +347,8 @@ def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
 
 
 def _remove_stale(ctx: Context, teardown: Teardown) -> None:
-    """GC of what has no record: links by their label, masqueraded addresses by their holder."""
+    """GC of what has no record: links by their label, masqueraded addresses by their holder, claims."""
+    teardown.step("claims", Claims(ctx.world, ctx.network).forget_stale)
     teardown.step("masquerade", lambda: masquerade.adopt(ctx, again=True))
     valid = {text for attachment in ctx.valid for text in masquerade.holder_texts(ctx.network, *attachment)}
     labels = {owner(ctx.network, *attachment) for attachment in ctx.valid}

@@ -7,6 +7,7 @@ have moved to another table. What is compared is what keeps the pod reachable.
 from __future__ import annotations
 
 from cni import addr
+from cni.claims import Claims, shown
 from cni.errors import INTERNAL, INVALID_CONFIG, CniError
 
 TYPE_CHECKING = False
@@ -78,6 +79,15 @@ def has_address(host: Namespace, link: Link, packed: bytes) -> None:
     if packed not in addresses:
         there = ", ".join(map(addr.unpack, addresses)) or "none"
         raise unwell(f"{link.name} on the node", f"the gateway's address {addr.unpack(packed)}", there)
+
+
+def alone(ctx: Context, ips: list[IPConfig]) -> None:
+    """CniError 999 when the node routes an address of the pod to a pod of another network."""
+    claims = Claims(ctx.world, ctx.network)
+    for text in [addr.unpack(ip.packed) for ip in ips]:
+        holder = claims.other(text)
+        if holder:
+            raise unwell(f"address {text} on the node", "this pod alone to have it", f"{shown(holder)} with it too")
 
 
 def _ips_of(index: int, result: Result) -> list[IPConfig]:

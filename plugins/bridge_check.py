@@ -5,6 +5,7 @@ from __future__ import annotations
 from cni import addr
 from cni.kernel.types import PORT_DISABLED
 from plugins import attachment_check, macspoof, masquerade
+from plugins.attachment import in_routing
 from plugins.attachment_check import unwell
 
 TYPE_CHECKING = False
@@ -29,6 +30,8 @@ def check(ctx: Context, conf: Conf) -> None:
     if port.state == PORT_DISABLED:
         raise unwell(f"{host_link.name} on the node", "a bridge port that forwards", "it disabled")
     _check_gateways(ctx, conf, pod_link, ips)
+    if in_routing(conf):
+        attachment_check.alone(ctx, ips)
     if conf.ip_masq and ips:
         masquerade.check(ctx, _backend(ctx), [(ip.packed, ip.prefix) for ip in ips])
     if conf.mac_spoof_check:

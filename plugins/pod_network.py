@@ -117,7 +117,7 @@ class Conf:
         return LinkConf(Reader(value), self.request)
 
     def with_ranges(self, subnets: tuple[Subnet, ...]) -> Reader:
-        """The configuration as IPAM is given it: the node's subnets are its ranges.
+        """The configuration as IPAM is given it: the node's subnets are its ranges, and pods are in its routing.
 
         An `ipam` of the wrong type stays, and so does a wrong type in it: whoever asks for the plugin refuses it.
         """
@@ -125,12 +125,16 @@ class Conf:
         if given is not None and not isinstance(given, dict):
             return self.config
         ipam = Reader(given or {}, "ipam")
-        rest = {key: found for key, found in self.config.value.items() if key.casefold() != "ipam"}
+        rest = {key: found for key, found in self.config.value.items() if key.casefold() not in ("ipam", "isgateway")}
         kept = {key: found for key, found in ipam.value.items() if key.casefold() != "type"}
         kind = ipam.raw("type")
         ranges = [[{"subnet": addr.unpack_cidr(*subnet)}] for subnet in subnets]
         return Reader(
-            {**rest, "ipam": {**kept, "type": DEFAULT_IPAM if kind in (None, "") else kind, "ranges": ranges}}
+            {
+                **rest,
+                "isGateway": True,
+                "ipam": {**kept, "type": DEFAULT_IPAM if kind in (None, "") else kind, "ranges": ranges},
+            }
         )
 
 

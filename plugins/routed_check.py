@@ -19,6 +19,7 @@ def check(ctx: Context) -> None:
     if host_link.port is not None:
         raise unwell(f"{host_link.name} on the node", "it on no bridge", "it on one")
     ips = attachment_check.addressed(ctx.sandbox, pod_link, index, result)
+    attachment_check.alone(ctx, ips)
     routes = {(route.dst, route.prefix, route.oif) for route in ctx.host.routes()}
     for ip in ips:
         full = len(ip.packed) * 8

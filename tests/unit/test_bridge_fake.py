@@ -399,7 +399,8 @@ def test_vlan_gateway_is_shared_and_stays(node: Node) -> None:
 
 def test_two_vlans_on_one_bridge_may_have_the_same_gateway(node: Node) -> None:
     assert node.call("bridge", "ADD", node.network(vlan=100, isGateway=True)).status == 0
-    assert node.call("bridge", "ADD", node.network(vlan=200, isGateway=True, name="net2"), "two", OTHER).status == 0
+    second = node.network("10.1.0.3/24", vlan=200, isGateway=True, name="net2")
+    assert node.call("bridge", "ADD", second, "two", OTHER).status == 0
 
     assert cidrs(node.own("addresses"), "cni0.100") == cidrs(node.own("addresses"), "cni0.200") == ["10.1.0.1/24"]
 
