@@ -426,7 +426,7 @@ class TestDiskFull:
         done = served(agent_node)
 
         error = agent_node.call("bridge", "ADD", conf, pod).error
-        assert "No space left on device" in error["msg"]
+        assert "found no space left (ENOSPC)" in error["msg"]
         assert set(agent_node.links(pod)) == {"lo"}
         agent_node.call("bridge", "DEL", conf, pod).silent()
         agent_node.call("bridge", "DEL", conf, there).silent()
