@@ -129,7 +129,7 @@ class Server:
         _, user, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         if user != 0 or len(self._arriving) >= self._most:
             self._log(f"sent a client away: user {user}, {len(self._arriving)} others are sending their requests")
-            peer.close()
+            wire.dismiss(peer)
             return
         self._arriving[peer.fileno()] = wire.Arriving(peer, self._clock() + REQUEST_SECONDS)
         self._epoll.register(peer, select.EPOLLIN)
@@ -139,7 +139,7 @@ class Server:
         """With no descriptor left, end the next connection at once, so that its launcher need not wait to run one-shot."""
         os.close(self._spare)
         try:
-            self._listener.accept()[0].close()
+            wire.dismiss(self._listener.accept()[0])
         except OSError:
             return False
         finally:

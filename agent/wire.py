@@ -91,6 +91,21 @@ class Request:
         self.net = self.mounts = self.pod = -1
 
 
+def dismiss(peer: socket.socket) -> None:
+    """End a connection of which something may be unread, with descriptors that pin a mount.
+
+    close(2) reports the end to the other side first and lets go of what is in the queue afterwards. So nothing more
+    is let in, and the queue is emptied before; the kernel drops descriptors for which recv(2) has no room.
+    """
+    try:
+        peer.shutdown(socket.SHUT_RD)
+        while peer.recv(_CHUNK):
+            pass
+    except OSError:
+        pass  # it is gone already
+    peer.close()
+
+
 class Arriving:
     """A connection until its request is complete. `wants_socket` is true when it was no call but a hand-over."""
 
@@ -132,7 +147,7 @@ class Arriving:
         for fd in self._fds:  # before the launcher hears of it: they may pin a mount
             os.close(fd)
         self._fds = []
-        self.peer.close()
+        dismiss(self.peer)
 
     def _checked(self) -> tuple[int, int, int]:
         magic, flags, strings, stdin = _HEADER.unpack_from(self._data)

@@ -8,6 +8,7 @@ Modules that only one command needs are imported in that command: `cnikit add` s
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -72,6 +73,7 @@ def cli() -> None:
       CNI_ARGS     KEY=VALUE;KEY=VALUE, given to every plugin
       CAP_ARGS     JSON object, given to plugins that declare the capability
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would lose the exit statuses of what we start
 
 
 cli.add_command(agent)

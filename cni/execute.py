@@ -6,6 +6,7 @@ caller's stderr.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # built in, as `posix` is; `signal` imports `enum`
 import posix
 import select
 
@@ -15,12 +16,17 @@ from cni.paths import base_name, is_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from cni.world import Communicate
 
+    # Starts a program with an environment and with files (ours, theirs); returns its process.
+    Start = Callable[[Sequence[str], Mapping[str, str], Sequence[tuple[int, int]]], int]
+
 _CHUNK = 65536
+
+_SIGCHLD = 17
 
 # SIGPIPE and SIGXFSZ: the interpreter ignores them, and a child would inherit that.
 _IGNORED_BY_PYTHON = (13, 25)
@@ -84,20 +90,26 @@ def _failure(name: str, status: int, stdout: bytes) -> CniError:
 
 def communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, stderr: int = 2) -> tuple[int, bytes]:
     """Run a program with `stdin` on its standard input and `stderr` as its standard error; its exit code
-    (negative: the signal that killed it) and stdout."""
+    (negative: the signal that killed it) and stdout. It inherits the caller's signals."""
+    if _signal.getsignal(_SIGCHLD) != _signal.SIG_IGN:
+        return _communicate(_spawn, argv, environ, stdin, stderr)
+    # Ours is ignored too, and so the kernel would throw the exit status away.
+    _signal.signal(_SIGCHLD, _signal.SIG_DFL)
+    try:
+        return _communicate(_fork, argv, environ, stdin, stderr)
+    finally:
+        _signal.signal(_SIGCHLD, _signal.SIG_IGN)
+
+
+def _communicate(
+    start: Start, argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, stderr: int
+) -> tuple[int, bytes]:
     their_in, our_in = posix.pipe2(posix.O_CLOEXEC)
     our_out, their_out = posix.pipe2(posix.O_CLOEXEC)
     try:
         try:
-            pid = posix.posix_spawn(
-                argv[0], list(argv), {name: value for name, value in environ.items() if name},
-                file_actions=[
-                    (posix.POSIX_SPAWN_DUP2, ours, theirs)
-                    for ours, theirs in ((their_in, 0), (their_out, 1), (stderr, 2))
-                    if ours != theirs
-                ],
-                setsigdef=_IGNORED_BY_PYTHON,
-            )  # fmt: skip
+            named = {name: value for name, value in environ.items() if name}
+            pid = start(argv, named, ((their_in, 0), (their_out, 1), (stderr, 2)))
         except OSError as error:
             raise CniError(
                 INTERNAL, f"cannot execute {argv[0]}: {error.strerror}", "check its mode and its architecture"
@@ -115,6 +127,38 @@ def communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, s
         posix.close(our_out)
         if our_in >= 0:
             posix.close(our_in)
+
+
+def _spawn(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]]) -> int:
+    actions = [(posix.POSIX_SPAWN_DUP2, ours, theirs) for ours, theirs in files if ours != theirs]
+    return posix.posix_spawn(argv[0], list(argv), environ, file_actions=actions, setsigdef=_IGNORED_BY_PYTHON)
+
+
+def _fork(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]]) -> int:
+    """Like `_spawn`, for a program that shall ignore SIGCHLD though this process no longer does: posix_spawn cannot
+    say so. Only for a process without other threads."""
+    reader, writer = posix.pipe2(posix.O_CLOEXEC)
+    pid = posix.fork()
+    if pid == 0:
+        try:
+            _signal.signal(_SIGCHLD, _signal.SIG_IGN)
+            for number in _IGNORED_BY_PYTHON:
+                _signal.signal(number, _signal.SIG_DFL)
+            for ours, theirs in files:
+                posix.dup2(ours, theirs)
+            posix.execve(argv[0], list(argv), environ)
+        except OSError as error:
+            posix.write(writer, (error.errno or 0).to_bytes(4, "little"))
+        finally:
+            posix._exit(127)
+    posix.close(writer)
+    failed = posix.read(reader, 4)
+    posix.close(reader)
+    if failed:
+        posix.waitpid(pid, 0)
+        number = int.from_bytes(failed, "little")
+        raise OSError(number, posix.strerror(number))
+    return pid
 
 
 def _exchange(our_in: int, our_out: int, stdin: bytes) -> tuple[bytes, int]:

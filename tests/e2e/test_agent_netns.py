@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,38 @@ from tests.e2e.agent_world import Agent, Client, Request
 from tests.e2e.world import network
 
 if TYPE_CHECKING:
-    from tests.e2e.world import Node
+    from tests.e2e.world import Node, Way
 
 REFUSED = network(mtu="many")
 ALL_GONE: dict[str, Any] = {"cni.dev/valid-attachments": []}
+OFTEN = 50
+
+# Calls a plugin again and again, as a runtime does: mounts the pod's namespace, calls, unmounts. Prints for each verb
+# how often the mount was busy. In one process of the node: what takes long between call and umount hides the fault.
+RUNTIME = """
+import ctypes, json, os, subprocess, sys
+libc = ctypes.CDLL(None, use_errno=True)
+plan = json.load(sys.stdin)
+pod = os.open(plan["pod"], os.O_RDONLY)
+place = "/run/netns/again"
+open(place, "w").close()
+busy = {}
+result = None
+for _ in range(plan["often"]):
+    for name, verb, conf, succeeds in plan["calls"]:
+        assert libc.mount(f"/proc/self/fd/{pod}".encode(), place.encode(), None, 4096, None) == 0
+        env = {**plan["env"], "CNI_NETNS": place, "CNI_COMMAND": verb}
+        stdin = json.dumps({**conf, "prevResult": result} if verb in ("CHECK", "DEL") and result else conf)
+        ran = subprocess.run([plan["plugin"]], env=env, input=stdin.encode(), capture_output=True)
+        failed = libc.umount2(place.encode(), 0) != 0
+        busy[name] = busy.get(name, 0) + failed
+        if failed:
+            libc.umount2(place.encode(), 2)
+        assert (ran.returncode == 0) == succeeds, (name, ran)
+        if verb == "ADD" and succeeds:
+            result = json.loads(ran.stdout)
+print(json.dumps(busy))
+"""
 
 
 @pytest.mark.parametrize(
@@ -55,6 +85,31 @@ def test_after_a_broken_request(agent_node: Node) -> None:
             client.send(b"nonsense" + request.data[8:], fds)
         assert client.ended()
         agent_node.run("umount", pod.path)
+
+
+@pytest.mark.parametrize("ipam", ["ours", "theirs"])
+def test_after_every_call(agent_node: Node, reference: Way, ipam: str) -> None:
+    pod, conf = agent_node.pod(), network(ipMasq=True)
+    calls = [
+        ("ADD", "ADD", conf, True),
+        ("CHECK", "CHECK", conf, True),
+        ("refused ADD", "ADD", conf, False),  # eth0 is there
+        ("STATUS", "STATUS", conf, True),
+        ("DEL", "DEL", conf, True),
+        ("DEL again", "DEL", conf, True),
+        ("GC", "GC", {**conf, **ALL_GONE}, True),
+        ("wrong ADD", "ADD", REFUSED, False),
+    ]
+    path = str(agent_node.way.bin_dir if ipam == "ours" else reference.bin_dir)
+    plan = {
+        "pod": pod.path, "often": OFTEN, "calls": calls, "plugin": agent_node.executable("bridge"),
+        "env": agent_node.environ("", pod, env={"CNI_PATH": path}),
+    }  # fmt: skip
+
+    busy = json.loads(agent_node.run(sys.executable, "-I", "-c", RUNTIME, stdin=json.dumps(plan).encode(), timeout=900))
+
+    assert busy == dict.fromkeys((name for name, *_ in calls), 0)
+    agent_node.answered += OFTEN * len(calls)
 
 
 def test_an_agent_started_with_everything_ignored_and_blocked(agent_node: Node) -> None:
