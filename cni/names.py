@@ -95,10 +95,12 @@ def owner(network: str, container_id: str, ifname: str) -> str:
     return label[:LONGEST_LABEL].decode("utf-8", "ignore")
 
 
-def is_of_another(label: str, container_id: str, ifname: str) -> bool:
-    """Whether a label is `owner`'s for another attachment, whatever its network. One that was cut is nobody's."""
-    whole = label.startswith(OWNER) and len(label.encode("utf-8", "surrogateescape")) < LONGEST_LABEL
-    return whole and not label.endswith(f"/{container_id}/{ifname}")
+def holder(label: str) -> tuple[str, str] | None:
+    """Container ID and interface in a label that `owner` made, whatever its network; None for one that was cut."""
+    if not label.startswith(OWNER) or len(label.encode("utf-8", "surrogateescape")) >= LONGEST_LABEL:
+        return None
+    parts = label.split("/")
+    return (parts[1], parts[2]) if len(parts) == 3 else None
 
 
 def owner_of_all(network: str) -> str:

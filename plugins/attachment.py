@@ -18,7 +18,7 @@ from cni.names import interface_fault, owner, owner_of_all
 from cni.record import describe
 from cni.result import Interface, Result, Route
 from cni.undo import Teardown
-from plugins import masquerade, veth
+from plugins import masquerade, ownership, veth
 from plugins.bridge_conf import LAST_VLAN, too_narrow
 
 TYPE_CHECKING = False
@@ -312,18 +312,25 @@ def _remove_links(ctx: Context, section: dict[str, Any], gone: list[Link]) -> No
     macs = {link["name"]: addr.pack_mac(link["mac"]) or b"" for link in section["links"]}
     gone += [link for link in (veth.remove_host_end(ctx.host, name, mac) for name, mac in macs.items()) if link]
     if len(gone) < len(macs):
-        veth.remove_pod_end(ctx)
+        veth.remove_pod_end(ctx, ownership.own_link(ctx, _made_in(section)))
+
+
+def _made_in(section: dict[str, Any]) -> tuple[object, object] | None:
+    """Device and inode of the namespace that a record's section tells."""
+    netns = section.get("netns")
+    return (netns.get("dev"), netns.get("ino")) if isinstance(netns, dict) else None
 
 
 def _remove_unrecorded(ctx: Context, traces: Traces, teardown: Teardown) -> None:
     """The same with no record: from prevResult, the pod and the configuration; also what the Go plugin made."""
     request = ctx.request
-    subnets = promised_subnets(ctx.prev_result) if ctx.prev_result else veth.pod_addresses(ctx)
+    inside = ownership.own_link(ctx)
+    subnets = promised_subnets(ctx.prev_result) if ctx.prev_result else veth.pod_addresses(ctx, inside)
     teardown.step("masquerade", lambda: masquerade.adopt(ctx))
     own = masquerade.holder_texts(ctx.network, request.container_id, request.ifname)
     held = [addr.pack_cidr(cidr) for cidr, _ in ctx.records.held(own.__contains__)]
     subnets += [subnet for subnet in held if subnet and subnet not in subnets]
-    teardown.step("link", lambda: veth.remove_unrecorded(ctx))
+    teardown.step("link", lambda: veth.remove_unrecorded(ctx, inside))
     teardown.step("claims", lambda: _release_claims(ctx, subnets, request.container_id, request.ifname))
     teardown.step("neighbours", lambda: _forget(ctx, traces.bridge, traces.vlan, subnets, own))
     if held or traces.ip_masq:

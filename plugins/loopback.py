@@ -9,6 +9,7 @@ from cni import addr
 from cni.errors import INTERNAL, CniError
 from cni.kernel import ops
 from cni.result import Interface, IPConfig, Result
+from plugins.ownership import anothers_pod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,8 +57,14 @@ def add(ctx: Context, _conf: Conf) -> Result:
 
 
 def delete(ctx: Context, _conf: Conf) -> None:
-    if ctx.pod is not None:
-        ctx.pod.apply(ops.link_set(LO, up=False))
+    """Set lo down, unless the path of the namespace is another pod's by now."""
+    if ctx.pod is None:
+        return
+    reason = anothers_pod(ctx, ctx.pod)
+    if reason:
+        ctx.log(f"leaving lo in {ctx.request.netns} alone: {reason}")
+        return
+    ctx.pod.apply(ops.link_set(LO, up=False))
 
 
 def check(ctx: Context, _conf: Conf) -> None:

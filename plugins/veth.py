@@ -204,43 +204,28 @@ def remove_host_end(host: Namespace, name: str, mac: bytes) -> Link | None:
     return link
 
 
-def remove_unrecorded(ctx: Context) -> None:
-    """Delete the pair of an attachment without a record: ours by its derived name, else whatever has the
-    name CNI_IFNAME in the pod (the reference made it)."""
+def remove_unrecorded(ctx: Context, inside: Link | None) -> None:
+    """Delete the pair of an attachment without a record: ours by its derived name, else `inside`, its interface in the
+    pod (the reference made it)."""
     request = ctx.request
     for attempt in range(ATTEMPTS):
         name, mac = names.host_end(ctx.network, request.container_id, request.ifname, attempt)
         if remove_host_end(ctx.host, name, mac):
             return
-    remove_pod_end(ctx)
+    remove_pod_end(ctx, inside)
 
 
-def remove_pod_end(ctx: Context) -> None:
-    """Delete the pod's interface of this name, if there is a pod and one in it.
-
-    A runtime may repeat DEL when the path of the namespace is already another pod's: that one's is left alone.
-    """
-    link = ctx.pod.link(ctx.request.ifname) if ctx.pod is not None else None
-    if ctx.pod is None or link is None:
-        return
-    host_end = ctx.host.link(link.peer) if link.peer else None
-    alias = host_end.alias if host_end is not None and host_end.kind == "veth" else ""
-    # Compared without the network, which may have been renamed.
-    if names.is_of_another(alias, ctx.request.container_id, ctx.request.ifname):
-        ctx.log(f"leaving {link.name} in {ctx.request.netns} alone: it belongs to {alias}")
-        return
-    if not link.kind:
-        ctx.log(f"leaving {link.name} in {ctx.request.netns} alone: it is no virtual interface, and none of ours")
-        return
-    ctx.pod.delete_link(link.index, link.kind)
+def remove_pod_end(ctx: Context, inside: Link | None) -> None:
+    """Delete the attachment's interface in the pod (`ownership.own_link`), if there is one."""
+    if inside is not None and ctx.pod is not None:
+        ctx.pod.delete_link(inside.index, inside.kind)
 
 
-def pod_addresses(ctx: Context) -> list[Subnet]:
-    """The global addresses that CNI_IFNAME has in the pod now; empty when there is no such link."""
-    link = ctx.pod.link(ctx.request.ifname) if ctx.pod is not None else None
-    if ctx.pod is None or link is None:
+def pod_addresses(ctx: Context, inside: Link | None) -> list[Subnet]:
+    """The global addresses that this interface has in the pod now."""
+    if ctx.pod is None or inside is None:
         return []
-    return [(a.packed, a.prefix) for a in ctx.pod.addresses(link.index) if not a.packed.startswith(LINK_LOCAL)]
+    return [(a.packed, a.prefix) for a in ctx.pod.addresses(inside.index) if not a.packed.startswith(LINK_LOCAL)]
 
 
 def _prepare(pod: Namespace, ifname: str, families: set[int], *, duplicate_detection: bool) -> None:

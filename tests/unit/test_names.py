@@ -109,19 +109,19 @@ def test_a_label_is_cut_at_whole_characters(network: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "foreign"),
+    ("label", "holder"),
     [
-        ("cnikit net/ctr/eth0", False),
-        ("cnikit renamed/ctr/eth0", False),
-        ("cnikit net/other/eth0", True),
-        ("cnikit net/ctr/eth1", True),
-        ("somebody else's", False),
-        ("", False),
-        (names.owner("n" * 300, "other", "eth0"), False),
+        ("cnikit net/ctr/eth0", ("ctr", "eth0")),
+        ("cnikit renamed/ctr/eth0", ("ctr", "eth0")),
+        ("cnikit net/other/eth1", ("other", "eth1")),
+        ("cnikit net", None),
+        ("somebody/else/s", None),
+        ("", None),
+        (names.owner("n" * 300, "other", "eth0"), None),
     ],
 )
-def test_whose_a_label_is(label: str, foreign: bool) -> None:  # noqa: FBT001
-    assert names.is_of_another(label, "ctr", "eth0") is foreign
+def test_whose_a_label_is(label: str, holder: tuple[str, str] | None) -> None:
+    assert names.holder(label) == holder
 
 
 @given(st.text("abc", max_size=600), st.text("abc", max_size=600))
