@@ -60,11 +60,11 @@ agent: dist ## put cnikit into BIN_DIR (default PREFIX/bin, /usr/local/bin), and
 uninstall: setup ## take plugins, cnikit and units off again; not while pods are attached, but with FORCE=1 (docs/uninstall.md)
 	$(python) -m cli.uninstall --root "$(DESTDIR)" --plugins "$(CNI_BIN_DIR)" --command "$(BIN_DIR)" --units "$(UNIT_DIR)" $(if $(FORCE),--force)
 
-clean: ## remove what make has made here
+clean: ## remove everything that make has created here
 	[ ! -d .cache/go ] || chmod -R u+w .cache/go
 	rm -rf build cnikit.egg-info dist .cache .venv
 
-lock: setup ## write requirements.lock anew, with the newest versions of what pyproject.toml names
+lock: setup ## rewrite requirements.lock with the newest versions of what pyproject.toml names
 	tests/setup/write-lock
 
 setup:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
-NAME = click.option("--name", default="lab", show_default=True, metavar="NAME", help="Which lab.")
+NAME = click.option("--name", default="lab", show_default=True, metavar="NAME", help="The lab's name.")
 
 
 class Group(click.Group):
@@ -72,7 +72,7 @@ def lab() -> None:
     type=click.Choice(SOURCES),
     default="static",
     show_default=True,
-    help="From where the agents know the nodes: a file, or an etcd that runs in the lab.",
+    help="Where the agents learn the nodes: from a file, or from an etcd in the lab.",
 )
 @click.option("--ipv6", is_flag=True, help="IPv6 only, the underlay too.")
 @click.option("--dual", is_flag=True, help="IPv4 and IPv6.")
@@ -117,7 +117,7 @@ def up(
 @lab.command(short_help="Show nodes, agents, pods, partitions.")
 @NAME
 def status(name: str) -> None:
-    """Show nodes, agents, pods, and who is cut from whom.
+    """Show nodes, agents, pods and partitions.
 
     When there is no lab of that name, those that there are.
     """
@@ -212,11 +212,11 @@ def execute(name: str, place: str, command: tuple[str, ...]) -> None:
         raise LabError(f"exec {argv[0]}: {error.strerror}") from None
 
 
-@lab.command(short_help="Let a node vanish.")
+@lab.command(short_help="Remove a node without warning.")
 @NAME
 @click.argument("node")
 def kill(name: str, node: str) -> None:
-    """Let a node vanish: its agent, whatever runs on it, and its link."""
+    """Remove a node without warning: its agent, whatever runs on it, and its link."""
     from cli.lab_cluster import option
 
     found = _find(name)
@@ -242,10 +242,10 @@ def start(name: str, node: str) -> None:
 
 @lab.command(short_help="Cut nodes off from each other, or --heal.")
 @NAME
-@click.option("--heal", is_flag=True, help="Let it pass again: between two nodes, of one, or all.")
+@click.option("--heal", is_flag=True, help="Undo it: between two nodes, for one node, or everywhere.")
 @click.argument("nodes", nargs=-1, metavar="NODE [NODE]")
 def partition(name: str, heal: bool, nodes: tuple[str, ...]) -> None:  # noqa: FBT001 - click's way
-    """Drop whatever two nodes send each other on the underlay.
+    """Drop all traffic between two nodes on the underlay.
 
     With one NODE, whatever it and all others send each other. With --source etcd, `etcd` is one of the others.
     """
@@ -262,7 +262,7 @@ def partition(name: str, heal: bool, nodes: tuple[str, ...]) -> None:  # noqa: F
 @lab.command()
 @NAME
 def down(name: str) -> None:
-    """Remove a lab, also one that was left half built."""
+    """Remove a lab, including one that is only half built."""
     from cli.lab_cluster import remove
 
     Plan(name)  # a name that no lab can have is told

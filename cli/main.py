@@ -119,7 +119,7 @@ def check(network: str, netns: str) -> None:
 @NETWORK
 @click.argument("netns", required=False, type=click.Path())
 def status(network: str, netns: str | None) -> None:  # noqa: ARG001 - cnitool asks for one too
-    """Ask whether NETWORK could take another pod now. NETNS plays no part."""
+    """Check whether NETWORK can take another pod now. NETNS is ignored."""
     world = World(os.environ)
     found = world.network(network)
     if not world.runtime.status(found):
@@ -131,12 +131,12 @@ def status(network: str, netns: str | None) -> None:  # noqa: ARG001 - cnitool a
 @click.option(
     "--keep",
     type=click.File("rb"),
-    help='JSON list of the attachments that live: [{"containerID": "...", "ifname": "eth0"}]; - reads stdin.',
+    help='JSON list of the live attachments: [{"containerID": "...", "ifname": "eth0"}]; - reads stdin.',
 )
 def gc(network: str, keep: Any) -> None:
     """Delete the attachments of NETWORK that are not in --keep.
 
-    Without --keep nothing is deleted: what would be is listed, and the exit code is 1.
+    Without --keep it deletes nothing, lists what it would delete, and exits with 1.
     """
     world = World(os.environ)
     found = world.network(network)
@@ -154,7 +154,7 @@ def gc(network: str, keep: Any) -> None:
 
 @cli.command()
 def version() -> None:
-    """Show the version, and what the plugins on CNI_PATH speak.
+    """Show the version, and which CNI versions the plugins on CNI_PATH support.
 
     Exit code 1 when one of cnikit's own does not answer, for example because its bundle is missing.
     """
@@ -186,10 +186,10 @@ def version() -> None:
 @cli.command()
 @click.argument("files", nargs=-1, type=click.Path(exists=True))
 def lint(files: tuple[str, ...]) -> None:
-    """Check network lists and say how to correct what is wrong.
+    """Check network lists and explain how to fix errors.
 
-    FILES may be folders; without FILES it is the folder NETCONFPATH. Exit code 1 when there is an error; warnings
-    alone leave it 0.
+    FILES may be folders; the default is the folder NETCONFPATH. The exit code is 1 if there is an error, and 0 if there
+    are only warnings.
     """
     from cli.lint import lint_paths
     from cli.lint_folder import places
@@ -230,7 +230,7 @@ def build(arguments: tuple[str, ...]) -> None:
 
 
 class World:
-    """What the environment tells: where networks and plugins are, and the parameters of the attachment."""
+    """What the environment says: where networks and plugins are, and the parameters of the attachment."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
