@@ -12,7 +12,7 @@ from cni.errors import CniError
 
 
 @click.command()
-@click.option("--replace", is_flag=True, help="Take the place of the agent that runs: it hands its socket over.")
+@click.option("--replace", is_flag=True, help="Replace the running agent, which hands its socket over.")
 @click.option(
     "--http",
     metavar="WHERE",
@@ -27,15 +27,15 @@ from cni.errors import CniError
 )
 @click.option(
     "--plugin", "extra", multiple=True, metavar="NAME=FILE",
-    help="Serve this plugin too, whose executable was built with the same option out of the same file.",
+    help="Serve this plugin too. Its executable must be built with the same option from the same file.",
 )  # fmt: skip
 @click.option(
     "--network", "files", multiple=True, metavar="FILE", type=click.Path(dir_okay=False, resolve_path=True),
-    help="Keep the way to the other nodes of the vxlan or host-gw network in this network list. May be repeated.",
+    help="Maintain the routes to the other nodes of the vxlan or host-gw network in this network list. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--node-name", metavar="NAME", default="",
-    help="Who this node is in these networks. Without it their nodeName, else whoever has an address of this host.",
+    help="This node's name in these networks. Default: their nodeName, else the member that has an address of this host.",
 )  # fmt: skip
 @click.option(
     "--sysctl-dir", metavar="DIR", default="",
@@ -53,8 +53,8 @@ def agent(
 ) -> None:
     """Serve the plugins' calls on this node, in the foreground.
 
-    It listens at /run/cnikit/agent.sock, or where CNIKIT_SOCKET says. SIGTERM stops it when the calls under way are
-    answered, SIGHUP starts it anew on the same socket.
+    It listens at /run/cnikit/agent.sock, or where CNIKIT_SOCKET says. SIGTERM stops it after the calls in progress are
+    answered, SIGHUP restarts it on the same socket.
     """
     from agent.http import AddressError
     from agent.listener import ListenError

@@ -10,8 +10,8 @@ import click
 
 @click.command()
 @click.option("--once", is_flag=True, help="Print one table, with everything since the agent's start, and exit.")
-@click.option("--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between looks.")
-@click.option("--http", metavar="WHERE", help="Where the agent tells about itself: what its own --http was given.")
+@click.option("--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between updates.")
+@click.option("--http", metavar="WHERE", help="Where the agent serves its metrics: the value of its own --http.")
 def top(once: bool, interval: float, http: str | None) -> None:  # noqa: FBT001 - click passes options by name
     """Show a live table of the agent's calls, latencies and address pools.
 
