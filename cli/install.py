@@ -242,7 +242,8 @@ def sweep(target: Path, bundles: str, patience: float) -> None:
             continue
         if not is_stage and not since.exists():
             since.touch()
-        if time.time() - since.stat().st_mtime < patience or any(one.startswith(f"{place}/") for _, one in running):
+        inside = f"{place.resolve()}/"
+        if time.time() - since.stat().st_mtime < patience or any(one.startswith(inside) for _, one in running):
             continue
         gone = place if is_stage else folder / f"{STAGE}{place.name}"  # at once: half a bundle is none
         place.rename(gone)

@@ -181,7 +181,7 @@ def builds(place: Path) -> list[str]:
 
 def users_of(bundle: Path) -> list[str]:
     """The PIDs of what runs out of a bundle."""
-    return [pid for pid, program in programs() if program.startswith(f"{bundle}/")]
+    return [pid for pid, program in programs() if program.startswith(f"{bundle.resolve()}/")]
 
 
 def is_ours(unit: Path) -> bool:

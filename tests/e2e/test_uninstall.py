@@ -189,9 +189,10 @@ class TestUninstall:
 
     def test_a_running_agent_is_reported_and_goes_on(self, node: Node, modules: Path) -> None:
         make(node, modules, "install", "agent", **PLACES)
+        node.run("ln", "-s", PREFIX, f"{PREFIX}-link")
         agent = Agent(node, program=Path(f"{PREFIX}/bin/cnikit")).ready()
         try:
-            answer = make(node, modules, "uninstall", **PLACES)
+            answer = make(node, modules, "uninstall", **{**PLACES, "PREFIX": f"{PREFIX}-link"})
 
             assert "the agent still runs" in answer.stderr
             assert f"stays while it runs (process {agent.pid})" in answer.stderr
