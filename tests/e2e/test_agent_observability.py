@@ -213,7 +213,7 @@ class TestHealth:
     def test_the_next_agent_takes_the_place(self, node: Node, start: Any) -> None:
         first = start()
         assert node.call("loopback", "STATUS", PLAIN).ok
-        assert Metrics(node).value("cnikit_requests_total") == 1
+        wait_until(lambda: Metrics(node).value("cnikit_requests_total") == 1, "the call is counted")
         start("--replace")
         assert first.wait() == 0
         assert Metrics(node).value("cnikit_requests_total") == 0, "it counts anew"
