@@ -37,7 +37,7 @@ from cni import __version__
 from cni.addr import AF_INET
 from cni.errors import CniError
 from cni.kernel.resident import ResidentKernel
-from cni.kernel.sysctl import SYSCTL_DIR, Conf, mounted_at
+from cni.kernel.sysctl import SYSCTL_DIR, Conf
 
 if TYPE_CHECKING:
     import socket
@@ -284,7 +284,7 @@ def run(
     if http:
         parse(http)
     networks = networks_of(files)
-    sysctl_dir = mounted_at(sysctl_dir or environ.get("CNIKIT_SYSCTL_DIR", ""))
+    sysctl_dir = sysctl_dir or environ.get("CNIKIT_SYSCTL_DIR") or SYSCTL_DIR
     Conf(sysctl_dir, AF_INET).close()
     preload(registry)
     log = Log(2)

@@ -128,9 +128,9 @@ class _LazyKernel:
         if self._kernel is None:
             from cni.kernel.background import fork_background
             from cni.kernel.linux import Kernel
-            from cni.kernel.sysctl import mounted_at
+            from cni.kernel.sysctl import SYSCTL_DIR
 
-            self._kernel = Kernel(time.monotonic, fork_background, mounted_at(self._sysctl_dir))
+            self._kernel = Kernel(time.monotonic, fork_background, self._sysctl_dir or SYSCTL_DIR)
         return self._kernel
 
     def own(self) -> Namespace:

@@ -24,22 +24,17 @@ _WRITABLE = (
 _MISPLACED = "name a mount of /proc/sys with CNIKIT_SYSCTL_DIR (the agent's --sysctl-dir), or leave it out"
 
 
-def mounted_at(given: str) -> str:
-    """Where the settings are, by the value of CNIKIT_SYSCTL_DIR. CniError 4 when that is no absolute path."""
-    if given and not given.startswith("/"):
-        raise CniError(
-            INVALID_ENVIRONMENT, f"CNIKIT_SYSCTL_DIR: expected an absolute path, found {given!r}", _MISPLACED
-        )
-    return given or SYSCTL_DIR
-
-
 class Conf:
-    """The settings of links in one namespace and family, below `sysctl_dir`. Made in the namespace, used from anywhere."""
+    """The settings of links in one namespace and family, below `sysctl_dir`. Made in the namespace, used from anywhere.
+
+    CniError when nothing is mounted there: here and not at the start, because DEL and GC need no setting.
+    """
 
     __slots__ = ("_directory", "_family")
 
     def __init__(self, sysctl_dir: str, family: int) -> None:
         self._family = family
+        _refuse_relative(sysctl_dir)
         path = f"{sysctl_dir}/net/{_name(family)}/conf"
         try:
             self._directory = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
@@ -124,6 +119,12 @@ def put(path: str, value: str, directory: int | None = None) -> None:
 def setting(family: int, link: str, key: str) -> str:
     """A link's setting as sysctl(8) names it, where a dot in a link's name is a slash."""
     return f"net.{_name(family)}.conf.{link.replace('.', '/')}.{key}"
+
+
+def _refuse_relative(sysctl_dir: str) -> None:
+    if not sysctl_dir.startswith("/"):
+        text = f"CNIKIT_SYSCTL_DIR: expected an absolute path, found {sysctl_dir!r}"
+        raise CniError(INVALID_ENVIRONMENT, text, _MISPLACED)
 
 
 def _name(family: int) -> str:

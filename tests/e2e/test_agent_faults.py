@@ -273,7 +273,15 @@ class TestOutOfReach:
 
             goes_past(agent_node, conf)
 
+        wait_until(lambda: accepts(agent), "an agent that goes on accepts nobody")
         goes_through(agent_node, conf)
+
+
+def accepts(agent: Agent) -> bool:
+    """Whether there is room for one more connection."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        return client.connect_ex(str(agent.node.path(SOCKET))) == 0
 
 
 def fill(agent: Agent) -> Iterator[socket.socket]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.bridge_world import add, delete, dual
+from tests.e2e.underlay import Cluster
 from tests.e2e.world import Node, Pod, Way, network
 
 if TYPE_CHECKING:
@@ -94,6 +95,22 @@ class TestTheOtherPodStays:
 
         assert inside(new) == before
         assert len(node.leases("net")) == 1
+
+    @pytest.mark.parametrize("attachment", ["routed", "bridged"])
+    @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+    def test_in_networks_that_span_nodes(self, way: Way, reference: Way, backend: str, attachment: str) -> None:
+        with Cluster(way) as cluster:
+            conf, node = cluster.conf(backend, attachment=attachment), cluster.nodes[0]
+            old = node.pod("reused")
+            result = node.call(backend, "ADD", conf, old).result
+            new = moved_into(node, old, reference, network("other", bridge="other0"))
+            forget(node)
+            before = inside(new)
+
+            node.call(backend, "DEL", {**conf, "prevResult": result}, old).silent()
+
+            assert inside(new) == before
+            assert node.leases("pods") == {}
 
     @pytest.mark.parametrize("version", ["0.2.0", "0.3.1"])
     def test_with_no_prev_result_by_record_or_label(self, node: Node, version: str) -> None:
