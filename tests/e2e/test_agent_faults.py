@@ -273,7 +273,7 @@ class TestOutOfReach:
 
             goes_past(agent_node, conf)
 
-        wait_until(lambda: accepts(agent), "an agent that goes on accepts nobody")
+        wait_until(lambda: accepts(agent), "the agent accepts connections")
         goes_through(agent_node, conf)
 
 
