@@ -108,7 +108,7 @@ class TestIPv6IsRefused:
         error = node.call("bridge", "ADD", conf, pod).error
 
         assert error["code"] == 7
-        assert error["msg"] == f"mtu: expected at least 1280, because the pods get IPv6 addresses; found {mtu}"
+        assert error["msg"] == f"mtu: expected at least 1280, because the pods get IPv6 addresses, found {mtu}"
         assert "1280" in error["details"]
         assert node.snapshot() == before
         node.call("bridge", "DEL", conf, pod).silent()
