@@ -324,13 +324,14 @@ def _made_in(section: dict[str, Any]) -> tuple[object, object] | None:
 def _remove_unrecorded(ctx: Context, traces: Traces, teardown: Teardown) -> None:
     """The same with no record: from prevResult, the pod and the configuration; also what the Go plugin made."""
     request = ctx.request
-    inside = ownership.own_link(ctx)
-    subnets = promised_subnets(ctx.prev_result) if ctx.prev_result else veth.pod_addresses(ctx, inside)
+    inside: list[Link] = []
+    subnets = promised_subnets(ctx.prev_result) if ctx.prev_result else []
+    teardown.step("link", lambda: _look_inside(ctx, inside, subnets))
     teardown.step("masquerade", lambda: masquerade.adopt(ctx))
     own = masquerade.holder_texts(ctx.network, request.container_id, request.ifname)
     held = [addr.pack_cidr(cidr) for cidr, _ in ctx.records.held(own.__contains__)]
     subnets += [subnet for subnet in held if subnet and subnet not in subnets]
-    teardown.step("link", lambda: veth.remove_unrecorded(ctx, inside))
+    teardown.step("link", lambda: veth.remove_unrecorded(ctx, inside[0] if inside else None))
     teardown.step("claims", lambda: _release_claims(ctx, subnets, request.container_id, request.ifname))
     teardown.step("neighbours", lambda: _forget(ctx, traces.bridge, traces.vlan, subnets, own))
     if held or traces.ip_masq:
@@ -345,6 +346,14 @@ def _release_claims(ctx: Context, subnets: list[Subnet], container_id: str, ifna
     claims = Claims(ctx.world, ctx.network)
     for packed, _ in subnets:
         claims.release(addr.unpack(packed), container_id, ifname)
+
+
+def _look_inside(ctx: Context, inside: list[Link], subnets: list[Subnet]) -> None:
+    """Add the attachment's interface in the pod to `inside`, and to `subnets` its addresses if no prevResult says them."""
+    link = ownership.own_link(ctx)
+    if link is not None:
+        inside.append(link)
+        subnets += veth.pod_addresses(ctx, link) if ctx.prev_result is None else []
 
 
 def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:

@@ -7,6 +7,7 @@ is used again, or a name below /run/netns. That pod's interface has the same nam
 from __future__ import annotations
 
 from cni import addr, names
+from cni.kernel.types import IFF_LOOPBACK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def anothers_pod(ctx: Context, pod: Namespace) -> str:
     """Why a namespace is certainly another container's; empty when nothing in it says so."""
     found = ""
     for link in pod.links():
+        if link.flags & IFF_LOOPBACK:  # every pod has the same
+            continue
         host_end = _host_end(ctx, link)
         holder = names.holder(host_end.alias) if host_end is not None else None
         if holder and holder[0] == ctx.request.container_id:

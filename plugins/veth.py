@@ -221,11 +221,10 @@ def remove_pod_end(ctx: Context, inside: Link | None) -> None:
         ctx.pod.delete_link(inside.index, inside.kind)
 
 
-def pod_addresses(ctx: Context, inside: Link | None) -> list[Subnet]:
+def pod_addresses(ctx: Context, inside: Link) -> list[Subnet]:
     """The global addresses that this interface has in the pod now."""
-    if ctx.pod is None or inside is None:
-        return []
-    return [(a.packed, a.prefix) for a in ctx.pod.addresses(inside.index) if not a.packed.startswith(LINK_LOCAL)]
+    found = ctx.pod.addresses(inside.index) if ctx.pod is not None else []
+    return [(a.packed, a.prefix) for a in found if not a.packed.startswith(LINK_LOCAL)]
 
 
 def _prepare(pod: Namespace, ifname: str, families: set[int], *, duplicate_detection: bool) -> None:

@@ -223,9 +223,13 @@ class TestItsOwnGoes:
         conf = network()
         lo = {"cniVersion": conf["cniVersion"], "name": "net", "type": "loopback"}
         pod = node.pod()
-        node.call("loopback", "ADD", lo, pod)
-        result = add(node, pod, conf, way=maker)
+        first = node.call("loopback", "ADD", lo, pod).result
+        result = add(node, pod, {**conf, "prevResult": first}, way=maker)
+        alone = node.pod()
+        node.call("loopback", "ADD", lo, alone)
 
         node.call("loopback", "DEL", {**lo, "prevResult": result}, pod).silent()
+        node.call("loopback", "DEL", {**lo, "prevResult": first}, alone).silent()
 
+        assert "UP" not in node.links(alone)["lo"]["flags"]
         assert "UP" not in node.links(pod)["lo"]["flags"]
