@@ -119,7 +119,8 @@ def write(findings: Findings, folder: Path, readme: Path) -> list[Path]:
     if findings.claims is not None:
         written.append(folder / "bench-claimers.png")
         plot_claimers.draw(findings.claims, _machine(findings.about), written[-1])
-    return written + [page for page, text in pages(findings, folder, readme).items() if _fill_in(page, text)]
+    # From the file, so that the pages have its numbers to the last digit.
+    return written + [page for page, text in pages(read(data), folder, readme).items() if _fill_in(page, text)]
 
 
 def read(data: Path) -> Findings:
