@@ -31,9 +31,13 @@ static int is_version_key(const char *key, size_t size)
 static int is_supported(const char *version, size_t size)
 {
     char quoted[SPOKEN_SIZE + 2];
+    size_t i;
 
-    if (size >= SPOKEN_SIZE || memchr(version, '"', size) != NULL || memchr(version, '\0', size) != NULL)
+    if (size >= SPOKEN_SIZE)
         return 0;
+    for (i = 0; i < size; i++) /* a comma in quotes stands in the list too */
+        if ((version[i] < '0' || version[i] > '9') && version[i] != '.')
+            return 0;
     snprintf(quoted, sizeof quoted, "\"%.*s\"", (int)size, version);
     return strstr(SUPPORTED, quoted) != NULL;
 }

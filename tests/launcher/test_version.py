@@ -71,6 +71,7 @@ ASKED_FOR = {
     "in another case": (b'{"CNIVERSION":"0.4.0"}', "0.4.0"),
     "twice": (b'{"cniVersion":"0.4.0","cniversion":"0.3.0"}', "0.3.0"),
     "as a value": (b'{"name":"cniVersion","type":"0.4.0"}', "1.1.0"),
+    "what stands between versions": (b'{"cniVersion":","}', "1.1.0"),
     "below": (b'{"prevResult":{"cniVersion":"0.4.0"}}', "1.1.0"),
     "behind quotes": (b'{"name":"a\\"\\\\","x":"\\",{","cniVersion":"0.2.0"}', "0.2.0"),
     "unknown": (b'{"cniVersion":"9.9.9"}', "1.1.0"),
