@@ -7,7 +7,6 @@ content alone; two builds of one tree agree, wherever it lies.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -90,6 +89,8 @@ def _imported(file: Path, folder: Path) -> Iterator[Path]:
 
 
 def _digest(entries: Iterable[tuple[str, bytes]]) -> str:
+    import hashlib  # it loads OpenSSL, which an agent without plugins of others can do without
+
     digest = hashlib.sha256()
     for name, content in entries:
         label = os.fsencode(name)

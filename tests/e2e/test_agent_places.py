@@ -111,7 +111,7 @@ class TestOtherMounts:
 
         assert added.ok, added
         assert pod.addresses() == ["10.1.0.2/16"]
-        assert ("10.1.0.2" in added.stderr) == (place != "/run/cnikit")
+        assert ("last_reserved_ip.0" in added.stderr) == (place != "/run/cnikit")
         assert agent_node.leases("net") == ({} if place != "/run/cnikit" else agent_node.leases("net"))
         assert outcomes(agent) == [("ADD", "declined")]
 
