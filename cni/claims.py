@@ -69,7 +69,7 @@ class Claims:
             return
         stale = [address for address in addresses if self._is_own_stale(self._holder(address))]
         if stale:
-            with self._lock(f"{self._run_dir}/addresses.lock"):
+            with self._lock(f"{self._run_dir}/addresses.lock", transient=True):
                 for address in stale:
                     if self._is_own_stale(self._holder(address)):
                         _unlink(f"{self._folder}/{address}")
@@ -78,7 +78,7 @@ class Claims:
         """Claim an address whose claim is there. Whoever takes one away holds the lock, and looks again under it."""
         if self.other(address):
             return self.other(address)
-        with self._lock(f"{self._run_dir}/addresses.lock"):
+        with self._lock(f"{self._run_dir}/addresses.lock", transient=True):
             holder = self._holder(address)
             if self._is_others(holder):
                 return holder
