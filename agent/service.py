@@ -54,8 +54,9 @@ class Service:
     """Serves requests. `report` is given every call that came to its end, `trace` each that begins.
 
     `workers` are the threads, `kernel` and `locks` what they share; `registry` maps plugins to modules, as in the
-    one-shot bundle, and `codes` to digests of what their calls run, as in the launchers' stamps. `boot_id` is this boot's. Calls of IPAM plugins have threads of their own, `ipam_workers`: when
-    all others wait for foreign programs that call us back, there is one for what they ask.
+    one-shot bundle, and `codes` to digests of what their calls run, as in the launchers' stamps. `boot_id` is this
+    boot's. Calls of IPAM plugins have threads of their own, `ipam_workers`: when all others wait for foreign programs
+    that call us back, there is one for what they ask.
     """
 
     def __init__(
@@ -271,7 +272,8 @@ class Served:
         return World(
             service.registry, TimedKernel(_Passed(service.kernel, request), steps, self.workers.briefly_waiting),
             service.clock, self._log, own_plugin=self._own_plugin, boot_id=lambda: service.boot_id,
-            host_id=self._host_id, lock=lock, communicate=self._communicate, step=steps, resolve=self._resolve, run_dir=service.run_dir,
+            host_id=self._host_id, lock=lock, communicate=self._communicate, step=steps, resolve=self._resolve,
+            run_dir=service.run_dir,
         )  # fmt: skip
 
     def _host_id(self) -> str:

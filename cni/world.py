@@ -45,7 +45,8 @@ class World:
     `registry` maps a plugin's name to its module's path. `own_plugin` tells whether an executable found on
     CNI_PATH is one of this build's, by the plugin name or None. `clock` is monotonic, in seconds. `lock`
     takes a lock, `communicate` runs a foreign program (None: as `cni/execute.py` does), `resolve` makes a path that
-    begins at the caller's working directory absolute, `host_id` is empty where the host cannot be told from others, `step` is given the kind of a step and what it is about.
+    begins at the caller's working directory absolute, `step` is given the kind of a step and what it is about. `host_id` is
+    empty where nothing distinguishes this host from others.
     """
 
     __slots__ = (

@@ -67,7 +67,7 @@ def status(ctx: Context, conf: Conf) -> None:
             ctx.ipam.forward()
         found = node_bridge.find(ctx.host, conf.bridge, vlan=conf.vlan_option)
         if found is not None and conf.is_gateway and not conf.vlan:
-            node_bridge.refuse_narrow(found, conf.gateways_named())
+            node_bridge.refuse_narrow(found, conf.ipv6_gateways())
         if conf.ip_masq:
             masquerade.status(ctx, conf.backend)
         if conf.is_gateway and conf.layer3:

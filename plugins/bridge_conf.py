@@ -81,7 +81,7 @@ class Conf:
             yield wrong("ipMasqBackend", 'unknown ipmasq backend: "nftables" or "iptables"', self.backend)
         if 0 < self.mtu < LEAST_MTU[4]:
             yield wrong("mtu", f"at least {LEAST_MTU[4]}, the least that a link can have", self.mtu)
-        elif 0 < self.mtu < IPV6_MTU and self.gateways_named():
+        elif 0 < self.mtu < IPV6_MTU and self.ipv6_gateways():
             yield too_narrow(self.mtu)
         if self.layer3 and self.disable_container_interface:
             yield Refusal(
@@ -96,7 +96,7 @@ class Conf:
                 "cannot set hairpin mode and promiscuous mode at the same time",
             )  # fmt: skip
 
-    def gateways_named(self) -> list[bytes]:
+    def ipv6_gateways(self) -> list[bytes]:
         """The gateway of each IPv6 range or address that `ipam` names, as host-local and static are configured. What an
         IPAM plugin hands out beside these is known when it has."""
         return _ipv6_gateways(self.ipam.value)
