@@ -12,6 +12,7 @@ and a link to the underlay. Agents and plugins are the real ones and know nothin
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import json
 import os
@@ -245,10 +246,9 @@ class Lab:
 
     def _attach(self, nodes: Sequence[LabNode], deadline: float) -> None:
         """ADD for every pod: the nodes side by side, the pods of a node one after the other."""
-        children = [sandbox.Child(lambda node=node: node.attach(deadline)) for node in nodes]  # type: ignore[misc]
         addresses = dict(self.state.addresses)
-        for child in children:
-            addresses |= child.result()
+        for attached in sandbox.side_by_side(functools.partial(node.attach, deadline) for node in nodes):
+            addresses |= attached
         self._set(addresses=addresses)
 
     def _await_pings(self, deadline: float, asked: Collection[str] = ()) -> None:

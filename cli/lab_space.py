@@ -17,6 +17,7 @@ away all of it wherever its maker was killed.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import time
@@ -103,9 +104,7 @@ class Space:
 
     def build_nodes(self, nodes: list[str]) -> None:
         """The nodes' mount namespaces, side by side."""
-        children = [sandbox.Child(lambda node=node: self._build_node(node)) for node in nodes]  # type: ignore[misc]
-        for child in children:
-            child.result()
+        sandbox.side_by_side(functools.partial(self._build_node, node) for node in nodes)
 
     def _build_node(self, node: str) -> None:
         """Become a node whose mount namespace is pinned."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cni.kernel import sysctl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
@@ -100,12 +100,17 @@ def in_child(function: Callable[[], Any]) -> Any:
 
 
 class Child:
-    """A function that runs in a child process, beside this one; whoever made it asks once for its `result`."""
+    """A function that runs in a child process, beside this one; whoever made it asks once for its `result`. It ends with
+    this process, also after kill -9: it would go on with what somebody else may be taking away by then."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._reader, writer = os.pipe()
+        parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
+            libc("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() not in (parent, 0):  # it had ended before; 0: it is in another PID namespace
+                os._exit(1)
             os.close(self._reader)
             _answer(writer, function)
         os.close(writer)
@@ -125,28 +130,33 @@ class Child:
         return answer["value"]
 
 
+def side_by_side(functions: Iterable[Callable[[], Any]]) -> list[Any]:
+    """What functions answer that run in a child process each, when all have ended; the first failure is a SandboxError."""
+    children = [Child(function) for function in functions]
+    answers, failures = [], []
+    for child in children:
+        try:
+            answers.append(child.result())
+        except SandboxError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return answers
+
+
 def contained(function: Callable[[], Any]) -> Any:
     """Like `in_child`, and whatever the function has started ends with the child: daemons too, also after kill -9."""
-    parent = os.getpid()
 
     def first() -> Any:
         """The first process of a PID namespace: when it ends, the kernel ends all others."""
-        _end_with_parent()
         mount("proc", "/proc", "proc")
         return function()
 
     def outside() -> Any:
-        _end_with_parent()
-        if os.getppid() != parent:  # it had ended before
-            os._exit(1)
         libc("unshare", CLONE_NEWPID | CLONE_NEWNS)
         return in_child(first)
 
     return in_child(outside)
-
-
-def _end_with_parent() -> None:
-    libc("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _answer(writer: int, function: Callable[[], Any]) -> NoReturn:
