@@ -106,6 +106,7 @@ def _communicate(
 ) -> tuple[int, bytes]:
     their_in, our_in = posix.pipe2(posix.O_CLOEXEC)
     our_out, their_out = posix.pipe2(posix.O_CLOEXEC)
+    unclosed = [our_out, our_in]  # also when Ctrl-C ends this anywhere
     try:
         try:
             named = {name: value for name, value in environ.items() if name}
@@ -119,14 +120,13 @@ def _communicate(
             posix.close(their_out)
         posix.set_blocking(our_in, False)
         try:
-            stdout, our_in = _exchange(our_in, our_out, stdin)
+            stdout = _exchange(our_out, stdin, unclosed)
         finally:
             _, status = posix.waitpid(pid, 0)
         return posix.waitstatus_to_exitcode(status), stdout
     finally:
-        posix.close(our_out)
-        if our_in >= 0:
-            posix.close(our_in)
+        for fd in unclosed:
+            posix.close(fd)
 
 
 def _spawn(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]]) -> int:
@@ -161,8 +161,10 @@ def _fork(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple
     return pid
 
 
-def _exchange(our_in: int, our_out: int, stdin: bytes) -> tuple[bytes, int]:
-    """Feed stdin and collect stdout side by side, so that neither pipe can fill up and block both."""
+def _exchange(our_out: int, stdin: bytes, unclosed: list[int]) -> bytes:
+    """Feed stdin, the last of `unclosed`, and collect stdout side by side, so that neither pipe can fill up and block
+    both. The program's input ends where `stdin` does: it is closed then, and taken from `unclosed`."""
+    our_in = unclosed[-1]
     poll = select.poll()
     poll.register(our_out, select.POLLIN)
     poll.register(our_in, select.POLLOUT)
@@ -176,10 +178,9 @@ def _exchange(our_in: int, our_out: int, stdin: bytes) -> tuple[bytes, int]:
                     stdin = b""  # it did not want all of it, which is its right
                 if not stdin:
                     poll.unregister(our_in)
-                    posix.close(our_in)
-                    our_in = -1
+                    posix.close(unclosed.pop())
             else:
                 data = posix.read(our_out, _CHUNK)
                 if not data:
-                    return b"".join(collected), our_in
+                    return b"".join(collected)
                 collected.append(data)
