@@ -104,10 +104,13 @@ def test_the_lab(one_shot_node: Node, bin_dir: Path) -> None:
     try:
         the_command(one_shot_node, bin_dir, "lab", "up", "--name", name, "--nodes", "2")
     finally:
-        the_command(one_shot_node, bin_dir, "lab", "down", "--name", name)
+        said = the_command(one_shot_node, bin_dir, "lab", "down", "--name", name)
+    assert f"{name} is gone" in said
 
 
-def the_command(node: Node, bin_dir: Path, *argv: str) -> None:
+def the_command(node: Node, bin_dir: Path, *argv: str) -> str:
+    """What a program says that has to succeed."""
     env = {"PATH": os.environ["PATH"], "CNI_PATH": str(bin_dir)}
     answer = node.attempt(sys.executable, "-I", "-c", HEEDLESS, str(beside(bin_dir)), *argv, env=env)
     assert (answer.status, "Traceback" in answer.stderr) == (0, False), answer
+    return answer.stdout.decode()
