@@ -15,7 +15,7 @@ from cni.config import Refusal
 from cni.errors import INTERNAL, TRY_AGAIN, CniError, KernelError
 from cni.kernel import ops
 from cni.names import interface_fault, owner, owner_of_all
-from cni.record import describe
+from cni.record import addresses, describe
 from cni.result import Interface, Result, Route
 from cni.undo import Teardown
 from plugins import masquerade, ownership, veth
@@ -174,7 +174,7 @@ def in_routing(conf: Conf) -> bool:
 
 def _claim(ctx: Context, lease: Result) -> None:
     """Refuse addresses that the node routes to pods of other networks, and keep other networks from these."""
-    who, claims = (ctx.request.container_id, ctx.request.ifname), Claims(ctx.world, ctx.network)
+    who, claims = (ctx.request.container_id, ctx.request.ifname), Claims(ctx)
     for text in [addr.unpack(ip.packed) for ip in lease.ips]:
         holder = claims.claim(text, *who)
         if holder:
@@ -208,10 +208,8 @@ def result(
 
 
 def recorded_ranges(section: dict[str, Any]) -> list[Subnet]:
-    """The networks of the addresses that a record's section tells."""
-    texts = section.get("addresses")
-    found = [addr.pack_cidr(text) for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
-    return [(addr.network(*one), one[1]) for one in found if one]
+    """The networks of the addresses that a record's section lists."""
+    return [(addr.network(*one), one[1]) for one in addresses(section)]
 
 
 def subnets(lease: Result) -> list[Subnet]:
@@ -343,7 +341,7 @@ def _remove_unrecorded(ctx: Context, traces: Traces, teardown: Teardown) -> None
 
 
 def _release_claims(ctx: Context, subnets: list[Subnet], container_id: str, ifname: str) -> None:
-    claims = Claims(ctx.world, ctx.network)
+    claims = Claims(ctx)
     for packed, _ in subnets:
         claims.release(addr.unpack(packed), container_id, ifname)
 
@@ -364,7 +362,7 @@ def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
 
 def _remove_stale(ctx: Context, teardown: Teardown) -> None:
     """GC of what has no record: links by their label, masqueraded addresses by their holder, claims."""
-    teardown.step("claims", Claims(ctx.world, ctx.network).forget_stale)
+    teardown.step("claims", Claims(ctx).forget_stale)
     teardown.step("masquerade", lambda: masquerade.adopt(ctx, again=True))
     valid = {text for attachment in ctx.valid for text in masquerade.holder_texts(ctx.network, *attachment)}
     labels = {owner(ctx.network, *attachment) for attachment in ctx.valid}
