@@ -360,8 +360,19 @@ def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
     macspoof.remove(ctx.host, container_id, ifname)
 
 
+def _stop_stale_mac_checks(ctx: Context) -> None:
+    from plugins import macspoof
+
+    try:
+        macspoof.remove_stale(ctx.host, ctx.network, ctx.valid)
+    except KernelError as error:
+        if error.errno not in masquerade.NO_NFTABLES:
+            raise
+
+
 def _remove_stale(ctx: Context, teardown: Teardown) -> None:
-    """GC of what has no record: links by their label, masqueraded addresses by their holder, claims."""
+    """GC of what has no record: links by their label, masqueraded addresses by their holder, MAC checks by the link's
+    name, claims."""
     teardown.step("claims", Claims(ctx).forget_stale)
     teardown.step("masquerade", lambda: masquerade.adopt(ctx, again=True))
     valid = {text for attachment in ctx.valid for text in masquerade.holder_texts(ctx.network, *attachment)}
@@ -373,6 +384,7 @@ def _remove_stale(ctx: Context, teardown: Teardown) -> None:
         subnet = addr.pack_cidr(cidr)
         if subnet:
             teardown.step("masquerade", lambda s=subnet, k=key: masquerade.remove_held(ctx, [s], (k,)))  # type: ignore[misc]
+    teardown.step("macspoofchk", lambda: _stop_stale_mac_checks(ctx))
 
 
 def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], own: tuple[str, ...], index: int = 0) -> None:
