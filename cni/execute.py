@@ -47,6 +47,18 @@ def find(plugin: str, path: Sequence[str]) -> str:
     )
 
 
+def plugin_behind(kind: str, path: Sequence[str]) -> str:
+    """The plugin that a configuration's `type` starts. An executable of ours may have been copied under another name
+    (`cnv-bridge`): its stamp says what it is. Anything else is what it is called."""
+    # Imported here: a call that runs a plugin does without.
+    from cni.start import plugin_of
+
+    try:
+        return plugin_of(find(kind, path)) or kind
+    except (CniError, OSError):
+        return kind  # whoever runs it will report that
+
+
 def run(executable: str, environ: Mapping[str, str], stdin: bytes, through: Communicate | None = None) -> Any:
     """Run a plugin to its end (`through`, if given, instead of `communicate`); its answer decoded, None when it
     printed nothing.

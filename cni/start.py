@@ -139,6 +139,14 @@ def stamp_of(executable: str, launcher: str) -> Stamp | None:
     return Stamp.read(content[at:after])
 
 
+def plugin_of(executable: str) -> str:
+    """The plugin in the stamp of a launcher of whatever build; empty for a file without one. OSError."""
+    if posix.stat(executable).st_size > LARGEST_LAUNCHER:
+        return ""
+    stamp = Stamp.read(content_of(executable))
+    return stamp.plugin if stamp else ""
+
+
 def content_of(path: str) -> bytes:
     """A file's whole content."""
     with open(path, "rb", buffering=0) as file:
