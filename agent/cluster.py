@@ -30,6 +30,7 @@ from cni import addr
 from cni.addr import overlap
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
+from cni.execute import plugin_behind
 from cni.lock import Locks
 from cni.netlist import read
 from cni.record import Records
@@ -77,15 +78,19 @@ class Options:
         self.lists_us = membership is None or membership.string("source") != "etcd"
 
 
-def networks_of(files: Sequence[str]) -> list[Options]:
-    """The networks of several nodes in these network lists. CniError that names the file and what is wrong in it."""
+def networks_of(files: Sequence[str], plugin_path: Sequence[str] = ()) -> list[Options]:
+    """The networks of several nodes in these network lists. CniError that names the file and what is wrong in it.
+
+    A copy of our executable on `plugin_path` is the plugin that it was copied from.
+    """
     found: list[Options] = []
     for file in files:
         network = read(file)
         before = len(found)
         for plugin in network.plugins:
-            if plugin.type in KINDS:
-                reader = Reader({**plugin.value, "name": network.name})
+            kind = plugin_behind(plugin.type, plugin_path)
+            if kind in KINDS:
+                reader = Reader({**plugin.value, "name": network.name, "type": kind})
                 try:
                     found.append(options_of(reader))
                 except CniError as error:

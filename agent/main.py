@@ -265,13 +265,14 @@ def run(
     files: Sequence[str] = (),
     node_name: str = "",
     sysctl_dir: str = "",
+    plugin_path: Sequence[str] = (),
 ) -> None:
     """Run an agent in the foreground until its end. `argv` is what this process was started with.
 
     `codes` are digests of what the plugins of `registry` run (`Service`). `http` is where it tells about itself (None for
     a socket beside its own), `otlp` where spans go, `files` are the network lists of the networks that span nodes,
-    `sysctl_dir` is where /proc/sys is mounted (empty: CNIKIT_SYSCTL_DIR says it, else there). CniError for one of these
-    that cannot be used.
+    `sysctl_dir` is where /proc/sys is mounted (empty: CNIKIT_SYSCTL_DIR says it, else there), `plugin_path` where the
+    plugins that the lists name are. CniError for one of these that cannot be used.
     """
     signals = Signals()
     use_one_arena()
@@ -283,7 +284,7 @@ def run(
     http = beside(path) if http is None else http
     if http:
         parse(http)
-    networks = networks_of(files)
+    networks = networks_of(files, plugin_path)
     sysctl_dir = sysctl_dir or environ.get("CNIKIT_SYSCTL_DIR") or SYSCTL_DIR
     Conf(sysctl_dir, AF_INET).close()
     preload(registry)
@@ -301,7 +302,7 @@ def run(
     notifier.tell("READY=1")
     where = f"listening at {path}"
     log.info(where, version=__version__, pid=os.getpid())
-    agent.run(lambda: starts(argv, environ, log) and are_usable(files, log), notifier.tell_ending)
+    agent.run(lambda: starts(argv, environ, log) and are_usable(files, plugin_path, log), notifier.tell_ending)
     signals.hold()
     if agent.ending == "reload":
         log.info(agent.ending)
@@ -349,7 +350,7 @@ def starts(argv: list[str], environ: Mapping[str, str], log: Log) -> bool:
     return status == 0
 
 
-def networks_of(files: Sequence[str]) -> Sequence[Options]:
+def networks_of(files: Sequence[str], plugin_path: Sequence[str]) -> Sequence[Options]:
     """The networks of these files. An agent without any keeps the memory that they cost."""
     if not files:
         return ()
@@ -357,13 +358,13 @@ def networks_of(files: Sequence[str]) -> Sequence[Options]:
 
     for module in ("cni.kernel.ethtool", "cni.kernel.rtpeers", "plugins.range_masquerade", "plugins.vxlan_device"):
         __import__(module)  # as in `preload`
-    return cluster.networks_of(files)
+    return cluster.networks_of(files, plugin_path)
 
 
-def are_usable(files: Sequence[str], log: Log) -> bool:
+def are_usable(files: Sequence[str], plugin_path: Sequence[str], log: Log) -> bool:
     """Whether the network lists, as they lie there now, can be used."""
     try:
-        networks_of(files)
+        networks_of(files, plugin_path)
     except CniError as error:
         fault = error.msg
     else:

@@ -60,6 +60,7 @@ def agent(
     from agent.listener import ListenError
     from agent.main import run
     from cli.identity import codes
+    from cli.main import plugin_path
 
     # The command line that starts this program as it was started.
     argv = sys.argv if getattr(sys, "frozen", False) else sys.orig_argv
@@ -69,6 +70,7 @@ def agent(
         run(
             registry, codes(plugins), argv, os.environ,
             replace=replace, http=http, otlp=otlp, files=files, node_name=node_name, sysctl_dir=sysctl_dir,
+            plugin_path=plugin_path(os.environ),
         )  # fmt: skip
     except CniError as error:
         raise click.ClickException(": ".join(filter(None, (error.msg, error.details)))) from None

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from cni.world import Communicate
 
-    # Starts a program with an environment and with files (ours, theirs); returns its process.
-    Start = Callable[[Sequence[str], Mapping[str, str], Sequence[tuple[int, int]]], int]
+    # Starts a program with an environment, with files (ours, theirs) and signals set to their defaults; its process.
+    Start = Callable[[Sequence[str], Mapping[str, str], Sequence[tuple[int, int]], Sequence[int]], int]
 
 _CHUNK = 65536
 
 _SIGCHLD = 17
 
-# SIGPIPE and SIGXFSZ: the interpreter ignores them, and a child would inherit that.
+# SIGPIPE and SIGXFSZ: the interpreter ignores them, and a child would inherit that, also where the caller does not.
 _IGNORED_BY_PYTHON = (13, 25)
 
 
@@ -45,6 +45,18 @@ def find(plugin: str, path: Sequence[str]) -> str:
         f"failed to find plugin {plugin!r} in path {list(path)}",
         "install it there, or add its folder to CNI_PATH" if path else "set CNI_PATH to the folders with the plugins",
     )
+
+
+def plugin_behind(kind: str, path: Sequence[str]) -> str:
+    """The plugin that a configuration's `type` starts. An executable of ours may have been copied under another name
+    (`cnv-bridge`): its stamp says what it is. Anything else is what it is called."""
+    # Imported here: a call that runs a plugin does without.
+    from cni.start import plugin_of
+
+    try:
+        return plugin_of(find(kind, path)) or kind
+    except (CniError, OSError):
+        return kind  # whoever runs it will report that
 
 
 def run(executable: str, environ: Mapping[str, str], stdin: bytes, through: Communicate | None = None) -> Any:
@@ -88,21 +100,30 @@ def _failure(name: str, status: int, stdout: bytes) -> CniError:
     )
 
 
-def communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, stderr: int = 2) -> tuple[int, bytes]:
+def communicate(
+    argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, stderr: int = 2, ignored: Sequence[int] = ()
+) -> tuple[int, bytes]:
     """Run a program with `stdin` on its standard input and `stderr` as its standard error; its exit code
-    (negative: the signal that killed it) and stdout. It inherits the caller's signals."""
+    (negative: the signal that killed it) and stdout. It inherits the caller's signals; of those that the interpreter
+    ignores by itself the caller ignores `ignored`."""
+    defaults = [number for number in _IGNORED_BY_PYTHON if number not in ignored]
     if _signal.getsignal(_SIGCHLD) != _signal.SIG_IGN:
-        return _communicate(_spawn, argv, environ, stdin, stderr)
+        return _communicate(_spawn, argv, environ, stdin, stderr, defaults)
     # Ours is ignored too, and so the kernel would throw the exit status away.
     _signal.signal(_SIGCHLD, _signal.SIG_DFL)
     try:
-        return _communicate(_fork, argv, environ, stdin, stderr)
+        return _communicate(_fork, argv, environ, stdin, stderr, defaults)
     finally:
         _signal.signal(_SIGCHLD, _signal.SIG_IGN)
 
 
 def _communicate(
-    start: Start, argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, stderr: int
+    start: Start,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    stdin: bytes,
+    stderr: int,
+    defaults: Sequence[int],
 ) -> tuple[int, bytes]:
     their_in, our_in = posix.pipe2(posix.O_CLOEXEC)
     our_out, their_out = posix.pipe2(posix.O_CLOEXEC)
@@ -110,7 +131,7 @@ def _communicate(
     try:
         try:
             named = {name: value for name, value in environ.items() if name}
-            pid = start(argv, named, ((their_in, 0), (their_out, 1), (stderr, 2)))
+            pid = start(argv, named, ((their_in, 0), (their_out, 1), (stderr, 2)), defaults)
         except OSError as error:
             raise CniError(
                 INTERNAL, f"cannot execute {argv[0]}: {error.strerror}", "check its mode and its architecture"
@@ -129,12 +150,16 @@ def _communicate(
             posix.close(fd)
 
 
-def _spawn(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]]) -> int:
+def _spawn(
+    argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]], defaults: Sequence[int]
+) -> int:
     actions = [(posix.POSIX_SPAWN_DUP2, ours, theirs) for ours, theirs in files if ours != theirs]
-    return posix.posix_spawn(argv[0], list(argv), environ, file_actions=actions, setsigdef=_IGNORED_BY_PYTHON)
+    return posix.posix_spawn(argv[0], list(argv), environ, file_actions=actions, setsigdef=defaults)
 
 
-def _fork(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]]) -> int:
+def _fork(
+    argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]], defaults: Sequence[int]
+) -> int:
     """Like `_spawn`, for a program that shall ignore SIGCHLD though this process no longer does: posix_spawn cannot
     say so. Only for a process without other threads."""
     reader, writer = posix.pipe2(posix.O_CLOEXEC)
@@ -142,7 +167,7 @@ def _fork(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple
     if pid == 0:
         try:
             _signal.signal(_SIGCHLD, _signal.SIG_IGN)
-            for number in _IGNORED_BY_PYTHON:
+            for number in defaults:
                 _signal.signal(number, _signal.SIG_DFL)
             for ours, theirs in files:
                 posix.dup2(ours, theirs)

@@ -69,6 +69,11 @@ def attachment_key(container_id: str, ifname: str) -> str:
     return key if len(key) <= LONGEST_FILE_NAME else f"sha512-{digest(key).hex()[:64]}:{ifname}"
 
 
+def call_lock(network: str, container_id: str, ifname: str, plugin: str) -> str:
+    """The file name of the lock that a call of a plugin holds for its attachment (`<run_dir>/locks/`)."""
+    return file_name(f"{network}:{attachment_key(container_id, ifname)}:{plugin}")
+
+
 def file_name(text: str) -> str:
     """`text` as the name of a file; its hash when it is too long for one."""
     return text if len(text) <= LONGEST_FILE_NAME else f"sha512-{digest(text).hex()[:64]}"

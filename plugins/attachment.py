@@ -15,7 +15,7 @@ from cni.config import Refusal
 from cni.errors import INTERNAL, TRY_AGAIN, CniError, KernelError
 from cni.kernel import ops
 from cni.names import interface_fault, owner, owner_of_all
-from cni.record import describe
+from cni.record import addresses, describe
 from cni.result import Interface, Result, Route
 from cni.undo import Teardown
 from plugins import masquerade, ownership, veth
@@ -174,7 +174,7 @@ def in_routing(conf: Conf) -> bool:
 
 def _claim(ctx: Context, lease: Result) -> None:
     """Refuse addresses that the node routes to pods of other networks, and keep other networks from these."""
-    who, claims = (ctx.request.container_id, ctx.request.ifname), Claims(ctx.world, ctx.network)
+    who, claims = (ctx.request.container_id, ctx.request.ifname), Claims(ctx)
     for text in [addr.unpack(ip.packed) for ip in lease.ips]:
         holder = claims.claim(text, *who)
         if holder:
@@ -208,10 +208,8 @@ def result(
 
 
 def recorded_ranges(section: dict[str, Any]) -> list[Subnet]:
-    """The networks of the addresses that a record's section tells."""
-    texts = section.get("addresses")
-    found = [addr.pack_cidr(text) for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
-    return [(addr.network(*one), one[1]) for one in found if one]
+    """The networks of the addresses that a record's section lists."""
+    return [(addr.network(*one), one[1]) for one in addresses(section)]
 
 
 def subnets(lease: Result) -> list[Subnet]:
@@ -343,7 +341,7 @@ def _remove_unrecorded(ctx: Context, traces: Traces, teardown: Teardown) -> None
 
 
 def _release_claims(ctx: Context, subnets: list[Subnet], container_id: str, ifname: str) -> None:
-    claims = Claims(ctx.world, ctx.network)
+    claims = Claims(ctx)
     for packed, _ in subnets:
         claims.release(addr.unpack(packed), container_id, ifname)
 
@@ -362,9 +360,20 @@ def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
     macspoof.remove(ctx.host, container_id, ifname)
 
 
+def _stop_stale_mac_checks(ctx: Context) -> None:
+    from plugins import macspoof
+
+    try:
+        macspoof.remove_stale(ctx.host, ctx.network, ctx.valid)
+    except KernelError as error:
+        if error.errno not in masquerade.NO_NFTABLES:
+            raise
+
+
 def _remove_stale(ctx: Context, teardown: Teardown) -> None:
-    """GC of what has no record: links by their label, masqueraded addresses by their holder, claims."""
-    teardown.step("claims", Claims(ctx.world, ctx.network).forget_stale)
+    """GC of what has no record: links by their label, masqueraded addresses by their holder, MAC checks by the link's
+    name, claims."""
+    teardown.step("claims", Claims(ctx).forget_stale)
     teardown.step("masquerade", lambda: masquerade.adopt(ctx, again=True))
     valid = {text for attachment in ctx.valid for text in masquerade.holder_texts(ctx.network, *attachment)}
     labels = {owner(ctx.network, *attachment) for attachment in ctx.valid}
@@ -375,6 +384,7 @@ def _remove_stale(ctx: Context, teardown: Teardown) -> None:
         subnet = addr.pack_cidr(cidr)
         if subnet:
             teardown.step("masquerade", lambda s=subnet, k=key: masquerade.remove_held(ctx, [s], (k,)))  # type: ignore[misc]
+    teardown.step("macspoofchk", lambda: _stop_stale_mac_checks(ctx))
 
 
 def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], own: tuple[str, ...], index: int = 0) -> None:

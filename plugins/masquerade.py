@@ -54,7 +54,7 @@ FAMILIES = {
 }
 
 # What a kernel without nftables says.
-_NO_NFTABLES = (EAFNOSUPPORT, EOPNOTSUPP, EPROTONOSUPPORT)
+NO_NFTABLES = (EAFNOSUPPORT, EOPNOTSUPP, EPROTONOSUPPORT)
 
 # nft's own limit for names is 256 bytes.
 _LONGEST_NETWORK = 128
@@ -123,7 +123,7 @@ def adopt(ctx: Context, *, again: bool = False) -> None:
     except OSError as error:
         ctx.log(f"{io_failure(error, 'cannot say who holds the masqueraded addresses')}; going on without")
     except KernelError as error:
-        if error.errno not in _NO_NFTABLES:
+        if error.errno not in NO_NFTABLES:
             raise
 
 

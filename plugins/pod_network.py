@@ -218,6 +218,7 @@ def status(ctx: Context, conf: Conf, backend: Backend) -> None:
             bridge = node_bridge.find(ctx.host, link.bridge, vlan="")
             gateways = [(addr.following(packed), prefix) for packed, prefix in site.own.subnets]
             if bridge is not None:
+                node_bridge.refuse_full(ctx.host, bridge, ctx.config.object("ipam"))
                 node_bridge.refuse_gateways(ctx.host, bridge, gateways, site.networks)
         if site.conf.ip_masq:
             masquerade.status(ctx, masquerade.NFTABLES)

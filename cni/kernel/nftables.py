@@ -370,8 +370,20 @@ def parse_rule(body: bytes) -> NftRule:
     expressions = [data for kind, data in each_attr(found.get(4, b"")) if kind == _LIST_ELEM]
     # Most are no verdicts, and taking each apart costs more than all the rest.
     targets = [_target(expression) for expression in expressions if b"immediate\0" in expression]
+    targets = [chain for chain in targets if chain]
     handle = int.from_bytes(found.get(3, b""), "big")
-    return NftRule(handle, _parse_comment(found.get(7, b"")), [chain for chain in targets if chain])
+    return NftRule(handle, _parse_comment(found.get(7, b"")), targets, _incoming(expressions) if targets else "")
+
+
+def _incoming(expressions: list[bytes]) -> str:
+    """The interface that a rule compares `iifname` with; empty when it compares none."""
+    key = b""
+    for found in map(attrs, expressions):
+        kind, data = text_of(found.get(1, b"")), attrs(found.get(2, b""))
+        if kind == "cmp" and key == _META_IIFNAME.to_bytes(4, "big"):
+            return text_of(attrs(data.get(3, b"")).get(1, b""))
+        key = data.get(2, b"") if kind == "meta" else b""
+    return ""
 
 
 def _target(expression: bytes) -> str:

@@ -170,11 +170,13 @@ class FdbEntry:
 
 
 class NftRule:
-    """A rule: its handle, its comment (empty without one) and the chains it jumps or goes to."""
+    """A rule: its handle, its comment (empty without one) and the chains it jumps or goes to; where it does, also the
+    interface that it is for (`iifname`, empty for any)."""
 
-    __slots__ = ("comment", "handle", "targets")
+    __slots__ = ("comment", "handle", "iifname", "targets")
 
-    def __init__(self, handle: int, comment: str, targets: list[str]) -> None:
+    def __init__(self, handle: int, comment: str, targets: list[str], iifname: str = "") -> None:
         self.handle = handle
         self.comment = comment
         self.targets = targets
+        self.iifname = iifname

@@ -38,6 +38,10 @@ class Rule:
     def targets(self) -> list[str]:
         return [expression[1] for expression in self.expressions if expression[0] in {"jump", "goto"}]
 
+    def iifname(self) -> str:
+        named = [expression[1] for expression in self.expressions if expression[0] == "iifname"]
+        return named[0] if named and self.targets() else ""
+
     def sets(self) -> list[str]:
         return [expression[2] for expression in self.expressions if expression[0] == "saddr_in_set"]
 
@@ -85,7 +89,7 @@ class FakeNft:
 
     def rules(self, family: int, table: str, chain: str) -> list[NftRule]:
         found = self.tables.get((family, table), Table()).chains.get(chain, Chain(None))
-        return [NftRule(rule.handle, rule.comment, rule.targets()) for rule in found.rules]
+        return [NftRule(rule.handle, rule.comment, rule.targets(), rule.iifname()) for rule in found.rules]
 
     def elements(self, family: int, table: str, set_name: str) -> list[bytes]:
         return list(self.tables.get((family, table), Table()).sets.get(set_name, Set("")).elements)

@@ -28,7 +28,12 @@ def test_rule_is_read_with_handle_comment_and_targets() -> None:
 
     rule = nftables.parse_rule(body)
 
-    assert (rule.handle, rule.comment, rule.targets) == (42, "for net1", ["one", "two"])
+    assert (rule.handle, rule.comment, rule.targets, rule.iifname) == (42, "for net1", ["one", "two"], "veth1")
+
+
+@pytest.mark.parametrize("expressions", [[], [nftables.ether_saddr(bytes(6)), nftables.nfproto(2)]])
+def test_rule_for_any_interface(expressions: list[tuple[Any, ...]]) -> None:
+    assert nftables.parse_rule(made_rule("", *expressions, nftables.jump("one"))).iifname == ""
 
 
 @given(comment=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=31))
