@@ -191,8 +191,8 @@ def test_two_nodes_with_one_mac_are_refused() -> None:
 def test_a_node_inside_a_range_of_pods_is_refused() -> None:
     peers = [
         {"name": "a", "publicIP": "192.0.2.1", "subnets": ["10.244.1.0/24"]},
-        {"name": "b", "publicIP": "192.0.2.2", "subnets": ["192.0.2.0/25"]},
+        {"name": "b", "publicIP": "198.51.100.2", "subnets": ["192.0.2.0/25"]},
     ]
 
-    with pytest.raises(CniError, match="found 192.0.2.1 in 192.0.2.0/25 of b"):
+    with pytest.raises(CniError, match="found 192.0.2.0/25 with a's 192.0.2.1"):
         read_nodes(Reader({"peers": peers}), "peers")
