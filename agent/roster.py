@@ -70,6 +70,9 @@ class Roster:
         for node in nodes:
             if wanted.setdefault(node.name, node) is not node and node.name in self._nodes:
                 wanted[node.name] = self._nodes[node.name]  # of two with one name nobody knows which is meant
+        for name in self.unread & self._nodes.keys():  # what it was to become is not known any more
+            self._refused.pop(name, None)
+            self.faults.pop(name, None)
         missing = [name for name in (*self._nodes, *self.faults) if name not in wanted]
         gone = [name for name in missing if name not in self._nodes or self.unread.isdisjoint(("", name))]
         return self.change(list(wanted.values()), gone)

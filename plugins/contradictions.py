@@ -19,7 +19,7 @@ from plugins.peers import SIZES, outside, self_contradiction, span, vtep_mac
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from plugins.peers import Node, Subnet
 
@@ -28,12 +28,13 @@ class Agreed:
     """Nodes that agree with one another and with a network: its ranges (`networks`, none: any), and its `vni` (0: there
     are no VXLAN devices, so no MAC is derived)."""
 
-    __slots__ = ("_addresses", "_firsts", "_holders", "_macs", "_names", "_networks", "_spans", "_vni")
+    __slots__ = ("_addresses", "_firsts", "_holders", "_latest", "_macs", "_names", "_networks", "_spans", "_vni")
 
     def __init__(self, networks: tuple[Subnet, ...] = (), vni: int = 0) -> None:
         self._networks = networks
         self._vni = vni
         self._names: set[str] = set()
+        self._latest: tuple[Node | None, list[tuple[int, bytes]]] = (None, [])
         self._holders: dict[bytes, str] = {}  # of addresses
         self._macs: dict[int, dict[bytes, str]] = {size: {} for size in SIZES}  # their holders, by the device's family
         self._addresses: dict[int, list[int]] = {size: [] for size in SIZES}  # in order
@@ -95,11 +96,12 @@ class Agreed:
             if size in node.addresses
         )
 
-    def _macs_of(self, node: Node) -> Iterator[tuple[int, bytes]]:
-        """The MACs of its VXLAN devices, each with the device's family."""
-        for size in SIZES:
-            if size in node.macs or (self._vni and size in node.addresses):
-                yield size, node.vtep_mac(size, self._vni)
+    def _macs_of(self, node: Node) -> list[tuple[int, bytes]]:
+        """The MACs of its VXLAN devices, each with the device's family. To derive one costs as much as all else here."""
+        if self._latest[0] is not node:
+            sizes = [size for size in SIZES if size in node.macs or (self._vni and size in node.addresses)]
+            self._latest = node, [(size, node.vtep_mac(size, self._vni)) for size in sizes]
+        return self._latest[1]
 
     def _overlapping(self, node: Node) -> str:
         for packed, prefix in node.subnets:

@@ -163,8 +163,11 @@ def test_without_a_memory_what_there_is_stays_while_a_member_cannot_be_read(agen
         agent.forget()
 
         world.node.run("rm", "-r", "/run/cnikit/agent")
-        world.tell([EVERYONE[0], spoil(EVERYONE[1]), *EVERYONE[2:], member(5)])
+        world.node.path(MEMBERS).write_text('{"nodes": [')
         agent = world.start()
+        wait_until(lambda: "not valid JSON" in agent.log(), "it is logged", SOON)
+        assert everything(world) == before
+        world.tell([EVERYONE[0], spoil(EVERYONE[1]), *EVERYONE[2:], member(5)])
 
         world.wait_for_routes(2 * PEERS + 2)
         assert before["routes"].items() <= world.routes().items()
@@ -189,6 +192,15 @@ def test_a_file_that_is_away_for_a_moment_or_torn_costs_nothing(vxlan: ClusterNo
     vxlan.tell(EVERYONE)
     wait_until(lambda: vxlan.metric("cnikit_cluster_trouble") == 0, "all is well again", SOON)
     assert everything(vxlan) == whole
+
+
+def test_an_empty_list_is_taken_at_its_word(vxlan: ClusterNode, whole: dict[str, Any]) -> None:
+    vxlan.tell([])
+
+    vxlan.wait_for_routes(0)
+    wait_until(lambda: not vxlan.node.path(SUBNETS).exists(), "this node has no subnet", SOON)
+    vxlan.tell(EVERYONE)
+    wait_until(lambda: everything(vxlan) == whole, "all is back", SOON)
 
 
 def lines(world: ClusterNode, begin: str) -> list[str]:

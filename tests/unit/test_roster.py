@@ -196,6 +196,16 @@ def test_a_member_that_cannot_be_read_stays_and_keeps_what_it_has() -> None:
     assert names(found) == {"n1", "n3"}
 
 
+def test_a_member_that_cannot_be_read_is_not_what_it_was_to_become() -> None:
+    found = roster(node("n1", 1, "10.1.1.0/24"), node("n2", 2, "10.1.2.0/24"))
+    found.change([node("n2", 2, "10.1.1.0/24")], [])
+
+    found.replace([], ["n2"])
+
+    assert found.get("n2") == node("n2", 2, "10.1.2.0/24")
+    assert found.faults == {}
+
+
 def test_nobody_is_gone_while_a_member_has_no_name() -> None:
     found = roster(node("n1"), node("n2"))
 
