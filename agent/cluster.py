@@ -19,10 +19,12 @@ import select
 import threading
 import time
 import traceback
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 from agent.exposition import lean
+from agent.log import MOST_NOTES
 from agent.membership import Network, source
 from agent.mirror import Changed, Mirror
 from agent.reconciler import Firewall, Reconciler
@@ -35,8 +37,7 @@ from cni.lock import Locks
 from cni.netlist import read
 from cni.record import Records
 from plugins.cluster_conf import ClusterConf, subnet_file_of
-from plugins.peers import Entries
-from plugins.reconcile import Difference, Scope, attempt, blocked_text, is_blocked
+from plugins.reconcile import Difference, Scope, Wanted, attempt, blocked_text, is_blocked, repair_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from cni.kernel.linux import Namespace
     from cni.kernel.ops import Op
     from plugins.pod_network import Backend
+    from plugins.reconcile import Failed
 
 RUN_DIR = "/run/cnikit"
 KINDS = ("vxlan", "host-gw")
@@ -154,7 +156,7 @@ class Cluster:
         self._log = log
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self._wanted = Entries()
+        self._wanted = Wanted()
         self._mirror = Mirror(host, self._wanted)
         self._again = Changed()
         self._again_at = 0.0
@@ -226,10 +228,9 @@ class Cluster:
             for reconciler, firewall in self._networks:
                 reconciler.keep_up(firewall)
         mirror.moved = False
-        by_plan = bool(planned)
         mirror.changed.update(planned)
         if mirror.changed:
-            self._put_right(by_plan=by_plan)
+            self._put_right(planned)
 
     def _stand(self, planned: Changed) -> None:
         """Have every network find its ground, and follow what they stand on."""
@@ -243,25 +244,23 @@ class Cluster:
         if devices != self._mirror.devices:
             self._mirror.look(devices)
 
-    def _put_right(self, *, by_plan: bool) -> None:
-        """Compare what has to be compared and do what is to be done, in one batch."""
+    def _put_right(self, planned: Changed) -> None:
+        """Compare what has to be compared and do what is to be done, in one batch. What is not `planned` are repairs."""
         mirror = self._mirror
         changed, mirror.changed = mirror.changed, Changed()
-        settled = [reconciler for reconciler, _ in self._networks if reconciler.settled]
-        links = frozenset().union(*(one.devices for one in settled))
-        scope = Scope(links, [subnet for one in settled for subnet in one.conf.networks])
+        known = [reconciler for reconciler, _ in self._networks if reconciler.knows_all]
+        links = frozenset().union(*(one.devices for one in known))
+        scope = Scope(links, [subnet for one in known for subnet in one.conf.networks])
         difference = Difference(self._wanted, mirror.held, scope)
         changed.compare(difference)
         operations = difference.operations()
         is_many = len(operations) > _MANY
         if is_many:
             mirror.close()
+        repairs = [op for op in operations if not planned.covers(op)]
+        story = self._story(repairs)
         failed = attempt(self._host, operations, mirror.held)
-        done = len(operations) - len(failed)
-        if by_plan:
-            self.changes += done
-        else:
-            self.repairs += done
+        self._count(operations, repairs, story, failed)
         replaced = mirror.replaced(op for op, error in failed if is_blocked(op, error))
         failed = [(op, error) for op, error in failed if op not in replaced]
         self._take_failures(failed)
@@ -270,6 +269,28 @@ class Cluster:
             if failed:  # as many would fail again at once
                 self._again.update(mirror.changed)
                 mirror.changed = Changed()
+
+    def _story(self, repairs: list[Op]) -> dict[int, str]:
+        """What is to be logged of repairs, of as many as there may be lines in a second. A nexthop goes with its routes."""
+        entries = [op for op in repairs if not op.verb.startswith("nexthop")] or repairs
+        texts = {id(op): "" for op in entries}
+        for op in entries[:MOST_NOTES]:
+            texts[id(op)] = repair_text(op, self._mirror.held, self._link_name)
+        return texts
+
+    def _count(self, operations: list[Op], repairs: list[Op], story: dict[int, str], failed: Failed) -> None:
+        """Count what was done, and log the repairs."""
+        undone = {id(op) for op, _ in failed}
+        repaired = [op for op in repairs if id(op) not in undone]
+        self.repairs += len(repaired)
+        self.changes += len(operations) - len(undone) - len(repaired)
+        for op in repaired:
+            if id(op) in story:
+                self._log.note("repairs", partial(_told, story[id(op)], op))
+
+    def _link_name(self, index: int) -> str:
+        link = self._host.link(index)
+        return link.name if link is not None else f"link {index}"
 
     def _take_failures(self, failed: list[tuple[Op, KernelError]]) -> None:
         """Tell what failed, once, and remember it for another try. Why it fails while a network has nothing to stand on
@@ -343,3 +364,7 @@ class Cluster:
             ("cnikit_cluster_losses", "Times that the kernel dropped notices.", self._mirror.losses),
         ):
             yield core.CounterMetricFamily(name, text, value=count)
+
+
+def _told(text: str, op: Op) -> str:
+    return text or f"repaired: {op.text}"

@@ -28,6 +28,7 @@ from plugins.reconcile import PROTOCOL, Held, look
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from cni.kernel.linux import Namespace
     from cni.kernel.ops import Op
@@ -63,15 +64,27 @@ class Changed:
         self.fdb |= other.fdb
 
     def add_key(self, op: Op) -> None:
-        """What an operation was about."""
+        """What an operation was about. Nexthops follow from routes."""
+        place = self._place(op)
+        if place is not None:
+            place[0].add(place[1])
+
+    def covers(self, op: Op) -> bool:
+        """Whether an operation is about one of these. A nexthop's is, with whatever there is."""
+        place = self._place(op)
+        return self.everything or (place[1] in place[0] if place is not None else bool(self))
+
+    def _place(self, op: Op) -> tuple[set[Any], Any] | None:
+        """The keys of the operation's kind, and its own."""
         args = op.args
         match op.verb:
             case "route_replace" | "route_del":
-                self.routes.add((args["dst"], args["prefix"]))
+                return self.routes, (args["dst"], args["prefix"])
             case "neigh_replace" | "neigh_del":
-                self.neighbours.add((args["index"], args["packed"]))
+                return self.neighbours, (args["index"], args["packed"])
             case "fdb_replace" | "fdb_del":
-                self.fdb.add((args["index"], args["mac"]))
+                return self.fdb, (args["index"], args["mac"])
+        return None
 
     def compare(self, difference: Difference) -> None:
         if self.everything:

@@ -15,20 +15,23 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent import subnet_file
+from agent import memory, subnet_file
+from agent.membership.troubles import few
 from agent.roster import Roster
 from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
-from plugins.cluster_conf import outside, subnet_file_of
-from plugins.peers import Entries, Node, vtep_mac
+from plugins.cluster_conf import subnet_file_of
+from plugins.peers import Node, vtep_mac
 from plugins.pod_network import Site
 from plugins.vxlan_device import remove_former
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
+    from typing import Any
 
     from agent.log import Log
     from agent.membership import Source
@@ -38,7 +41,16 @@ if TYPE_CHECKING:
     from plugins.cluster_conf import ClusterConf
     from plugins.peers import Local, Subnet
     from plugins.pod_network import Backend
+    from plugins.reconcile import Wanted
     from plugins.this_node import Places
+
+
+class News(NamedTuple):
+    """Nodes that are there and names that are gone (None: all others, but for those that are there and `unread`)."""
+
+    put: list[Node]
+    gone: list[str] | None
+    unread: frozenset[str] = frozenset()
 
 
 class Inbox:
@@ -47,26 +59,26 @@ class Inbox:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._mutex = threading.Lock()
-        self._news: deque[tuple[list[Node], list[str] | None]] = deque()
+        self._news: deque[News] = deque()
         self.trouble_text = ""
 
-    def replace(self, nodes: list[Node]) -> None:
+    def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:
         with self._mutex:
             self._news.clear()  # it says it all
-            self._news.append((nodes, None))
+            self._news.append(News(nodes, None, frozenset(unread)))
         self._wake()
 
     def change(self, put: list[Node], gone: list[str]) -> None:
         with self._mutex:
-            self._news.append((put, gone))
+            self._news.append(News(put, gone))
         self._wake()
 
     def trouble(self, text: str) -> None:
         self.trouble_text = text
         self._wake()
 
-    def next(self) -> tuple[list[Node], list[str] | None] | None:
-        """Nodes that are there and names that are gone (None: all others); None when there is no more news."""
+    def next(self) -> News | None:
+        """None when there is no more news."""
         with self._mutex:
             return self._news.popleft() if self._news else None
 
@@ -125,7 +137,12 @@ class Reconciler:
         self._lists_us = lists_us
         self._offered: Node | None = None
         self._inbox = Inbox(wake)
-        self._roster = Roster(lambda node: outside(node, conf.networks) if conf.networks else "")
+        self._roster = Roster(conf.networks, conf.vni if conf.kind == "vxlan" else 0)
+        self._memory = memory.path_of(run_dir, conf.name)
+        self._roster.remember(memory.read(self._memory))
+        self._has_memory = len(self._roster) > 0
+        self._to_remember = False
+        self._masqueraded: tuple[Subnet, ...] | None = None
         self._ground: Ground | None = None
         self._site: Site | None = None
         self._here: frozenset[bytes] = frozenset()
@@ -133,9 +150,14 @@ class Reconciler:
         self._told: dict[str, str] = {}
         self.settled = False
         self.is_sure = False
+        self._knows_all = False
 
     def close(self) -> None:
         self._source.close()
+        try:
+            self._remember()
+        except OSError as error:
+            self._tell("upkeep", f"{self._memory}: {error.strerror}")
 
     @property
     def nodes(self) -> int:
@@ -152,6 +174,11 @@ class Reconciler:
         return self.devices | {underlay.index for underlay in underlays}
 
     @property
+    def knows_all(self) -> bool:
+        """Whether what the kernel holds beside what is wanted may be taken away."""
+        return self._knows_all and self._ground is not None
+
+    @property
     def addresses(self) -> frozenset[bytes]:
         own = self._ground.own if self._ground else self._offered
         return frozenset(own.addresses.values()) if own else frozenset()
@@ -163,44 +190,60 @@ class Reconciler:
 
     # The members
 
-    def hear(self, wanted: Entries, changed: Changed) -> bool:
+    def hear(self, wanted: Wanted, changed: Changed) -> bool:
         """Take the source's news; whether this node itself is concerned."""
         self._tell("membership", self._inbox.trouble_text)
         concerned = False
         heard = False
         while (news := self._inbox.next()) is not None:
-            put, gone = news
-            left, came = self._roster.replace(put) if gone is None else self._roster.change(put, gone)
+            if news.gone is None:
+                left, came = self._roster.replace(news.put, news.unread)
+                self._take_as_whole(changed)
+            else:
+                left, came = self._roster.change(news.put, news.gone)
             heard = True
+            self._to_remember = self._to_remember or bool(left or came)
+            self._note(left, came)
             for node in left:
                 self._faults.pop(node.name, None)
             concerned = concerned or not self.settled or self._concerns(left) or self._concerns(came)
-            self.settled = self.settled or gone is None
+            self.settled = self.settled or news.gone is None
             if self._ground is not None:
                 self._leave(left, self._ground, wanted, changed)
                 self._join(came, self._ground, wanted, changed)
         if heard:
-            self._tell("members", "; ".join(list(self._roster.faults.values())[:3]))
+            self._tell("members", few(list(self._roster.faults.values())))
         return concerned
+
+    def _take_as_whole(self, changed: Changed) -> None:
+        """See whether all members are known now: what the kernel holds of one that cannot be read and is not remembered
+        stays, whichever that is."""
+        before, self._knows_all = self._knows_all, self._has_memory or not self._roster.unread
+        if self._knows_all:
+            self._has_memory = True
+            changed.everything = changed.everything or not before
+
+    def _note(self, left: Iterable[Node], came: Iterable[Node]) -> None:
+        """Log who has joined, changed and left."""
+        before, now = ({node.name: node for node in nodes} for nodes in (left, came))
+        for name in before | now:
+            if before.get(name) != now.get(name):
+                what = partial(_story, before.get(name), now.get(name))
+                self._log.note("members", what, network=self.conf.name, node=name)
 
     def _concerns(self, nodes: Iterable[Node]) -> bool:
         own = self._ground.own.name if self._ground else self.conf.node_name
         return any(node.name == own or not self._here.isdisjoint(node.addresses.values()) for node in nodes)
 
-    def _leave(self, nodes: Iterable[Node], ground: Ground, wanted: Entries, changed: Changed) -> None:
+    def _leave(self, nodes: Iterable[Node], ground: Ground, wanted: Wanted, changed: Changed) -> None:
         for node in nodes:
             if node.name == ground.own.name:
                 continue
             old = self._backend.entries(ground.own, node, ground.local)
             changed.add(old)
-            for subnet in old.routes:
-                wanted.routes.pop(subnet, None)
-            for key in old.neighbours:
-                wanted.neighbours.pop(key, None)
-            for key in old.fdb:
-                wanted.fdb.pop(key, None)
+            wanted.remove(old)
 
-    def _join(self, nodes: Iterable[Node], ground: Ground, wanted: Entries, changed: Changed) -> None:
+    def _join(self, nodes: Iterable[Node], ground: Ground, wanted: Wanted, changed: Changed) -> None:
         for node in nodes:
             if node.name == ground.own.name:
                 continue
@@ -210,9 +253,7 @@ class Reconciler:
             new = self._backend.entries(ground.own, node, ground.local)
             self._fault(node, "; ".join(new.faults))
             changed.add(new)
-            wanted.routes.update(new.routes)
-            wanted.neighbours.update(new.neighbours)
-            wanted.fdb.update(new.fdb)
+            wanted.add(new)
 
     def _fault(self, node: Node, text: str) -> None:
         """Say what is wrong with a peer, empty for nothing, once."""
@@ -224,7 +265,7 @@ class Reconciler:
 
     # The ground
 
-    def stand(self, host: Namespace, wanted: Entries, changed: Changed) -> None:
+    def stand(self, host: Namespace, wanted: Wanted, changed: Changed) -> None:
         """Find this node and its links, make sure of its devices, and plan anew when that is not as before."""
         there = this_node.places(host)
         self._here = frozenset(address.packed for _, address in there)
@@ -235,13 +276,16 @@ class Reconciler:
         try:
             own = self._own()
             if own is None:
-                name = self.conf.node_name or self._host_name
+                name = self._name()
                 found = self._roster.faults.get(name, "it missing")
                 raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found {found}")
             if self._ground is None:
                 own = self._as_far_as_here(own)
             self._site = self._site_of(own, there)
+            damage = self._damage(host, self._site) if self._ground is not None else {}
             ground = Ground(own, self._backend.prepare(host, self._site, self._warn), self._twins(own))
+            if damage:
+                self._note_repairs(damage, self._damage(host, self._site))
         except CniError as error:
             self._tell("node", f"{error.msg}; what is in force stays")
             return
@@ -253,9 +297,26 @@ class Reconciler:
         if self._ground is not None:
             self._tell_of_moved_pods(self._ground.own, ground.own)
             self._leave(nodes, self._ground, wanted, changed)
+        else:
+            changed.everything = True  # what nobody wants may be taken away from now on
         self._ground = ground
         self._join(nodes, ground, wanted, changed)
         remove_former(host, self.conf.name, ground.local.devices.values(), self._warn)
+
+    def _damage(self, host: Namespace, site: Site) -> dict[int, str]:
+        """What is not as it has to be of the devices, by the family of their underlay."""
+        found = {}
+        for size, underlay in site.underlays.items():
+            try:
+                self._backend.check(host, Site(site.conf, site.own, {size: underlay}, site.networks, site.mtu))
+            except CniError as error:
+                found[size] = error.msg
+        return found
+
+    def _note_repairs(self, before: dict[int, str], after: dict[int, str]) -> None:
+        for size, text in before.items():
+            if size not in after:
+                self._log.note("repairs", partial(str, f"repaired: {text}"), network=self.conf.name)
 
     def _as_far_as_here(self, own: Node) -> Node:
         """The own node with the addresses that it has by now: one family need not wait for the other at the start."""
@@ -274,6 +335,10 @@ class Reconciler:
     def _twins(self, own: Node) -> frozenset[str]:
         holders = filter(None, map(self._roster.holder, self._here))
         return frozenset(node.name for node in holders if node.name != own.name)
+
+    def _name(self) -> str:
+        """What this node is called where its addresses do not tell."""
+        return self.conf.node_name or self._host_name
 
     def _own(self) -> Node | None:
         """The node that this is, as the members know it: by its name, else by an address, else by the host's name."""
@@ -298,7 +363,7 @@ class Reconciler:
         lasting = {size: packed for size, packed in before.items() if packed in self._here}
         if self._offered is not None and lasting == before and not self._offers_more(lasting, there):
             return
-        name = self.conf.node_name or self._host_name
+        name = self._name()
         try:
             addresses = this_node.of_links(host, self.conf, self.conf.networks, there).addresses | lasting
             self._tell("underlay", "")
@@ -336,19 +401,32 @@ class Reconciler:
             return
         own, site = self._own(), self._site
         try:
-            if own is None or not own.subnets:
+            if own is None and self._roster.may_be_in(self.conf.node_name, self._here):
+                pass  # as it was, it stays
+            elif own is None or not own.subnets:
                 self._write("")
             elif site is not None and site.own.subnets == own.subnets:
                 self._write(subnet_file.text_of(site))
                 from plugins import range_masquerade
 
                 masqueraded = own.subnets if self.conf.ip_masq else ()
-                range_masquerade.ensure(firewall, masqueraded, (*site.networks, *self.conf.exceptions))
+                done = range_masquerade.ensure(firewall, masqueraded, (*site.networks, *self.conf.exceptions))
+                if done and masqueraded == self._masqueraded:
+                    text = "repaired: masquerade rules: they were not as they have to be"
+                    self._log.note("repairs", partial(str, text), network=self.conf.name)
+                self._masqueraded = masqueraded
+            self._remember()
             self._tell("upkeep", "")
         except OSError as error:
-            self._tell("upkeep", f"{self._subnet_file}: {error.strerror}")
+            self._tell("upkeep", f"{error.filename or self._subnet_file}: {error.strerror}")
         except CniError as error:
             self._tell("upkeep", error.msg)
+
+    def _remember(self) -> None:
+        """Write down who is in, for the process after this one. OSError."""
+        if self._to_remember:
+            memory.write(self._memory, self._roster)
+            self._to_remember = False
 
     def _write(self, text: str) -> None:
         if subnet_file.settle(self._subnet_file, text):
@@ -368,3 +446,25 @@ class Reconciler:
             self._log.warning(f"{what}: {text}", network=self.conf.name)
         else:
             self._log.info(f"{what}: all is well again", network=self.conf.name)
+
+
+def _story(before: Node | None, now: Node | None) -> str:
+    """What has become of a member, None where it was or is not in."""
+    was, has = (node.described() if node else {} for node in (before, now))
+    name = has.pop("name", None) or was["name"]
+    was.pop("name", None)
+    if now is None:
+        return f"node {name} has left"
+    if before is None:
+        return f"node {name} has joined: {_listed(has)}"
+    changed = [key for key in was | has if was.get(key) != has.get(key)]
+    changes = [f"{key} from {_text(was.get(key))} to {_text(has.get(key))}" for key in changed]
+    return f"node {name} has changed: {', '.join(changes)}"
+
+
+def _listed(found: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {_text(value)}" for key, value in found.items())
+
+
+def _text(value: str | list[str] | None) -> str:
+    return (" and ".join(value) if isinstance(value, list) else value) or "none"

@@ -10,12 +10,10 @@ from cni import addr
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.names import interface_fault
-from plugins.peers import Node, read_nodes, refuse_no_hosts, within
+from plugins.peers import Node, outside, read_nodes, refuse_no_hosts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from plugins.peers import Subnet
 
 LAST_VNI = (1 << 24) - 1
@@ -58,30 +56,16 @@ class ClusterConf:
         if config.raw("peers") is not None:
             if not self.networks:
                 config.refuse(wrong(config.at("network"), "network or ipv6Network beside `peers`", None))
-            peers = read_nodes(config, "peers")
-            try:
-                refuse_outside(peers, self.networks)
-            except CniError as error:
-                config.refuse(error)
+            peers = read_nodes(config, "peers", self.networks, self.vni if self.kind == "vxlan" else 0)
             # With another source of membership the agent decides who is in the cluster.
             self.peers = peers if config.raw("membership") is None else None
 
 
-def refuse_outside(nodes: Iterable[Node], networks: tuple[Subnet, ...]) -> None:
+def refuse_outside(node: Node, networks: tuple[Subnet, ...]) -> None:
     """CniError 7 when a node's subnet is not part of the network."""
-    for node in nodes:
-        fault = outside(node, networks)
-        if fault:
-            raise CniError(INVALID_CONFIG, fault, "correct the subnet, or `network` and `ipv6Network`")
-
-
-def outside(node: Node, networks: tuple[Subnet, ...]) -> str:
-    """Which subnet of a node is not part of the network; empty when all are."""
-    for subnet in node.subnets:
-        if not within(subnet, networks):
-            ranges = " and ".join(addr.unpack_cidr(*network) for network in networks) or "none"
-            return f"{node}: expected a subnet inside the network ({ranges}), found {addr.unpack_cidr(*subnet)}"
-    return ""
+    fault = outside(node, networks)
+    if fault:
+        raise CniError(INVALID_CONFIG, fault, "correct the subnet, or `network` and `ipv6Network`")
 
 
 def subnet_file_of(conf: ClusterConf, run_dir: str) -> str:

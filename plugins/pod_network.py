@@ -281,7 +281,7 @@ def _site_at(
 ) -> Site:
     from plugins import this_node
     from plugins.cluster_conf import refuse_outside
-    from plugins.peers import refuse_contradictions
+    from plugins.peers import self_contradiction
 
     networks, given, source = conf.networks, conf.mtu, "mtu"
     if file is not None:
@@ -289,10 +289,12 @@ def _site_at(
         if not networks:
             text = "expected network or ipv6Network, or FLANNEL_NETWORK in the subnet file, found none"
             raise CniError(INVALID_CONFIG, f"network: {text}", 'add the cluster\'s range, for example "10.244.0.0/16"')
-        refuse_outside((own,), networks)
+        refuse_outside(own, networks)
         if not given:
             given, source = file.mtu, "FLANNEL_MTU of the subnet file"
-        refuse_contradictions((own,))  # peers are looked at when they are read
+        fault = self_contradiction(own)  # peers are looked at when they are read
+        if fault:
+            raise CniError(INVALID_CONFIG, fault)
     if underlays:
         mtu = this_node.pods_mtu(own, backend.overhead, underlays, given, source)
     else:  # whoever wrote the file knows what the underlay carries

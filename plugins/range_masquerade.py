@@ -43,16 +43,17 @@ if TYPE_CHECKING:
 _MARK = "range "
 
 
-def ensure(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> None:
+def ensure(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> bool:
     """Masquerade what leaves the node's `subnets`, or those of its recorded pods, for anything but `exceptions`, and
-    nothing else of this network.
+    nothing else of this network; whether anything was to be done.
 
     With no `subnets`, only what an earlier configuration left is taken away.
     """
     if not _changes(ctx, subnets, exceptions):
-        return
+        return False
     with ctx.records.lock():  # two ADDs would both add what both found missing
         commit(ctx.host, _changes(ctx, subnets, exceptions))
+    return True
 
 
 def check(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from cni.config import wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from cni.config import Reader
     from plugins.peers import Node, Subnet
@@ -39,8 +39,12 @@ _SOURCES = {
 class Listener(Protocol):
     """What a source tells to. Every method may be called from any thread of the source, and returns at once."""
 
-    def replace(self, nodes: list[Node]) -> None:
-        """Take this as the whole membership, the own node with its subnets included."""
+    def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:
+        """Take this as the whole membership, the own node with its subnets included.
+
+        `unread` are the names of members that are there and cannot be read, "" of one whose name cannot be read either:
+        as they were known they stay.
+        """
 
     def change(self, put: list[Node], gone: list[str]) -> None:
         """Take these nodes as they are now, and those names as gone."""

@@ -203,7 +203,7 @@ class EtcdSource:
             raise LostError("this node's key is gone")
         self._nodes = Nodes(keys.nodes, own)
         self._look_at_own(mine)
-        self._listener.replace(self._nodes.load(found))
+        self._listener.replace(self._nodes.load(found), self._nodes.unread)
         self._troubles.tell("values", self._nodes.complaint)
         self._revision = revision
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from agent.membership.kubernetes_node import NodeError, addresses, peer, subnets
 from cni import addr
-from plugins.peers import Node
+from plugins.peers import Node, outside
 
 if TYPE_CHECKING:
     from agent.membership import Listener, Network
@@ -38,6 +38,7 @@ class Members:
         self._troubles = troubles
         self._announcer = announcer
         self._nodes: dict[str, Node] = {}
+        self._unread: set[str] = set()  # whose objects cannot be read, and never could
         self._guard = threading.RLock()  # a listener may answer with an update
         self._closed = False
 
@@ -48,12 +49,12 @@ class Members:
     def replace(self, reading: Reading) -> None:
         """The whole list has been read."""
         with self._guard:
-            self._nodes = reading.nodes
+            self._nodes, self._unread = reading.nodes, reading.unread
             self._troubles.nodes(reading.problems)
             own = self._see(reading.own, reading.names)
             if not self._closed:
                 self._nodes[own.name] = own
-                self._listener.replace(list(self._nodes.values()))
+                self._listener.replace(list(self._nodes.values()), self._unread)
 
     def put(self, view: NodeView) -> None:
         """A node has come or changed."""
@@ -80,7 +81,10 @@ class Members:
         with self._guard:
             if name == self._own.name:
                 self._tell(self._see(None, []))
-            elif self._nodes.pop(name, None) is not None and not self._closed:
+                return
+            was_known = self._nodes.pop(name, None) is not None
+            if (was_known or name in self._unread) and not self._closed:
+                self._unread.discard(name)
                 self._listener.change([], [name])
 
     def update(self, own: Node) -> None:
@@ -99,6 +103,7 @@ class Members:
     def _tell(self, node: Node) -> None:
         if self._nodes.get(node.name) != node and not self._closed:
             self._nodes[node.name] = node
+            self._unread.discard(node.name)
             self._listener.change([node], [])
 
     def _see(self, view: NodeView | None, names: list[str]) -> Node:
@@ -115,8 +120,9 @@ class Members:
                 answers = self._given or addresses(view)
                 ranges = subnets(view, self._network)
                 trouble = "" if ranges else self._no_range(view)
-            except NodeError as problem:
+            except NodeError as problem:  # as it was known, it stays
                 trouble = f"{name}: {problem}"
+                answers, ranges = self._given or self._own.addresses, self._own.subnets
         self._troubles.tell("own", trouble or self._outside(ranges))
         self._compare(ranges)
         self._own, self._view = Node(name, answers, ranges, self._own.macs), view
@@ -134,14 +140,8 @@ class Members:
 
     def _outside(self, ranges: tuple[Subnet, ...]) -> str:
         whole = self._network.ranges
-        for packed, prefix in ranges:
-            if not any(prefix >= bits and addr.inside(packed, network, bits) for network, bits in whole) and whole:
-                return (
-                    f"{self._own.name}: expected a podCIDR inside the network "
-                    f"{_text(whole)}, found {addr.unpack_cidr(packed, prefix)}: other nodes take it for no pod's; "
-                    "make the network the --cluster-cidr of kube-controller-manager"
-                )
-        return ""
+        fault = outside(Node(self._own.name, {}, ranges), whole) if whole else ""
+        return fault and f"{fault}; make the network the --cluster-cidr of kube-controller-manager"
 
     def _compare(self, ranges: tuple[Subnet, ...]) -> None:
         """Tell of a podCIDR that has become another one; it stands until the first is back, or the agent is new."""
@@ -157,11 +157,13 @@ class Members:
 
 
 class Reading:
-    """A list of nodes while its pages come. What is wrong with a node that was known leaves it as it was."""
+    """A list of nodes while its pages come. A node that cannot be read stays as it was known, here (`nodes`) or by the
+    listener (`unread`)."""
 
     def __init__(self, own: str, network: Network, known: dict[str, Node]) -> None:
         self.nodes: dict[str, Node] = {}
         self.problems: dict[str, str] = {}
+        self.unread: set[str] = set()
         self.own: NodeView | None = None
         self.names: list[str] = []  # of the first ones, to show
         self._own_name = own
@@ -180,6 +182,8 @@ class Reading:
         except NodeError as problem:
             self.problems[name] = str(problem)
             node = self._known.get(name)
+            if node is None:
+                self.unread.add(name)
         if node is not None:
             self.nodes[name] = node
 

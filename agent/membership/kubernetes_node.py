@@ -3,6 +3,7 @@
     spec.podCIDRs, else podCIDR                                  -> subnets
     cnikit.dev/public-ip, public-ipv6                            -> address: set by people, wins
     flannel.alpha.coreos.com/public-ip(v6)-overwrite             -> address: set by people
+    flannel.alpha.coreos.com/node-public-ip(v6)                  -> address: set by people, read by flanneld at its start
     flannel.alpha.coreos.com/public-ip(v6)                       -> address: what the node's agent goes by
     status.addresses, the first InternalIP of each family        -> address
     flannel.alpha.coreos.com/backend(-v6)-data, cnikit.dev/vtep-mac(-v6) -> MAC of the VXLAN device
@@ -87,8 +88,8 @@ class NodeStatusView(GlobalSubResource, NodeView):
     )
 
 
-class _BackendData(msgspec.Struct):
-    VNI: int
+class _BackendData(msgspec.Struct, kw_only=True):
+    VNI: int = 0  # flannel before 0.13.1 does not write it
     VtepMAC: str
 
 
@@ -133,7 +134,8 @@ def addresses(view: NodeView) -> dict[int, bytes]:
 
 def overwritten(notes: dict[str, str], size: int) -> str:
     """The address of a family that people have given the node, in our way or in flannel's."""
-    return notes.get(OURS + _IP[size]) or notes.get(f"{FLANNEL}{_IP[size]}-overwrite", "")
+    name = _IP[size]
+    return notes.get(OURS + name) or notes.get(f"{FLANNEL}{name}-overwrite") or notes.get(f"{FLANNEL}node-{name}", "")
 
 
 def macs(view: NodeView, network: Network) -> dict[int, bytes]:
@@ -196,7 +198,13 @@ def own_annotations(own: Node, notes: dict[str, str], network: Network) -> dict[
         here = size in own.addresses
         mac = addr.unpack_mac(own.vtep_mac(size, network.vni)) if here and network.backend == "vxlan" else None
         found[OURS + _MAC[size]] = mac
-        data = msgspec.json.encode(_BackendData(network.vni, mac)).decode() if mac else "null" if here else None
+        data = (
+            msgspec.json.encode(_BackendData(VNI=network.vni, VtepMAC=mac)).decode()
+            if mac
+            else "null"
+            if here
+            else None
+        )
         found[FLANNEL + _DATA[size]] = data
         answers = overwritten(notes, size) or (addr.unpack(own.addresses[size]) if here else None)
         found[FLANNEL + _IP[size]] = answers
@@ -221,13 +229,14 @@ def _managed(notes: dict[str, str]) -> bool:
 
 
 def _flannel_mac(text: str, vni: int) -> str:
-    """The MAC in flannel's `{"VNI":1,"VtepMAC":"..."}`; empty when it says `null` (host-gw) or nothing."""
+    """The MAC in flannel's `{"VNI":1,"VtepMAC":"..."}`, which may lack the VNI; empty when it says `null` (host-gw) or
+    nothing."""
     if text in ("", "null"):
         return ""
     try:
         data = msgspec.json.decode(text, type=_BackendData)
     except msgspec.MsgspecError as error:
         raise NodeError(f'annotation backend-data: expected {{"VNI": ..., "VtepMAC": ...}}, found {text!r}') from error
-    if vni not in (0, data.VNI):
+    if vni and data.VNI not in (0, vni):
         raise NodeError(f"expected VNI {vni}, which is this node's, found {data.VNI} in its annotation backend-data")
     return data.VtepMAC

@@ -21,7 +21,7 @@ from plugins.peers import Node
 from tests.e2e.world import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from agent.membership.etcd import EtcdSource
@@ -165,11 +165,13 @@ class Ear:
         self._news = Condition()
         self.nodes: dict[str, Node] = {}
         self.replaced = 0
+        self.unread: set[str] = set()
         self.troubles: list[str] = []
 
-    def replace(self, nodes: list[Node]) -> None:
+    def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:
         with self._news:
             self.nodes = {node.name: node for node in nodes}
+            self.unread = set(unread)
             self.replaced += 1
             self._news.notify_all()
 
@@ -177,7 +179,7 @@ class Ear:
         with self._news:
             self.nodes.update((node.name, node) for node in put)
             for name in gone:
-                del self.nodes[name]
+                self.nodes.pop(name, None)  # it may have been unread
             self._news.notify_all()
 
     def trouble(self, text: str) -> None:

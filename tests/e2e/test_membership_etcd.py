@@ -402,7 +402,7 @@ def test_more_nodes_than_a_page_holds_are_read(etcd: Etcd, member: Callable[...,
         ('{"name": "node8", "publicIP": "192.0.2.7"}', "expected node7 as in the key"),
         ('{"name": "node7", "publicIP": "192.0.2.7", "subnets": ["10.244.7.1/24"]}', "own address, 10.244.7.0/24"),
         ('{"name": "node7", "publicIP": "192.0.2.1"}', "192.0.2.1 is node1's address"),
-        ("[" * 100_000, "left out"),
+        ("[" * 100_000, "stays as it was"),
     ],
 )
 def test_a_wrong_value_is_told_and_left_out_and_the_others_go_on(
@@ -418,6 +418,25 @@ def test_a_wrong_value_is_told_and_left_out_and_the_others_go_on(
     assert set(one.ear.nodes) == {"node1", "node2"}
     put_node(etcd, "node7", "192.0.2.7", "10.244.207.0/24")
     one.ear.wait(lambda ear: "node7" in ear.nodes and not ear.trouble_now, "put right")
+
+
+def test_a_node_whose_value_becomes_wrong_stays_as_it_was_until_its_key_is_gone(
+    etcd: Etcd, member: Callable[..., Member]
+) -> None:
+    one = member(1).start().ready()
+    put_node(etcd, "node2", "192.0.2.2", "10.244.200.0/24")
+    one.ear.wait(lambda ear: "node2" in ear.nodes, "it is in")
+    known = one.ear.nodes["node2"]
+
+    etcd.ctl("put", f"{PREFIX}/nodes/node2", stdin="no JSON")
+
+    told = f"{PREFIX}/nodes/node2: not valid JSON"
+    one.ear.wait(lambda ear: told in ear.trouble_now and "stays as it was" in ear.trouble_now, "told")
+    assert one.ear.nodes["node2"] == known
+    two = member(3).start()  # who begins now knows only that it is there
+    two.ear.wait(lambda ear: ear.unread == {"node2"}, "it is there and cannot be read")
+    etcd.ctl("del", f"{PREFIX}/nodes/node2")
+    one.ear.wait(lambda ear: "node2" not in ear.nodes and not ear.trouble_now, "gone")
 
 
 def test_wrong_values_found_at_start_are_told_as_well(etcd: Etcd, member: Callable[..., Member]) -> None:

@@ -428,7 +428,7 @@ def test_the_own_node_is_not_there_yet(plane: ControlPlane, kubeconfig: str) -> 
         plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
 
         told.wait_trouble("")
-        assert told.described()["node1"]["subnets"] == ["10.244.1.0/24"]
+        told.wait(lambda: told.described()["node1"]["subnets"] == ["10.244.1.0/24"], "its range")
 
 
 def test_the_own_node_gets_its_range_late(plane: ControlPlane, kubeconfig: str) -> None:
@@ -482,6 +482,7 @@ def test_annotations_that_are_wrong(plane: ControlPlane, kubeconfig: str) -> Non
     with running(KubernetesSource(NETWORK, kubeconfig)) as told:
         told.wait_for("node1", "node4")
         told.wait_trouble("node2: expected VNI 1", "found 7", "node3: annotation public-ip", "'here'")
+        assert told.unread == {"node2", "node3"}, "what was known of them elsewhere stays in force"
         plane.patch_node("node4", {"metadata": {"annotations": {OURS + "vtep-mac": "mac"}}})
         told.wait_trouble("node4: annotation vtep-mac")
         assert "node4" in told.nodes, "what was known of it stays in force"

@@ -682,7 +682,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("node2", "options", "code", "told"),
         [
-            ({"subnets": ["10.244.1.128/25"]}, {}, 7, "subnets of node1 and node2 overlap"),
+            ({"subnets": ["10.244.1.128/25"]}, {}, 7, "which overlaps 10.244.1.0/24 of node1"),
             ({"publicIP": "198.18.0.1"}, {}, 7, "found 198.18.0.1, which is node1's"),
             ({"subnets": ["10.9.0.0/24"]}, {}, 7, "inside the network (10.244.0.0/16), found 10.9.0.0/24"),
             ({"subnets": ["10.244.2.1/24"]}, {}, 7, "peers[1].subnets[0]: expected the network's own address, 10.244.2.0/24"),

@@ -59,6 +59,9 @@ def test_the_first_internal_address_of_each_family() -> None:
         ({FLANNEL + "public-ip": "198.51.100.2"}, "192.0.2.2"),  # nobody manages it: a left-over
         (FLANNEL_NODE, "198.51.100.2"),
         ({**FLANNEL_NODE, FLANNEL + "public-ip-overwrite": "203.0.113.1"}, "203.0.113.1"),
+        ({FLANNEL + "node-public-ip": "203.0.113.7"}, "203.0.113.7"),
+        ({**FLANNEL_NODE, FLANNEL + "node-public-ip": "203.0.113.7"}, "203.0.113.7"),
+        ({FLANNEL + "node-public-ip": "203.0.113.7", FLANNEL + "public-ip-overwrite": "203.0.113.1"}, "203.0.113.1"),
         ({FLANNEL + "public-ip-overwrite": "203.0.113.1", OURS + "public-ip": "203.0.113.9"}, "203.0.113.9"),
     ],
 )
@@ -72,6 +75,8 @@ def test_whose_address_wins(notes: dict[str, str], expected: str) -> None:
         ({}, None),
         ({OURS + "vtep-mac": "0a:00:00:00:00:09"}, "0a:00:00:00:00:09"),
         (FLANNEL_NODE, "0a:00:00:00:00:02"),
+        # flannel up to 0.13.0
+        ({**FLANNEL_NODE, FLANNEL + "backend-data": '{"VtepMAC":"0a:00:00:00:00:02"}'}, "0a:00:00:00:00:02"),
         # Ours stands there still, but flannel's agent has written since.
         ({**FLANNEL_NODE, OURS + "vtep-mac": "0a:00:00:00:00:09"}, "0a:00:00:00:00:02"),
         ({**FLANNEL_NODE, FLANNEL + "backend-data": "null"}, None),
@@ -90,6 +95,8 @@ def test_macs_mean_nothing_to_host_gw() -> None:
     [
         ({**FLANNEL_NODE, FLANNEL + "backend-data": '{"VNI":2,"VtepMAC":"0a:00:00:00:00:02"}'}, {}, "expected VNI 1"),
         ({**FLANNEL_NODE, FLANNEL + "backend-data": "{"}, {}, "backend-data"),
+        ({**FLANNEL_NODE, FLANNEL + "backend-data": "{}"}, {}, "backend-data"),
+        ({FLANNEL + "node-public-ip": "here"}, {}, "public-ip: expected an IPv4 address"),
         ({OURS + "vtep-mac": "0b:00:00:00:00:02"}, {}, "MAC of a device"),  # a group's
         ({OURS + "public-ip": "2001:db8::1"}, {}, "an IPv4 address"),
         ({OURS + "public-ipv6": "192.0.2.1"}, {}, "an IPv6 address"),

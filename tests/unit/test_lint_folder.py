@@ -12,6 +12,7 @@ from cli import lint
 from cli.lint_folder import Place
 from cni import addr
 from cni.errors import CniError
+from plugins.peers import vtep_mac
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -150,5 +151,13 @@ def test_members_are_read_as_the_agent_reads_them(folder: Folder) -> None:
     file.write_text(json.dumps({"nodes": nodes}))
     assert folder.said() == ["error peers.json nodes[1].publicIP", "error peers.json nodes[0]"]
     assert folder.said(paths=(str(file),)) == ["error peers.json nodes[1].publicIP"]
+    mac = addr.unpack_mac(vtep_mac(1, bytes([192, 0, 2, 1])))
+    nodes = [
+        {"name": "a", "publicIP": "192.0.2.1", "subnets": ["10.244.1.0/24"]},
+        {"name": "b", "publicIP": "192.0.2.2", "subnets": [], "vtepMAC": mac},
+        {"name": "c", "publicIP": "192.0.2.3", "subnet": ["10.244.3.0/24"]},
+    ]
+    file.write_text(json.dumps({"nodes": nodes}))
+    assert folder.said() == ["error peers.json nodes[2].subnet", "error peers.json nodes[1]"]
     file.rename(folder.path / "peers.json")
     assert "error peers.json " in folder.said()

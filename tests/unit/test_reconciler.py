@@ -16,9 +16,11 @@ from cni.kernel import ops
 from cni.testing.fake_kernel import FakeKernel
 from plugins import host_gw
 from plugins.cluster_conf import ClusterConf
-from plugins.peers import Entries, Node
+from plugins.peers import Node
+from plugins.reconcile import Wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from agent.membership import Listener
@@ -52,6 +54,9 @@ class Log:
 
     info = error = warning
 
+    def note(self, kind: str, text: Callable[[], str], **_: object) -> None:
+        self.lines.append(f"{kind}: {text()}")
+
 
 class World:
     """A node with one link, and a host-gw network of both families whose source does not know where the node is."""
@@ -64,7 +69,7 @@ class World:
         self.index = link.index
         self.host.apply(ops.link_set(link.index, up=True))
         self.source, self.log = Source(), Log()
-        self.wanted = Entries()
+        self.wanted = Wanted()
         networks = {"network": "10.244.0.0/16", "ipv6Network": "fd00:244::/48", "iface": "eth0", "nodeName": "n1"}
         conf = ClusterConf(Reader({"type": "host-gw", "name": "pods", **networks}))
         self.network = Reconciler(
@@ -168,3 +173,21 @@ def test_what_is_wrong_with_a_peer_is_told_once(world: World) -> None:
     assert world.network.troubles == 2
     world.hear(own)
     assert world.network.troubles == 0
+
+
+def test_who_joins_changes_and_leaves_is_logged_a_line_each(world: World) -> None:
+    world.give(V4)
+    world.stand()
+    one, two = node("n1", "192.0.2.1", subnet="10.244.1.0/24"), node("n2", "192.0.2.2", subnet="10.244.2.0/24")
+
+    world.hear(one, two)
+    world.hear(one, node("n2", "192.0.2.22", subnet="10.244.2.0/24"))
+    world.hear(one)
+    world.hear(one)
+
+    assert [line for line in world.log.lines if line.startswith("members: ")] == [
+        "members: node n1 has joined: publicIP 192.0.2.1, subnets 10.244.1.0/24",
+        "members: node n2 has joined: publicIP 192.0.2.2, subnets 10.244.2.0/24",
+        "members: node n2 has changed: publicIP from 192.0.2.2 to 192.0.2.22",
+        "members: node n2 has left",
+    ]
