@@ -235,16 +235,18 @@ class Cluster:
         links = frozenset().union(*(one.links for one in everyone))
         addresses = frozenset().union(*(one.addresses for one in everyone))
         self._mirror.stand_on(links, addresses)
-        if devices != self._mirror.devices:
+        if devices != self._mirror.devices or planned.everything:
             self._mirror.look(devices)
+        if planned.everything:  # what failed until now is tried at once
+            self._pause, self._again_at = _FIRST_PAUSE, 0.0
 
     def _put_right(self, *, by_plan: bool) -> None:
         """Compare what has to be compared and do what is to be done, in one batch."""
         mirror = self._mirror
         changed, mirror.changed = mirror.changed, Changed()
-        settled = [reconciler for reconciler, _ in self._networks if reconciler.settled]
-        links = frozenset().union(*(one.devices for one in settled))
-        scope = Scope(links, [subnet for one in settled for subnet in one.conf.networks])
+        everyone = [reconciler for reconciler, _ in self._networks]
+        links = frozenset().union(*(one.devices for one in everyone))
+        scope = Scope(links, [subnet for one in everyone for subnet in one.ranges])
         difference = Difference(self._wanted, mirror.held, scope)
         changed.compare(difference)
         operations = difference.operations()

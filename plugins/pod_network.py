@@ -72,9 +72,9 @@ class Backend:
 
 class Site:
     """The node in a network: who it is, its underlay links by address size, the network's ranges, the MTU of pods,
-    which its devices have too."""
+    which its devices have too. `lost` says what is wrong with an address that is on no link, by its size."""
 
-    __slots__ = ("conf", "mtu", "networks", "own", "underlays")
+    __slots__ = ("conf", "lost", "mtu", "networks", "own", "underlays")
 
     def __init__(
         self,
@@ -83,12 +83,14 @@ class Site:
         underlays: dict[int, Underlay],
         networks: tuple[Subnet, ...],
         mtu: int,
+        lost: dict[int, CniError] | None = None,
     ) -> None:
         self.conf = conf
         self.own = own
         self.underlays = underlays
         self.networks = networks
         self.mtu = mtu
+        self.lost = lost or {}
 
 
 class Conf:
@@ -178,6 +180,8 @@ def check(ctx: Context, conf: Conf, backend: Backend) -> None:
     from plugins.settings import check_forwarding
 
     site = _site(ctx, conf, backend)
+    for error in site.lost.values():
+        raise CniError(INTERNAL, error.msg, error.details)
     ips = attachment_check.pod_ips(ctx, attachment_check.promised(ctx))
     _refuse_moved(site, ips)
     ctx.config = conf.with_ranges(site.own.subnets)
@@ -272,11 +276,17 @@ def _found(
         own = this_node.among(conf, conf.peers or (), there)
         if not own.subnets:
             raise this_node.no_subnet(f"node {own.name} among the peers without `subnets`")
-    return _site_at(conf, backend, own, this_node.underlays(conf, own, there), file)
+    underlays, lost = this_node.underlays(conf, own, there)
+    return _site_at(conf, backend, own, underlays, file, lost)
 
 
 def _site_at(
-    conf: ClusterConf, backend: Backend, own: Node, underlays: dict[int, Underlay], file: SubnetFile | None
+    conf: ClusterConf,
+    backend: Backend,
+    own: Node,
+    underlays: dict[int, Underlay],
+    file: SubnetFile | None,
+    lost: dict[int, CniError] | None = None,
 ) -> Site:
     from plugins import this_node
     from plugins.cluster_conf import refuse_outside
@@ -297,7 +307,7 @@ def _site_at(
     else:  # whoever wrote the file knows what the underlay carries
         this_node.refuse_narrow(own, given, source, "set `mtu`, or correct the file at its origin")
         mtu = given
-    return Site(conf, own, underlays, networks, mtu)
+    return Site(conf, own, underlays, networks, mtu, lost)
 
 
 def _site(ctx: Context, conf: Conf, backend: Backend) -> Site:
@@ -309,6 +319,8 @@ def _site(ctx: Context, conf: Conf, backend: Backend) -> Site:
 
 def _connect(ctx: Context, site: Site, backend: Backend) -> None:
     """Make sure of the node's own part, and with static peers of what leads to each of them."""
+    for error in site.lost.values():
+        ctx.log(error.msg)
     if site.conf.peers is None:
         backend.prepare(ctx.host, site, ctx.log)
         return
@@ -317,7 +329,9 @@ def _connect(ctx: Context, site: Site, backend: Backend) -> None:
     with ctx.records.lock():  # two ADDs would both make what both found missing, and take the other's for a stranger's
         local = backend.prepare(ctx.host, site, ctx.log)
         devices, others = local.devices.values(), _to_peers(site, backend, local)
-        if reconcile.sync(ctx.host, others, devices, site.networks, ctx.log):
+        # What a family that is away had stays: it leads to the same nodes when the family is back.
+        ranges = [network for network in site.networks if len(network[0]) not in site.lost]
+        if reconcile.sync(ctx.host, others, devices, ranges, ctx.log) and not site.lost:
             from plugins.vxlan_device import remove_former
 
             remove_former(ctx.host, site.conf.name, devices, ctx.log)

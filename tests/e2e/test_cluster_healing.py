@@ -433,6 +433,28 @@ def test_what_it_made_stays_when_the_agent_ends_and_is_taken_over(agent_way: Age
         assert "Traceback" not in second.log()
 
 
+@pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
+def test_what_led_to_nodes_that_left_meanwhile_goes_with_the_first_whole_list(agent_way: AgentWay, kind: str) -> None:
+    with ClusterNode(agent_way, kind, EVERYONE) as world:
+        agent = world.start()
+        world.wait_for_routes(2 * PEERS)
+        whole = world.held()
+        agent.stop()
+        agent.forget()
+        members = world.node.path(MEMBERS)
+        members.write_text("{")
+
+        agent = world.start()
+
+        wait_until(lambda: "membership: " in agent.log(), "it is told", SOON)
+        assert world.held() == whole, "nothing goes as long as nobody knows the members"
+        world.tell(EVERYONE[:-1])
+        wait_until(lambda: len(world.routes()) == 2 * PEERS - 2, "the routes are gone", 1.0)
+        held = world.held()
+        assert len(held["nexthops"]) == 2 * PEERS - 2
+        assert len(held["neighbours"]) == len(held["fdb"]) == (2 * PEERS - 2 if kind == "vxlan" else 0)
+
+
 def test_masquerade_rules_and_the_subnet_file_are_made_again(agent_way: AgentWay) -> None:
     with ClusterNode(agent_way, "vxlan", EVERYONE, ipMasq=True) as world:
         world.start()
