@@ -123,6 +123,8 @@ def _shared(one: ClusterConf, two: ClusterConf) -> str:
         return "it once, found it twice"
     if one.kind == two.kind == "vxlan" and one.vni == two.vni:
         return f"a VNI of its own, found {two.vni} twice"
+    if one.kind == two.kind == "vxlan" and one.port == two.port and one.gbp != two.gbp:
+        return f"gbp as {one.name} on UDP port {one.port} has it, found it on and off, which the kernel cannot serve on one port"
     for mine in one.networks:
         for other in two.networks:
             if overlap(mine, other):

@@ -27,12 +27,13 @@ class ClusterConf:
     """The network's options, typed. CniError 7 with the path of what is wrong.
 
     `networks` are `network` and `ipv6Network`; `exceptions` what else is not masqueraded; `peers` the nodes when the
-    configuration lists them and has no `membership`, else None; `subnet_file` the path as it was
-    given, empty for the default (`subnet_file_of`).
+    configuration lists them and has no `membership`, else None; `has_agent` whether it has one, so that our agent
+    follows the members and writes the subnet file; `subnet_file` the path as it was given, empty for the default
+    (`subnet_file_of`).
     """
 
     __slots__ = (
-        "direct", "exceptions", "gbp", "iface", "ip_masq", "kind", "learning", "mtu", "name", "networks", "node_name",
+        "direct", "exceptions", "gbp", "has_agent", "iface", "ip_masq", "kind", "learning", "mtu", "name", "networks", "node_name",
         "peers", "port", "subnet_file", "vni",
     )  # fmt: skip
 
@@ -54,6 +55,7 @@ class ClusterConf:
         fault = interface_fault(self.iface) if self.iface else ""
         if fault:
             config.refuse(wrong(config.at("iface"), f"an interface name ({fault})", self.iface))
+        self.has_agent = config.raw("membership") is not None
         self.peers: tuple[Node, ...] | None = None
         if config.raw("peers") is not None:
             if not self.networks:
@@ -64,7 +66,7 @@ class ClusterConf:
             except CniError as error:
                 config.refuse(error)
             # With another source of membership the agent decides who is in the cluster.
-            self.peers = peers if config.raw("membership") is None else None
+            self.peers = None if self.has_agent else peers
 
 
 def refuse_outside(nodes: Iterable[Node], networks: tuple[Subnet, ...]) -> None:

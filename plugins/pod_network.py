@@ -240,8 +240,13 @@ def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: s
     file = this_node.read_subnet_file(subnet_file) if conf.peers is None else None
     devices = backend.devices(conf)
     made = this_node.own_devices(host, conf, devices)
-    written_elsewhere = file is not None and not made and (not devices or this_node.flanneld_serves(host, conf))
-    if file is not None and written_elsewhere and (conf.mtu or file.mtu):
+    theirs = this_node.flannelds_device(host, conf) if file is not None and devices and not made else None
+    if theirs is not None and conf.has_agent:
+        # The file is our agent's, so flanneld only left its device there, and keeps no way to other nodes.
+        from plugins.vxlan_device import taken
+
+        raise taken(conf, theirs)
+    if file is not None and not made and (not devices or theirs is not None) and (conf.mtu or file.mtu):
         # The file says all that a pod needs, and whoever wrote it looks after the routes.
         return _site_at(conf, backend, Node(conf.node_name, {}, file.subnets), {}, file)
     known = this_node.places_under(host, made)

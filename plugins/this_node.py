@@ -89,13 +89,13 @@ def own_devices(host: Namespace, conf: ClusterConf, names: list[str]) -> list[Vx
     return [link.vxlan for link in links if link.vxlan is not None]
 
 
-def flanneld_serves(host: Namespace, conf: ClusterConf) -> bool:
-    """Whether flanneld's device has the network's number: then it keeps the way to the other nodes."""
+def flannelds_device(host: Namespace, conf: ClusterConf) -> Link | None:
+    """flanneld's device with the network's number, where there is one."""
     for name in (f"flannel.{conf.vni}", f"flannel-v6.{conf.vni}"):
         link = host.link(name)
         if link is not None and link.vxlan is not None and (link.vxlan.vni, link.vxlan.port) == (conf.vni, conf.port):
-            return True
-    return False
+            return link
+    return None
 
 
 def places_under(host: Namespace, devices: list[Vxlan]) -> Places:

@@ -12,10 +12,11 @@ import pytest
 
 from tests.e2e.agent_world import Agent
 from tests.e2e.cluster_world import MEMBERS, NETWORK, SOON, SUBNETS, UNDERLAY, ClusterNode, member
-from tests.e2e.world import wait_until
+from tests.e2e.world import Way, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.e2e.agent_world import AgentWay
 
@@ -313,6 +314,42 @@ def test_a_device_of_somebody_else_stays_and_is_told(agent_way: AgentWay) -> Non
         assert world.node.links()["cnikit.1"]["linkinfo"]["info_kind"] == "bridge"
         world.node.run("ip", "link", "del", "cnikit.1")
         world.wait_for_routes(2 * PEERS)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_device_that_flanneld_left_is_told_and_no_pod_is_attached(bin_dir: Path, family: int) -> None:
+    """The subnet file is the agent's, so it is not flanneld that keeps the way to the other nodes."""
+    name, local, ours = [("flannel.1", "192.0.2.1", "cnikit.1"), ("flannel-v6.1", "2001:db8::1", "cnik6.1")][
+        family == 6
+    ]
+    lacking = "publicIPv6" if family == 4 else "publicIP"
+    members = [member(number, **{lacking: None}) for number in (1, 2)]
+    with ClusterNode(Way("one-shot", bin_dir), "vxlan", members) as world:
+        node, agent = world.node, world.start()
+        world.wait_for_routes(2)
+        conf = json.loads(node.path(NETWORK).read_text())
+        conf = {"cniVersion": conf["cniVersion"], "name": conf["name"], **conf["plugins"][0]}
+        pod = node.pod()
+        attached = {**conf, "prevResult": node.call("vxlan", "ADD", conf, pod).result}
+        agent.stop()
+        agent.forget()
+        node.run("ip", "link", "del", ours)
+        node.run(*f"ip link add {name} type vxlan id 1 local {local} dev {UNDERLAY} dstport 8472 nolearning".split())
+
+        agent = world.start()
+
+        wait_until(lambda: f"found {name} with it" in agent.log(), "it is logged", SOON)
+        errors = [
+            node.call("vxlan", "STATUS", conf).error,
+            node.call("vxlan", "ADD", conf, node.pod()).error,
+            node.call("vxlan", "CHECK", attached, pod).error,
+        ]
+        for error in errors:
+            assert (error["code"], f"found {name} with it" in error["msg"]) == (50, True), error
+            assert error["details"].startswith(f"stop flanneld, then: ip link delete {name}")
+        node.run("ip", "link", "delete", name)
+        world.wait_for_routes(2)
+        node.call("vxlan", "CHECK", attached, pod).silent()
 
 
 def test_members_come_go_and_return_as_others(agent_way: AgentWay) -> None:
