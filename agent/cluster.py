@@ -130,6 +130,8 @@ def _shared(one: ClusterConf, two: ClusterConf) -> str:
         return "it once, found it twice"
     if one.kind == two.kind == "vxlan" and one.vni == two.vni:
         return f"a VNI of its own, found {two.vni} twice"
+    if one.kind == two.kind == "vxlan" and one.port == two.port and one.gbp != two.gbp:
+        return f"gbp as {one.name} on UDP port {one.port} has it, found it on and off, which the kernel cannot serve on one port"
     for mine in one.networks:
         for other in two.networks:
             if overlap(mine, other):
@@ -241,8 +243,10 @@ class Cluster:
         links = frozenset().union(*(one.links for one in everyone))
         addresses = frozenset().union(*(one.addresses for one in everyone))
         self._mirror.stand_on(links, addresses)
-        if devices != self._mirror.devices:
+        if devices != self._mirror.devices or planned.everything:
             self._mirror.look(devices)
+        if planned.everything:  # what failed until now is tried at once
+            self._pause, self._again_at = _FIRST_PAUSE, 0.0
 
     def _put_right(self, planned: Changed) -> None:
         """Compare what has to be compared and do what is to be done, in one batch. What is not `planned` are repairs."""
@@ -250,7 +254,7 @@ class Cluster:
         changed, mirror.changed = mirror.changed, Changed()
         known = [reconciler for reconciler, _ in self._networks if reconciler.knows_all]
         links = frozenset().union(*(one.devices for one in known))
-        scope = Scope(links, [subnet for one in known for subnet in one.conf.networks])
+        scope = Scope(links, [subnet for one in known for subnet in one.ranges])
         difference = Difference(self._wanted, mirror.held, scope)
         changed.compare(difference)
         operations = difference.operations()

@@ -25,13 +25,13 @@ from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import subnet_file_of
-from plugins.peers import Node, vtep_mac
+from plugins.peers import SIZES, Local, Node, vtep_mac
 from plugins.pod_network import Site
 from plugins.vxlan_device import remove_former
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
-    from typing import Any
+    from typing import Any, TypeVar
 
     from agent.log import Log
     from agent.membership import Source
@@ -39,10 +39,15 @@ if TYPE_CHECKING:
     from cni.kernel.linux import Namespace
     from cni.record import Records
     from plugins.cluster_conf import ClusterConf
-    from plugins.peers import Local, Subnet
+    from plugins.peers import Subnet
     from plugins.pod_network import Backend
     from plugins.reconcile import Wanted
     from plugins.this_node import Places
+
+    T = TypeVar("T")
+
+
+_STAYS = "what is in force stays"
 
 
 class News(NamedTuple):
@@ -144,6 +149,7 @@ class Reconciler:
         self._to_remember = False
         self._masqueraded: tuple[Subnet, ...] | None = None
         self._ground: Ground | None = None
+        self._lost: frozenset[int] = frozenset(SIZES)
         self._site: Site | None = None
         self._here: frozenset[bytes] = frozenset()
         self._faults: dict[str, str] = {}
@@ -166,6 +172,15 @@ class Reconciler:
     @property
     def devices(self) -> frozenset[int]:
         return frozenset(self._ground.local.devices.values()) if self._ground else frozenset()
+
+    @property
+    def ranges(self) -> list[Subnet]:
+        """Where a route of ours that is not wanted is superfluous: none before it is known what is wanted, and none of a
+        family that is away from the start."""
+        if self._ground is None:
+            return []
+        away = self._ground.own.addresses.keys() - self._ground.local.underlays.keys()
+        return [network for network in self.conf.networks if len(network[0]) not in away]
 
     @property
     def links(self) -> frozenset[int]:
@@ -273,24 +288,26 @@ class Reconciler:
         self.is_sure = False
         if not self.settled:
             return
+        before, self._lost = self._lost, frozenset(SIZES)
         try:
             own = self._own()
             if own is None:
                 name = self._name()
                 found = self._roster.faults.get(name, "it missing")
                 raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found {found}")
-            if self._ground is None:
-                own = self._as_far_as_here(own)
-            self._site = self._site_of(own, there)
-            damage = self._damage(host, self._site) if self._ground is not None else {}
-            ground = Ground(own, self._backend.prepare(host, self._site, self._warn), self._twins(own))
+            site = self._site_of(own, there)
+            damage = self._damage(host, site) if self._ground is not None else {}
+            ground = Ground(own, self._prepare(host, site), self._twins(own))
             if damage:
-                self._note_repairs(damage, self._damage(host, self._site))
+                self._note_repairs(damage, self._damage(host, site))
         except CniError as error:
-            self._tell("node", f"{error.msg}; what is in force stays")
+            self._tell("node", f"{error.msg}; {_STAYS}")
             return
-        self.is_sure = True
-        self._tell("node", "")
+        self._site, self._lost = site, frozenset(site.lost)
+        self.is_sure = not site.lost
+        self._tell("node", "; ".join([*(error.msg for error in site.lost.values()), _STAYS]) if site.lost else "")
+        if before - self._lost:
+            changed.everything = True  # the kernel refused what it takes now, and took away more than it announced
         if ground.same(self._ground):
             return
         nodes = list(self._roster)
@@ -301,7 +318,8 @@ class Reconciler:
             changed.everything = True  # what nobody wants may be taken away from now on
         self._ground = ground
         self._join(nodes, ground, wanted, changed)
-        remove_former(host, self.conf.name, ground.local.devices.values(), self._warn)
+        if self.is_sure:
+            remove_former(host, self.conf.name, ground.local.devices.values(), self._warn)
 
     def _damage(self, host: Namespace, site: Site) -> dict[int, str]:
         """What is not as it has to be of the devices, by the family of their underlay."""
@@ -318,10 +336,30 @@ class Reconciler:
             if size not in after:
                 self._log.note("repairs", partial(str, f"repaired: {text}"), network=self.conf.name)
 
-    def _as_far_as_here(self, own: Node) -> Node:
-        """The own node with the addresses that it has by now: one family need not wait for the other at the start."""
-        here = {size: packed for size, packed in own.addresses.items() if packed in self._here}
-        return Node(own.name, here, own.subnets, own.macs) if here else own
+    def _prepare(self, host: Namespace, site: Site) -> Local:
+        """What the backend makes sure of, for each family by itself, and of one that is away what there was before.
+
+        A family of which nothing can be made sure joins those that are `lost`. CniError when that is so of all.
+        """
+        found: Local | None = None
+        for size, underlay in site.underlays.items():
+            alone = Site(site.conf, site.own, {size: underlay}, site.networks, site.mtu)
+            try:
+                local = self._backend.prepare(host, alone, self._warn)
+            except CniError as error:
+                site.lost[size] = error
+                continue
+            if found is not None:
+                local.underlays = found.underlays | local.underlays
+                local.devices = found.devices | local.devices
+            found = local
+        if found is None:
+            raise next(iter(site.lost.values()))
+        if self._ground is not None:
+            before = self._ground.local
+            found.underlays = _of(before.underlays, site.lost) | found.underlays
+            found.devices = _of(before.devices, site.lost) | found.devices
+        return found
 
     def _tell_of_moved_pods(self, before: Node, now: Node) -> None:
         lost = [addr.unpack_cidr(*subnet) for subnet in before.subnets if subnet not in now.subnets]
@@ -349,9 +387,11 @@ class Reconciler:
 
     def _site_of(self, own: Node, there: Places) -> Site:
         conf = self.conf
-        underlays = this_node.underlays(conf, own, there)
-        mtu = this_node.pods_mtu(own, self._backend.overhead, underlays, conf.mtu, "mtu")
-        return Site(conf, own, underlays, conf.networks or own.subnets, mtu)
+        underlays, lost = this_node.underlays(conf, own, there)
+        before = self._ground.local.underlays if self._ground else {}
+        known = _of(before, lost) | underlays
+        mtu = this_node.pods_mtu(own, self._backend.overhead, known, conf.mtu, "mtu")
+        return Site(conf, own, underlays, conf.networks or own.subnets, mtu, lost)
 
     def _offer(self, host: Namespace, there: Places) -> None:
         """Have the source tell the others where this node is: at the start, when its address has gone, and when it has
@@ -468,3 +508,8 @@ def _listed(found: dict[str, Any]) -> str:
 
 def _text(value: str | list[str] | None) -> str:
     return (" and ".join(value) if isinstance(value, list) else value) or "none"
+
+
+def _of(found: dict[int, T], sizes: Iterable[int]) -> dict[int, T]:
+    """What belongs to these families."""
+    return {size: found[size] for size in sizes if size in found}

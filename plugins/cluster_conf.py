@@ -25,12 +25,13 @@ class ClusterConf:
     """The network's options, typed. CniError 7 with the path of what is wrong.
 
     `networks` are `network` and `ipv6Network`; `exceptions` what else is not masqueraded; `peers` the nodes when the
-    configuration lists them and has no `membership`, else None; `subnet_file` the path as it was
-    given, empty for the default (`subnet_file_of`).
+    configuration lists them and has no `membership`, else None; `has_agent` whether it has one, so that our agent
+    follows the members and writes the subnet file; `subnet_file` the path as it was given, empty for the default
+    (`subnet_file_of`).
     """
 
     __slots__ = (
-        "direct", "exceptions", "gbp", "iface", "ip_masq", "kind", "learning", "mtu", "name", "networks", "node_name",
+        "direct", "exceptions", "gbp", "has_agent", "iface", "ip_masq", "kind", "learning", "mtu", "name", "networks", "node_name",
         "peers", "port", "subnet_file", "vni",
     )  # fmt: skip
 
@@ -52,13 +53,14 @@ class ClusterConf:
         fault = interface_fault(self.iface) if self.iface else ""
         if fault:
             config.refuse(wrong(config.at("iface"), f"an interface name ({fault})", self.iface))
+        self.has_agent = config.raw("membership") is not None
         self.peers: tuple[Node, ...] | None = None
         if config.raw("peers") is not None:
             if not self.networks:
                 config.refuse(wrong(config.at("network"), "network or ipv6Network beside `peers`", None))
             peers = read_nodes(config, "peers", self.networks, self.vni if self.kind == "vxlan" else 0)
             # With another source of membership the agent decides who is in the cluster.
-            self.peers = peers if config.raw("membership") is None else None
+            self.peers = None if self.has_agent else peers
 
 
 def refuse_outside(node: Node, networks: tuple[Subnet, ...]) -> None:

@@ -27,10 +27,12 @@ OVERHEAD = {4: 0, 16: 0}  # bytes that a packet grows by on the underlay, by the
 
 def entries(own: Node, peer: Node, local: Local) -> Entries:
     """What `own` has in its kernel for `peer`: a route for each subnet through the peer's address of its family."""
-    del own
     found = Entries()
     for subnet in peer.subnets:
-        hop = direct_hop(peer, len(subnet[0]), local)
+        size = len(subnet[0])
+        if size in own.addresses and size not in local.underlays:
+            continue  # the family is away from this node, which is reported once and not for each peer
+        hop = direct_hop(peer, size, local)
         if hop is None:
             found.faults.append(_fault(peer, subnet, local))
         else:

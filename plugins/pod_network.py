@@ -72,9 +72,9 @@ class Backend:
 
 class Site:
     """The node in a network: who it is, its underlay links by address size, the network's ranges, the MTU of pods,
-    which its devices have too."""
+    which its devices have too. `lost` says what is wrong with an address that is on no link, by its size."""
 
-    __slots__ = ("conf", "mtu", "networks", "own", "underlays")
+    __slots__ = ("conf", "lost", "mtu", "networks", "own", "underlays")
 
     def __init__(
         self,
@@ -83,12 +83,14 @@ class Site:
         underlays: dict[int, Underlay],
         networks: tuple[Subnet, ...],
         mtu: int,
+        lost: dict[int, CniError] | None = None,
     ) -> None:
         self.conf = conf
         self.own = own
         self.underlays = underlays
         self.networks = networks
         self.mtu = mtu
+        self.lost = lost or {}
 
 
 class Conf:
@@ -178,6 +180,8 @@ def check(ctx: Context, conf: Conf, backend: Backend) -> None:
     from plugins.settings import check_forwarding
 
     site = _site(ctx, conf, backend)
+    for error in site.lost.values():
+        raise CniError(INTERNAL, error.msg, error.details)
     ips = attachment_check.pod_ips(ctx, attachment_check.promised(ctx))
     _refuse_moved(site, ips)
     ctx.config = conf.with_ranges(site.own.subnets)
@@ -237,8 +241,13 @@ def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: s
     file = this_node.read_subnet_file(subnet_file) if conf.peers is None else None
     devices = backend.devices(conf)
     made = this_node.own_devices(host, conf, devices)
-    written_elsewhere = file is not None and not made and (not devices or this_node.flanneld_serves(host, conf))
-    if file is not None and written_elsewhere and (conf.mtu or file.mtu):
+    theirs = this_node.flannelds_device(host, conf) if file is not None and devices and not made else None
+    if theirs is not None and conf.has_agent:
+        # The file is our agent's, so flanneld only left its device there, and keeps no way to other nodes.
+        from plugins.vxlan_device import taken
+
+        raise taken(conf, theirs)
+    if file is not None and not made and (not devices or theirs is not None) and (conf.mtu or file.mtu):
         # The file says all that a pod needs, and whoever wrote it looks after the routes.
         return _site_at(conf, backend, Node(conf.node_name, {}, file.subnets), {}, file)
     known = this_node.places_under(host, made)
@@ -273,11 +282,17 @@ def _found(
         own = this_node.among(conf, conf.peers or (), there)
         if not own.subnets:
             raise this_node.no_subnet(f"node {own.name} among the peers without `subnets`")
-    return _site_at(conf, backend, own, this_node.underlays(conf, own, there), file)
+    underlays, lost = this_node.underlays(conf, own, there)
+    return _site_at(conf, backend, own, underlays, file, lost)
 
 
 def _site_at(
-    conf: ClusterConf, backend: Backend, own: Node, underlays: dict[int, Underlay], file: SubnetFile | None
+    conf: ClusterConf,
+    backend: Backend,
+    own: Node,
+    underlays: dict[int, Underlay],
+    file: SubnetFile | None,
+    lost: dict[int, CniError] | None = None,
 ) -> Site:
     from plugins import this_node
     from plugins.cluster_conf import refuse_outside
@@ -300,7 +315,7 @@ def _site_at(
     else:  # whoever wrote the file knows what the underlay carries
         this_node.refuse_narrow(own, given, source, "set `mtu`, or correct the file at its origin")
         mtu = given
-    return Site(conf, own, underlays, networks, mtu)
+    return Site(conf, own, underlays, networks, mtu, lost)
 
 
 def _site(ctx: Context, conf: Conf, backend: Backend) -> Site:
@@ -312,6 +327,8 @@ def _site(ctx: Context, conf: Conf, backend: Backend) -> Site:
 
 def _connect(ctx: Context, site: Site, backend: Backend) -> None:
     """Make sure of the node's own part, and with static peers of what leads to each of them."""
+    for error in site.lost.values():
+        ctx.log(error.msg)
     if site.conf.peers is None:
         backend.prepare(ctx.host, site, ctx.log)
         return
@@ -320,7 +337,9 @@ def _connect(ctx: Context, site: Site, backend: Backend) -> None:
     with ctx.records.lock():  # two ADDs would both make what both found missing, and take the other's for a stranger's
         local = backend.prepare(ctx.host, site, ctx.log)
         devices, others = local.devices.values(), _to_peers(site, backend, local)
-        if reconcile.sync(ctx.host, others, devices, site.networks, ctx.log):
+        # What a family that is away had stays: it leads to the same nodes when the family is back.
+        ranges = [network for network in site.networks if len(network[0]) not in site.lost]
+        if reconcile.sync(ctx.host, others, devices, ranges, ctx.log) and not site.lost:
             from plugins.vxlan_device import remove_former
 
             remove_former(ctx.host, site.conf.name, devices, ctx.log)

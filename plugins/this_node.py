@@ -89,13 +89,13 @@ def own_devices(host: Namespace, conf: ClusterConf, names: list[str]) -> list[Vx
     return [link.vxlan for link in links if link.vxlan is not None]
 
 
-def flanneld_serves(host: Namespace, conf: ClusterConf) -> bool:
-    """Whether flanneld's device has the network's number: then it keeps the way to the other nodes."""
+def flannelds_device(host: Namespace, conf: ClusterConf) -> Link | None:
+    """flanneld's device with the network's number, where there is one."""
     for name in (f"flannel.{conf.vni}", f"flannel-v6.{conf.vni}"):
         link = host.link(name)
         if link is not None and link.vxlan is not None and (link.vxlan.vni, link.vxlan.port) == (conf.vni, conf.port):
-            return True
-    return False
+            return link
+    return None
 
 
 def places_under(host: Namespace, devices: list[Vxlan]) -> Places:
@@ -137,18 +137,16 @@ def among(conf: ClusterConf, nodes: Iterable[Node], there: Places) -> Node:
 def of_devices(
     host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], there: Places, devices: list[Vxlan]
 ) -> Node | None:
-    """The node by the network's own `devices`, as far as their addresses are `there` and lead over `iface`; None by none.
+    """The node by the network's own `devices`; None when none has an address that is `there` and leads over `iface`.
 
     The links alone do not tell which of several addresses the members know this node by. Who has made the devices, our
-    agent or an earlier ADD, knew.
+    agent or an earlier ADD, knew. An address that is away takes nothing from the other family (`underlays`).
     """
     iface = host.link(conf.iface) if conf.iface else None
     here = {one.packed for _, one in there}
-    found: dict[int, bytes] = {}
-    for one in devices:
-        if one.local in here and (not conf.iface or (iface is not None and one.link == iface.index)):
-            found[len(one.local)] = one.local
-    return Node(conf.node_name, found, subnets) if found else None
+    usable = [one for one in devices if not conf.iface or (iface is not None and one.link == iface.index)]
+    found = {len(one.local): one.local for one in usable if one.local is not None}
+    return Node(conf.node_name, found, subnets) if not here.isdisjoint(found.values()) else None
 
 
 def of_links(host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], there: Places) -> Node:
@@ -175,36 +173,51 @@ def of_links(host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], th
     return Node(conf.node_name, found, subnets)
 
 
-def underlays(conf: ClusterConf, own: Node, there: Places) -> dict[int, Underlay]:
-    """The link of each of the node's own addresses, by the address's size. CniError 50 when it is on none."""
+def underlays(conf: ClusterConf, own: Node, there: Places) -> tuple[dict[int, Underlay], dict[int, CniError]]:
+    """The link of each of the node's own addresses, by the address's size, and what is wrong with each that is on none:
+    the families are independent of each other. CniError 50 when no address is on a link."""
     if not own.addresses:
         text = f"{own}: expected an address of this host, found none"
         raise CniError(NOT_AVAILABLE, text, "set `iface` to the link that leads to the other nodes")
     found: dict[int, Underlay] = {}
+    lost: dict[int, CniError] = {}
     for size, packed in own.addresses.items():
-        holder = next((link for link, one in there if one.packed == packed), None)
-        if holder is None:
-            here = ", ".join(sorted(addr.unpack(one.packed) for _, one in there)) or "none"
-            text = (
-                f"{own}: {ADDRESS_KEYS[size]}: expected an address of this host ({here}), found {addr.unpack(packed)}"
-            )
-            raise CniError(NOT_AVAILABLE, text, "correct the address, or nodeName")
-        link = next((link for link, _ in there if link.name == conf.iface), None) if conf.iface else holder
-        if link is None:
-            text = f"iface: expected a link with an address, found {conf.iface!r} without one"
-            raise CniError(NOT_AVAILABLE, text, "leave `iface` out, or name the link that leads to the other nodes")
-        networks = {
-            (addr.network(one.packed, one.prefix), one.prefix)
-            for other, one in there
-            if other.index == link.index and len(one.packed) == size
-        }
-        found[size] = Underlay(link.index, link.name, link.mtu, tuple(sorted(networks)))
-    return found
+        try:
+            found[size] = _underlay(conf, own, size, packed, there)
+        except CniError as error:
+            lost[size] = error
+    if not found:
+        raise next(iter(lost.values()))
+    return found, lost
+
+
+def _underlay(conf: ClusterConf, own: Node, size: int, packed: bytes, there: Places) -> Underlay:
+    holder = next((link for link, one in there if one.packed == packed), None)
+    if holder is None:
+        here = ", ".join(sorted(addr.unpack(one.packed) for _, one in there)) or "none"
+        text = f"{own}: {ADDRESS_KEYS[size]}: expected an address of this host ({here}), found {addr.unpack(packed)}"
+        raise CniError(NOT_AVAILABLE, text, "correct the address, or nodeName")
+    link = next((link for link, _ in there if link.name == conf.iface), None) if conf.iface else holder
+    if link is None:
+        text = f"iface: expected a link with an address, found {conf.iface!r} without one"
+        raise CniError(NOT_AVAILABLE, text, "leave `iface` out, or name the link that leads to the other nodes")
+    networks = {
+        (addr.network(one.packed, one.prefix), one.prefix)
+        for other, one in there
+        if other.index == link.index and len(one.packed) == size
+    }
+    return Underlay(link.index, link.name, link.mtu, tuple(sorted(networks)))
 
 
 def pods_mtu(own: Node, overhead: dict[int, int], underlays: dict[int, Underlay], given: int, source: str) -> int:
     """The MTU of pods: `given` (0: none is) by `source`, else what every underlay can carry, less the backend's
-    `overhead`. CniError 7 when an underlay cannot carry it, or IPv6 not work with it."""
+    `overhead`. CniError 7 when an underlay cannot carry it, or IPv6 not work with it.
+
+    A family whose underlay is not known at the moment counts as being on the narrowest of the others: pods keep their
+    MTU, so it must still fit when that family is back.
+    """
+    narrowest = min(underlays.values(), key=lambda underlay: underlay.mtu)
+    underlays = dict.fromkeys(own.addresses, narrowest) | underlays
     tightest = min(underlays, key=lambda size: underlays[size].mtu - overhead[size])
     underlay = underlays[tightest]
     most = underlay.mtu - overhead[tightest]

@@ -42,10 +42,12 @@ def entries(own: Node, peer: Node, local: Local) -> Entries:
         if hop is not None:
             found.routes[subnet] = hop
             continue
-        carrier = _carrier(own, peer, size, local)
+        carrier = _carrier(own, peer, size)
         if carrier is None or (size == 16 and local.mtu < addr.IPV6_MTU):
             found.faults.append(_fault(own, peer, subnet, local.mtu))
             continue
+        if carrier not in local.devices:
+            continue  # the family is away from this node, which is reported once and not for each peer
         # The gateway is the subnet's own address, which no pod ever has.
         device, gateway, mac = local.devices[carrier], subnet[0], peer.vtep_mac(carrier, local.vni)
         found.routes[subnet] = (device, gateway, True)
@@ -54,10 +56,11 @@ def entries(own: Node, peer: Node, local: Local) -> Entries:
     return found
 
 
-def _carrier(own: Node, peer: Node, size: int, local: Local) -> int | None:
-    """The underlay family that carries a subnet: its own one if both nodes have it, else one that both have."""
+def _carrier(own: Node, peer: Node, size: int) -> int | None:
+    """The underlay family that carries a subnet: its own one if both nodes have it, else one that both have. The other
+    node chooses likewise, so a family that is away for a moment is not replaced."""
     for candidate in sorted(SIZES, key=size.__ne__):
-        if candidate in own.addresses and candidate in peer.addresses and candidate in local.devices:
+        if candidate in own.addresses and candidate in peer.addresses:
             return candidate
     return None
 

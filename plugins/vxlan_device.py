@@ -9,7 +9,7 @@ node's traffic to pods elsewhere leaves from.
 from __future__ import annotations
 
 import posix
-from errno import EADDRNOTAVAIL, EEXIST, EOPNOTSUPP, ERANGE
+from errno import EADDRINUSE, EADDRNOTAVAIL, EEXIST, EOPNOTSUPP, ERANGE
 
 from cni import addr
 from cni.errors import INTERNAL, NOT_AVAILABLE, CniError, KernelError
@@ -76,19 +76,30 @@ def ensure(host: Namespace, wanted: Wanted, log: Log) -> int:
         log(f"making {wanted.name} anew: expected {found[0][0]}, found {found[0][1]}")
         host.delete_link(link.index, link.kind)
         link = None
+    is_new = link is None
     if link is None:
         link = _make(host, wanted, log)
-    _settle(host, link, wanted)
+    try:
+        _settle(host, link, wanted)
+    except KernelError as error:
+        if error.errno != EADDRINUSE:
+            raise _unmade(error) from None
+        if is_new:
+            host.delete_link(link.index, link.kind)
+        raise _conflict(host, wanted) or _unshared(wanted) from None
     return link.index
 
 
 def refuse(host: Namespace, wanted: Wanted) -> None:
     """CniError 50 when `ensure` could not succeed. Changes nothing."""
-    if _usable(host, wanted) is not None:
+    link = _usable(host, wanted)
+    if link is not None and link.up:
         return
-    holder = _holder_of_number(host, wanted)
-    if holder is not None and holder.alias != wanted.alias:
-        raise _taken(wanted, holder)
+    conflict = _conflict(host, wanted)
+    if conflict is not None:
+        raise conflict
+    if link is not None:
+        return
     try:
         # No VNI is as large. A kernel that knows VXLAN says so, before it makes anything.
         host.apply(_addition(wanted, _TOO_LARGE_VNI))
@@ -113,7 +124,7 @@ def check(host: Namespace, wanted: Wanted) -> int:
     except CniError as error:
         raise CniError(INTERNAL, error.msg, error.details) from None
     if link is None:
-        raise CniError(
+        raise _conflict(host, wanted) or CniError(
             INTERNAL, f"{wanted.name}: expected the network's VXLAN device, found none", "ADD of any pod makes it"
         )
     there = _addresses(host, link)
@@ -176,14 +187,15 @@ def _addition(wanted: Wanted, vni: int) -> ops.Op:
 
 
 def _make(host: Namespace, wanted: Wanted, log: Log) -> Link:
+    conflict = _conflict(host, wanted)
+    if conflict is not None:
+        raise conflict
     try:
         _add(host, wanted)
     except KernelError as error:
         if error.errno != EEXIST:
             raise _unmade(error) from None
-        holder = _holder_of_number(host, wanted)
-        if holder is not None and holder.alias != wanted.alias:
-            raise _taken(wanted, holder) from None
+        holder = next((one for one in _neighbours(host, wanted) if _has_number(one, wanted)), None)
         if holder is not None:
             log(f"{holder.name} has another name than this network's device has, and is removed")
             host.delete_link(holder.index, holder.kind)
@@ -204,26 +216,66 @@ def _unmade(error: KernelError) -> CniError:
     return CniError(NOT_AVAILABLE, f"the VXLAN device cannot be made: {error.msg}", help_)
 
 
-def _holder_of_number(host: Namespace, wanted: Wanted) -> Link | None:
-    """Another device that has the VNI on this port: the kernel gives it to one for each family."""
-    for link in host.links():
-        there = link.vxlan
-        if there is None or link.name == wanted.name or (there.vni, there.port) != (wanted.vni, wanted.port):
-            continue
-        if there.local is None or len(there.local) == len(wanted.local):
-            return link
+def _neighbours(host: Namespace, wanted: Wanted) -> list[Link]:
+    """The other VXLAN devices on the port, over the same family."""
+    found = [link for link in host.links() if link.vxlan is not None and link.name != wanted.name]
+    return [link for link in found if _receives(link, wanted)]
+
+
+def _receives(link: Link, wanted: Wanted) -> bool:
+    there = link.vxlan
+    return there is not None and there.port == wanted.port and len(wanted.local) in there.sizes
+
+
+def _has_number(link: Link, wanted: Wanted) -> bool:
+    """Whether a device on the port has the VNI: the kernel gives it to one of those that can share the port (EEXIST)."""
+    there = link.vxlan
+    return there is not None and there.vni == wanted.vni and set(there.extensions) == set(_extensions(wanted))
+
+
+def _extensions(wanted: Wanted) -> tuple[str, ...]:
+    return ("gbp",) if wanted.gbp else ()
+
+
+def _conflict(host: Namespace, wanted: Wanted) -> CniError | None:
+    """Another device that has the VNI, or has the port and cannot share it; None when there is none that is not ours."""
+    for link in _neighbours(host, wanted):
+        if _has_number(link, wanted) and link.alias != wanted.alias:
+            return taken(wanted, link)
+        if link.up and link.vxlan is not None and set(link.vxlan.extensions) != set(_extensions(wanted)):
+            return _unshared(wanted, link)
     return None
 
 
-def _taken(wanted: Wanted, holder: Link) -> CniError:
-    text = (
-        f"VNI {wanted.vni} on UDP port {wanted.port}: expected it free for {wanted.name}, found {holder.name} with it"
+def taken(conf: ClusterConf | Wanted, holder: Link) -> CniError:
+    """CniError 50: another device has the number of the network, or of its device."""
+    text = f"VNI {conf.vni} on UDP port {conf.port}: expected it free for this network, found {holder.name} with it"
+    maker = "stop flanneld" if holder.name.startswith("flannel") else "stop what made it"
+    return CniError(
+        NOT_AVAILABLE, text, f"{maker}, then: ip link delete {holder.name}; or choose another `vni` or `port`"
     )
-    return CniError(NOT_AVAILABLE, text, f"choose another `vni` or `port`, or remove {holder.name}")
+
+
+def _unshared(wanted: Wanted, holder: Link | None = None) -> CniError:
+    """The kernel receives for a port with one socket, in one way (VXLAN_F_RCV_FLAGS)."""
+    if holder is None or holder.vxlan is None:
+        text = f"UDP port {wanted.port}: expected it free for {wanted.name}, found another program with it"
+        return CniError(NOT_AVAILABLE, text, f"ss -lunp 'sport = :{wanted.port}' names it; or choose another `port`")
+    mine, others = _listed(_extensions(wanted)), _listed(holder.vxlan.extensions)
+    text = (
+        f"UDP port {wanted.port}: expected only VXLAN devices {mine}, as {wanted.name} is to be, found {holder.name} "
+        f"{others}"
+    )
+    return CniError(NOT_AVAILABLE, text, f"choose another `port` (the same on every node), or remove {holder.name}")
+
+
+def _listed(extensions: tuple[str, ...]) -> str:
+    return f"with {', '.join(extensions)}" if extensions else "without extensions"
 
 
 def _settle(host: Namespace, link: Link, wanted: Wanted) -> None:
-    """Give a device what can be changed: addresses, MAC, MTU, label; free it from a bridge and set it up."""
+    """Give a device what can be changed: addresses, MAC, MTU, label; free it from a bridge and set it up. KernelError,
+    EADDRINUSE when its port is another's."""
     there = _addresses(host, link)
     missing = [one for one in wanted.addresses if one not in there]
     if wanted.ipv6 and (not link.up or missing):
@@ -240,7 +292,7 @@ def _settle(host: Namespace, link: Link, wanted: Wanted) -> None:
         host.apply(*changes)
     except KernelError as error:
         if error.errno not in (EEXIST, EADDRNOTAVAIL):  # another ADD did the same at this moment
-            raise _unmade(error) from None
+            raise
 
 
 def _addresses(host: Namespace, link: Link) -> list[Subnet]:

@@ -74,8 +74,18 @@ _IFLA_VXLAN_LINK = 3
 _IFLA_VXLAN_LOCAL = 4
 _IFLA_VXLAN_LEARNING = 7
 _IFLA_VXLAN_PORT = 15
+_IFLA_VXLAN_GROUP6 = 16
 _IFLA_VXLAN_LOCAL6 = 17
 _IFLA_VXLAN_GBP = 23
+_IFLA_VXLAN_COLLECT_METADATA = 25
+# By what ip-link(8) calls them. The kernel gives flags only where they are set, numbers always.
+_VXLAN_EXTENSION_FLAGS = {"gpe": 27}
+_VXLAN_EXTENSION_NUMBERS = {
+    "external": _IFLA_VXLAN_COLLECT_METADATA,
+    "udp6zerocsumrx": 20,
+    "remcsumrx": 22,
+    "vnifilter": 30,
+}
 _LINK_ATTRS = frozenset((
     _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS,
     _IFLA_PROMISCUITY,
@@ -321,6 +331,12 @@ def _parse_port(found: dict[int, bytes]) -> Port:
 
 
 def _parse_vxlan(found: dict[int, bytes]) -> Vxlan:
+    extensions = [name for name, kind in _VXLAN_EXTENSION_FLAGS.items() if kind in found]
+    extensions += [name for name, kind in _VXLAN_EXTENSION_NUMBERS.items() if number(found.get(kind, b""))]
+    if "external" in extensions:
+        sizes: tuple[int, ...] = (4, 16)
+    else:
+        sizes = (16,) if _IFLA_VXLAN_LOCAL6 in found or _IFLA_VXLAN_GROUP6 in found else (4,)
     return Vxlan(
         number(found.get(_IFLA_VXLAN_ID, b"")),
         int.from_bytes(found.get(_IFLA_VXLAN_PORT, b""), "big"),
@@ -328,6 +344,8 @@ def _parse_vxlan(found: dict[int, bytes]) -> Vxlan:
         number(found.get(_IFLA_VXLAN_LINK, b"")),
         learning=bool(number(found.get(_IFLA_VXLAN_LEARNING, b""))),
         gbp=_IFLA_VXLAN_GBP in found,
+        extensions=tuple(extensions),
+        sizes=sizes,
     )
 
 

@@ -67,17 +67,34 @@ class Port:
 class Vxlan:
     """A VXLAN device's settings: its number, UDP port, own underlay address (None without one), the underlay link's
     index (0 without one), whether it learns from traffic, and the group policy extension.
+
+    `extensions` are, in ip-link(8)'s words and `gbp` among them, the settings that all devices which are up on a port
+    must have alike, for they share its socket (VXLAN_F_RCV_FLAGS). `sizes` are the underlay families that it receives
+    over, by the address's size.
     """
 
-    __slots__ = ("gbp", "learning", "link", "local", "port", "vni")
+    __slots__ = ("extensions", "gbp", "learning", "link", "local", "port", "sizes", "vni")
 
-    def __init__(self, vni: int, port: int, local: bytes | None, link: int, *, learning: bool, gbp: bool) -> None:
+    def __init__(
+        self,
+        vni: int,
+        port: int,
+        local: bytes | None,
+        link: int,
+        *,
+        learning: bool,
+        gbp: bool,
+        extensions: tuple[str, ...] = (),
+        sizes: tuple[int, ...] = (),
+    ) -> None:
         self.vni = vni
         self.port = port
         self.local = local
         self.link = link
         self.learning = learning
         self.gbp = gbp
+        self.extensions = (*(("gbp",) if gbp else ()), *extensions)
+        self.sizes = sizes or ((len(local),) if local else (4,))
 
 
 class Address:

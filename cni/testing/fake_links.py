@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from errno import (
     EACCES,
+    EADDRINUSE,
     EADDRNOTAVAIL,
     EEXIST,
     EINVAL,
@@ -300,6 +301,8 @@ class World:
 
     def _set_up(self, link: FakeLink, *, up: bool) -> None:
         was_up = link.up
+        if up and any(other.up and _shuts_out(other.vxlan, link.vxlan) for other in self.links.values()):
+            raise Refused(EADDRINUSE)
         link.flags = link.flags & ~IFF_UP | (IFF_UP if up else 0)
         if up and link.flags & IFF_LOOPBACK and not self.addresses[link.index]:
             self.addresses[link.index] = [Address(b"\x7f\0\0\1", 8, _IFA_F_PERMANENT, 254)]
@@ -407,6 +410,13 @@ def _same_tunnel(one: Vxlan | None, other: Vxlan) -> bool:
     if one is None or one.local is None or other.local is None:
         return False
     return (one.vni, one.port, one.gbp, len(one.local)) == (other.vni, other.port, other.gbp, len(other.local))
+
+
+def _shuts_out(one: Vxlan | None, other: Vxlan | None) -> bool:
+    """Whether one has a port's socket that the other cannot share."""
+    if one is None or other is None or one.port != other.port or set(one.sizes).isdisjoint(other.sizes):
+        return False
+    return set(one.extensions) != set(other.extensions)
 
 
 def _plain(value: Any, *without: str) -> dict[str, Any]:

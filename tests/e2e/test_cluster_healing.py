@@ -12,10 +12,11 @@ import pytest
 
 from tests.e2e.agent_world import Agent
 from tests.e2e.cluster_world import MEMBERS, NETWORK, SOON, SUBNETS, UNDERLAY, ClusterNode, member
-from tests.e2e.world import wait_until
+from tests.e2e.world import Way, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.e2e.agent_world import AgentWay
 
@@ -315,6 +316,42 @@ def test_a_device_of_somebody_else_stays_and_is_told(agent_way: AgentWay) -> Non
         world.wait_for_routes(2 * PEERS)
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_device_that_flanneld_left_is_told_and_no_pod_is_attached(bin_dir: Path, family: int) -> None:
+    """The subnet file is the agent's, so it is not flanneld that keeps the way to the other nodes."""
+    name, local, ours = [("flannel.1", "192.0.2.1", "cnikit.1"), ("flannel-v6.1", "2001:db8::1", "cnik6.1")][
+        family == 6
+    ]
+    lacking = "publicIPv6" if family == 4 else "publicIP"
+    members = [member(number, **{lacking: None}) for number in (1, 2)]
+    with ClusterNode(Way("one-shot", bin_dir), "vxlan", members) as world:
+        node, agent = world.node, world.start()
+        world.wait_for_routes(2)
+        conf = json.loads(node.path(NETWORK).read_text())
+        conf = {"cniVersion": conf["cniVersion"], "name": conf["name"], **conf["plugins"][0]}
+        pod = node.pod()
+        attached = {**conf, "prevResult": node.call("vxlan", "ADD", conf, pod).result}
+        agent.stop()
+        agent.forget()
+        node.run("ip", "link", "del", ours)
+        node.run(*f"ip link add {name} type vxlan id 1 local {local} dev {UNDERLAY} dstport 8472 nolearning".split())
+
+        agent = world.start()
+
+        wait_until(lambda: f"found {name} with it" in agent.log(), "it is logged", SOON)
+        errors = [
+            node.call("vxlan", "STATUS", conf).error,
+            node.call("vxlan", "ADD", conf, node.pod()).error,
+            node.call("vxlan", "CHECK", attached, pod).error,
+        ]
+        for error in errors:
+            assert (error["code"], f"found {name} with it" in error["msg"]) == (50, True), error
+            assert error["details"].startswith(f"stop flanneld, then: ip link delete {name}")
+        node.run("ip", "link", "delete", name)
+        world.wait_for_routes(2)
+        node.call("vxlan", "CHECK", attached, pod).silent()
+
+
 def test_members_come_go_and_return_as_others(agent_way: AgentWay) -> None:
     with ClusterNode(agent_way, "vxlan", EVERYONE) as world:
         world.start()
@@ -432,6 +469,28 @@ def test_what_it_made_stays_when_the_agent_ends_and_is_taken_over(agent_way: Age
         world.node.run("ip", "route", "del", TWO)
         world.wait_for(whole)
         assert "Traceback" not in second.log()
+
+
+@pytest.mark.parametrize("kind", ["vxlan", "host-gw"])
+def test_what_led_to_nodes_that_left_meanwhile_goes_with_the_first_whole_list(agent_way: AgentWay, kind: str) -> None:
+    with ClusterNode(agent_way, kind, EVERYONE) as world:
+        agent = world.start()
+        world.wait_for_routes(2 * PEERS)
+        whole = world.held()
+        agent.stop()
+        agent.forget()
+        members = world.node.path(MEMBERS)
+        members.write_text("{")
+
+        agent = world.start()
+
+        wait_until(lambda: "membership: " in agent.log(), "it is told", SOON)
+        assert world.held() == whole, "nothing goes as long as nobody knows the members"
+        world.tell(EVERYONE[:-1])
+        wait_until(lambda: len(world.routes()) == 2 * PEERS - 2, "the routes are gone", 1.0)
+        held = world.held()
+        assert len(held["nexthops"]) == 2 * PEERS - 2
+        assert len(held["neighbours"]) == len(held["fdb"]) == (2 * PEERS - 2 if kind == "vxlan" else 0)
 
 
 def test_masquerade_rules_and_the_subnet_file_are_made_again(agent_way: AgentWay) -> None:

@@ -635,6 +635,57 @@ class TestDevice:
         assert refused["details"]
         assert node.snapshot() == before
 
+    @pytest.mark.parametrize(
+        "made",
+        [
+            (("id", "2", "dstport", "8472", "local", "198.18.0.1", "gbp"), "with gbp"),
+            (("id", "2", "dstport", "8472", "local", "198.18.0.1", "udp6zerocsumrx"), "with udp6zerocsumrx"),
+            (("external", "dstport", "8472"), "with external"),
+        ],
+        ids=lambda made: made[1],
+    )
+    def test_a_port_is_shared_only_by_devices_of_one_kind(self, cluster: Cluster, made: tuple[Any, str]) -> None:
+        node, conf = cluster.nodes[0], cluster.conf("vxlan")
+        node.run("ip", "link", "add", "other", "type", "vxlan", *made[0])
+        node.run("ip", "link", "set", "other", "up")
+        pod = node.pod()
+        before = node.snapshot()
+
+        for error in (node.call("vxlan", "STATUS", conf).error, node.call("vxlan", "ADD", conf, pod).error):
+            assert error["code"] == 50
+            assert (
+                f"UDP port 8472: expected only VXLAN devices without extensions, as cnikit.1 is to be, found other {made[1]}"
+                in error["msg"]
+            )
+            assert "choose another `port`" in error["details"]
+        assert node.snapshot() == before
+
+    def test_two_networks_on_one_port_with_and_without_gbp(self, cluster: Cluster) -> None:
+        node, conf = cluster.nodes[0], cluster.conf("vxlan")
+        cluster.attach(conf, 1)
+        peers = [{**peer, "subnets": [f"10.9.{number}.0/24"]} for number, peer in enumerate(conf["peers"])]
+        other = {**conf, "name": "other", "vni": 2, "gbp": True, "network": "10.9.0.0/16", "peers": peers}
+        pod = node.pod()
+        before = node.snapshot()
+
+        error = node.call("vxlan", "ADD", other, pod).error
+
+        assert (error["code"], "as cnikit.2 is to be, found cnikit.1 without extensions" in error["msg"]) == (50, True)
+        assert node.snapshot() == before
+        add(pod, {**other, "port": 8473})
+
+    def test_a_port_that_another_program_has(self, cluster: Cluster) -> None:
+        node, conf = cluster.nodes[0], cluster.conf("vxlan")
+        pod = node.pod()
+        before = node.snapshot()
+        with node.socket(V4) as socket_:
+            socket_.bind(("", 8472))
+
+            error = node.call("vxlan", "ADD", conf, pod).error
+
+        assert (error["code"], "UDP port 8472: expected it free for cnikit.1" in error["msg"]) == (50, True)
+        assert node.snapshot() == before
+
     def test_check_tells_what_is_wrong(self, cluster: Cluster) -> None:
         node, conf = cluster.nodes[0], cluster.conf("vxlan", ipMasq=True)
         pod = node.pod()

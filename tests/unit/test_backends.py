@@ -101,14 +101,22 @@ class TestVxlan:
         assert len(entries.fdb) == 1
 
     def test_no_common_underlay_is_told(self) -> None:
+        own = node("a", publicIP="192.0.2.1", subnets=["10.244.1.0/24"])
         only6 = node("b", publicIPv6="2001:db8::2", subnets=["10.244.2.0/24"])
 
-        entries = vxlan.entries(OWN, only6, local(sizes=(4,)))
+        entries = vxlan.entries(own, only6, local(sizes=(4,)))
 
         assert (entries.routes, entries.neighbours, entries.fdb) == ({}, {}, {})
         (fault,) = entries.faults
         assert "b: 10.244.2.0/24 is unreachable" in fault
         assert "2001:db8::2" in fault
+
+    def test_a_family_that_is_away_is_neither_carried_by_the_other_nor_told_for_each_peer(self) -> None:
+        for backend in (vxlan, host_gw):
+            entries = backend.entries(OWN, DUAL, local(sizes=(4,)))
+
+            assert [addr.unpack_cidr(*subnet) for subnet in entries.routes] == ["10.244.2.0/24"]
+            assert entries.faults == []
 
     def test_direct_routing_leaves_the_device_out_for_peers_on_the_link(self) -> None:
         near, far = (vxlan.entries(OWN, peer, local(direct=True)) for peer in (DUAL, FAR))

@@ -77,6 +77,14 @@ def test_two_networks_with_one_vni_are_refused(tmp_path: Path) -> None:
         networks_of([listed(tmp_path, "one", VXLAN), listed(tmp_path, "two", VXLAN)])
 
 
+def test_two_networks_on_one_port_with_and_without_gbp_are_refused(tmp_path: Path) -> None:
+    two = {**VXLAN, "network": "10.245.0.0/16", "vni": 2, "gbp": True}
+
+    with pytest.raises(CniError, match="expected gbp as one on UDP port 8472 has it, found it on and off"):
+        networks_of([listed(tmp_path, "one", VXLAN), listed(tmp_path, "two", two)])
+    assert len(networks_of([listed(tmp_path, "one", VXLAN), listed(tmp_path, "two", {**two, "port": 8473})])) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

@@ -15,7 +15,7 @@ from cni.errors import CniError
 from cni.kernel import ops
 from cni.result import Result
 from cni.testing.fake_kernel import FakeKernel
-from plugins import cluster_conf, host_gw, node_bridge, this_node, vxlan
+from plugins import cluster_conf, host_gw, node_bridge, peers, this_node, vxlan
 from plugins.cluster_conf import ClusterConf
 from plugins.peers import Underlay, vtep_mac
 from plugins.pod_network import site_of
@@ -325,12 +325,17 @@ class TestMtu:
     )
     def test_the_tightest_underlay_decides(self, mtus: dict[int, int], overhead: dict[int, int], expected: int) -> None:
         underlays = {size: Underlay(size, f"eth{size}", mtu, ()) for size, mtu in mtus.items()}
-        (own, _) = cluster(peers=PEERS).peers or ()
+        own = peers.Node("a", {size: bytes(size) for size in mtus}, ())
 
         assert this_node.pods_mtu(own, overhead, underlays, 0, "mtu") == expected
 
+    def test_a_family_that_is_away_still_counts(self) -> None:
+        own = peers.Node("a", {4: bytes(4), 16: bytes(16)}, ())
+
+        assert this_node.pods_mtu(own, vxlan.OVERHEAD, {4: Underlay(1, "eth0", 1500, ())}, 0, "mtu") == 1430
+
     def test_too_small_for_ipv6(self) -> None:
-        (own, _) = cluster(peers=PEERS).peers or ()
+        own = peers.Node("a", {4: bytes(4)}, ((packed("fd00:244::"), 64),))
 
         with pytest.raises(CniError, match="expected at least 1280, found 1250") as raised:
             this_node.pods_mtu(own, vxlan.OVERHEAD, {4: Underlay(1, "eth0", 1300, ())}, 0, "mtu")
