@@ -24,7 +24,7 @@ from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import outside, subnet_file_of
 from plugins.peers import Entries, Node, vtep_mac
-from plugins.pod_network import Site
+from plugins.pod_network import Site, overlay
 from plugins.vxlan_device import remove_former
 
 if TYPE_CHECKING:
@@ -342,8 +342,7 @@ class Reconciler:
                 self._write(subnet_file.text_of(site))
                 from plugins import range_masquerade
 
-                masqueraded = own.subnets if self.conf.ip_masq else ()
-                range_masquerade.ensure(firewall, masqueraded, (*site.networks, *self.conf.exceptions))
+                range_masquerade.ensure(firewall, site, overlay(site, self._backend))
             self._tell("upkeep", "")
         except OSError as error:
             self._tell("upkeep", f"{self._subnet_file}: {error.strerror}")

@@ -146,7 +146,7 @@ def add(ctx: Context, conf: Conf, backend: Backend) -> Result:
     ctx.config = conf.with_ranges(site.own.subnets)
     _ = ctx.ipam  # a missing executable is found out before the first effect
     _connect(ctx, site, backend)
-    _masquerade(ctx, site)
+    _masquerade(ctx, site, backend)
     if conf.attachment == BRIDGED:
         from plugins import bridged
 
@@ -195,7 +195,7 @@ def check(ctx: Context, conf: Conf, backend: Backend) -> None:
     if site.conf.ip_masq:
         from plugins import range_masquerade
 
-        range_masquerade.check(ctx, site.own.subnets, _not_masqueraded(site))
+        range_masquerade.check(ctx, site, overlay(site, backend))
 
 
 def status(ctx: Context, conf: Conf, backend: Backend) -> None:
@@ -343,15 +343,18 @@ def _check_peers(host: Namespace, site: Site, backend: Backend, local: Local) ->
         raise CniError(INTERNAL, text, "ADD of any pod does it, unless another program's route is in its place")
 
 
-def _masquerade(ctx: Context, site: Site) -> None:
+def _masquerade(ctx: Context, site: Site, backend: Backend) -> None:
     from plugins import range_masquerade
 
-    subnets = site.own.subnets if site.conf.ip_masq else ()
-    range_masquerade.ensure(ctx, subnets, _not_masqueraded(site))
+    range_masquerade.ensure(ctx, site, overlay(site, backend))
 
 
-def _not_masqueraded(site: Site) -> tuple[Subnet, ...]:
-    return (*(site.networks or site.own.subnets), *site.conf.exceptions)
+def overlay(site: Site, backend: Backend) -> list[str]:
+    """The names of the devices that packets for other nodes may leave by, ours or flanneld's; empty without an overlay."""
+    from plugins.this_node import flannel_devices
+
+    ours = backend.devices(site.conf)
+    return ours if site.underlays or not ours else flannel_devices(site.conf)
 
 
 def _refuse_moved(site: Site, ips: list[IPConfig]) -> None:

@@ -89,9 +89,14 @@ def own_devices(host: Namespace, conf: ClusterConf, names: list[str]) -> list[Vx
     return [link.vxlan for link in links if link.vxlan is not None]
 
 
+def flannel_devices(conf: ClusterConf) -> list[str]:
+    """The names of flanneld's devices for the network's VNI."""
+    return [f"flannel.{conf.vni}", f"flannel-v6.{conf.vni}"]
+
+
 def flanneld_serves(host: Namespace, conf: ClusterConf) -> bool:
     """Whether flanneld's device has the network's number: then it keeps the way to the other nodes."""
-    for name in (f"flannel.{conf.vni}", f"flannel-v6.{conf.vni}"):
+    for name in flannel_devices(conf):
         link = host.link(name)
         if link is not None and link.vxlan is not None and (link.vxlan.vni, link.vxlan.port) == (conf.vni, conf.port):
             return True

@@ -63,9 +63,13 @@ _REG_1 = 1
 _CMP_EQ = 0
 _CMP_NEQ = 1
 _META_IIFNAME = 6
+_META_OIFNAME = 7
 _META_NFPROTO = 15
 _PAYLOAD_LINK = 0
 _PAYLOAD_NETWORK = 1
+_FIB_ADDRTYPE = 3
+_FIB_SADDR = 1
+_RTN_LOCAL = 2
 _VERDICT_DROP = 0
 _VERDICT_JUMP = -3
 _VERDICT_GOTO = -4
@@ -99,6 +103,16 @@ def saddr_in(family: int, net: bytes, prefix: int) -> Expression:
     return ("saddr_in", family, net, prefix)
 
 
+def saddr_not_in(family: int, net: bytes, prefix: int) -> Expression:
+    """`ip saddr != NET/PREFIX`"""
+    return ("saddr_not_in", family, net, prefix)
+
+
+def saddr_local() -> Expression:
+    """`fib saddr type local`: the source is an address of this machine. ENOENT where the kernel lacks nft_fib."""
+    return ("saddr_local",)
+
+
 def daddr_in(family: int, net: bytes, prefix: int) -> Expression:
     """`ip daddr NET/PREFIX`"""
     return ("daddr_in", family, net, prefix)
@@ -112,6 +126,11 @@ def daddr_not_in(family: int, net: bytes, prefix: int) -> Expression:
 def iifname(name: str) -> Expression:
     """`iifname "NAME"`"""
     return ("iifname", name)
+
+
+def oifname(name: str) -> Expression:
+    """`oifname "NAME"`"""
+    return ("oifname", name)
 
 
 def ether_saddr(mac: bytes) -> Expression:
@@ -223,6 +242,15 @@ def _saddr_in(family: int, net: bytes, prefix: int) -> bytes:
     return _in_network(_SADDR[family], _CMP_EQ, net, prefix)
 
 
+def _saddr_not_in(family: int, net: bytes, prefix: int) -> bytes:
+    return _in_network(_SADDR[family], _CMP_NEQ, net, prefix)
+
+
+def _saddr_local() -> bytes:
+    fib = _expression("fib", _be32(1, _REG_1), _be32(2, _FIB_ADDRTYPE), _be32(3, _FIB_SADDR))
+    return fib + _cmp(_CMP_EQ, _struct.pack("=I", _RTN_LOCAL))
+
+
 def _daddr_in(family: int, net: bytes, prefix: int) -> bytes:
     return _in_network(_DADDR[family], _CMP_EQ, net, prefix)
 
@@ -235,6 +263,10 @@ def _iifname(name: str) -> bytes:
     return _meta(_META_IIFNAME) + _cmp(_CMP_EQ, name.encode().ljust(16, b"\0"))
 
 
+def _oifname(name: str) -> bytes:
+    return _meta(_META_OIFNAME) + _cmp(_CMP_EQ, name.encode().ljust(16, b"\0"))
+
+
 def _ether_saddr(mac: bytes) -> bytes:
     return _payload(_PAYLOAD_LINK, 6, 6) + _cmp(_CMP_EQ, mac)
 
@@ -243,9 +275,12 @@ _EXPRESSIONS: dict[str, Callable[..., bytes]] = {
     "nfproto": _nfproto,
     "saddr_in_set": _saddr_in_set,
     "saddr_in": _saddr_in,
+    "saddr_not_in": _saddr_not_in,
+    "saddr_local": _saddr_local,
     "daddr_in": _daddr_in,
     "daddr_not_in": _daddr_not_in,
     "iifname": _iifname,
+    "oifname": _oifname,
     "ether_saddr": _ether_saddr,
     "jump": lambda chain: _verdict(_VERDICT_JUMP, chain),
     "goto": lambda chain: _verdict(_VERDICT_GOTO, chain),
