@@ -18,6 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent import subnet_file
+from agent.forwarding import Forwarding
 from agent.roster import Roster
 from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
@@ -131,6 +132,7 @@ class Reconciler:
         self._here: frozenset[bytes] = frozenset()
         self._faults: dict[str, str] = {}
         self._told: dict[str, str] = {}
+        self._forwarding = Forwarding()
         self.settled = False
         self.is_sure = False
 
@@ -331,7 +333,7 @@ class Reconciler:
     # What else is this node's own
 
     def keep_up(self, firewall: Firewall) -> None:
-        """Make sure of the subnet file and of the masquerade rules."""
+        """Make sure of the subnet file, the masquerade rules and that forwarded packets are accepted."""
         if not self.settled:
             return
         own, site = self._own(), self._site
@@ -342,7 +344,11 @@ class Reconciler:
                 self._write(subnet_file.text_of(site))
                 from plugins import range_masquerade
 
-                range_masquerade.ensure(firewall, site, overlay(site, self._backend))
+                devices = overlay(site, self._backend)
+                range_masquerade.ensure(firewall, site, devices)
+                for line in self._forwarding.keep_up(firewall, site, devices):
+                    self._log.info(line, network=self.conf.name)
+                self._tell("forwarding", self._forwarding.trouble)
             self._tell("upkeep", "")
         except OSError as error:
             self._tell("upkeep", f"{self._subnet_file}: {error.strerror}")

@@ -10,6 +10,7 @@ from cni import addr
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.names import interface_fault
+from plugins.bridge_conf import DEFAULT_BRIDGE
 from plugins.peers import Node, read_nodes, refuse_no_hosts, within
 
 TYPE_CHECKING = False
@@ -28,11 +29,11 @@ class ClusterConf:
 
     `networks` are `network` and `ipv6Network`; `exceptions` what else is not masqueraded; `peers` the nodes when the
     configuration lists them and has no `membership`, else None; `subnet_file` the path as it was
-    given, empty for the default (`subnet_file_of`).
+    given, empty for the default (`subnet_file_of`). `bridge` is where bridged pods are.
     """
 
     __slots__ = (
-        "direct", "exceptions", "gbp", "iface", "ip_masq", "kind", "learning", "mtu", "name", "networks", "node_name",
+        "bridge", "direct", "exceptions", "forward_accept", "gbp", "iface", "ip_masq", "kind", "learning", "mtu", "name", "networks", "node_name",
         "peers", "port", "subnet_file", "vni",
     )  # fmt: skip
 
@@ -45,6 +46,7 @@ class ClusterConf:
         self.node_name = config.string("nodeName")
         self.subnet_file = config.string("subnetFile")
         self.ip_masq = config.boolean("ipMasq")
+        self.forward_accept = config.boolean("forwardAccept", self.ip_masq)
         self.exceptions = _exceptions(config)
         self.vni = config.integer("vni", 1, 1, LAST_VNI)
         self.port = config.integer("port", 8472, 1, LAST_PORT)
@@ -54,6 +56,8 @@ class ClusterConf:
         fault = interface_fault(self.iface) if self.iface else ""
         if fault:
             config.refuse(wrong(config.at("iface"), f"an interface name ({fault})", self.iface))
+        bridge = config.raw("bridge")  # a wrong one is refused where pods are attached to it
+        self.bridge = bridge if isinstance(bridge, str) and bridge else DEFAULT_BRIDGE
         self.peers: tuple[Node, ...] | None = None
         if config.raw("peers") is not None:
             if not self.networks:

@@ -30,7 +30,7 @@ from plugins.masquerade import FAMILIES, HOOK, TABLE, chain_name, commit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any, Protocol
 
     from cni.kernel import Namespace
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from plugins.peers import Subnet
     from plugins.pod_network import Site
 
-    Rules = dict[str, list[tuple[Any, ...]]]
+    Expressions = list[tuple[Any, ...]]
+    Rules = dict[str, Expressions]  # by their comments
+    Rule = tuple[str, str, Expressions]  # for what, all that it says, and what it is
 
     class Place(Protocol):
         """What is needed of a call's context; the agent has it without a call."""
@@ -54,13 +56,18 @@ if TYPE_CHECKING:
 _MARK = "range "
 
 
+def is_settled(ctx: Place, site: Site, devices: Sequence[str]) -> bool:
+    """Whether `ensure` has nothing to do. It has when `forwardAccept` is another than at its last time."""
+    return not _changes(ctx, site, devices)
+
+
 def ensure(ctx: Place, site: Site, devices: Sequence[str]) -> None:
     """With the network's `ipMasq`, masquerade what leaves the subnets of the node and of its recorded pods for outside of
     the network, and what the node itself sends through the overlay's `devices`. Nothing else of this network.
 
     Without `ipMasq`, only what an earlier configuration left is taken away.
     """
-    if not _changes(ctx, site, devices):
+    if is_settled(ctx, site, devices):
         return
     with ctx.records.lock():  # two ADDs would both add what both found missing
         commit(ctx.host, _changes(ctx, site, devices))
@@ -114,32 +121,35 @@ def _wanted(site: Site, devices: Sequence[str], earlier: Iterable[Subnet]) -> Ru
     if not site.conf.ip_masq:
         return {}
     networks = site.networks or site.own.subnets
+    found = [
+        *_of_pods((*site.own.subnets, *earlier), (*networks, *site.conf.exceptions)),
+        *_of_the_node(networks, devices),
+    ]
+    # ADD, which looks at these rules only, knows by the hash that something else was switched on or off.
+    also = "forwardAccept" if site.conf.forward_accept else ""
     return {
-        **_of_pods((*site.own.subnets, *earlier), (*networks, *site.conf.exceptions)),
-        **_of_the_node(networks, devices),
+        f"{_MARK}{what} {names.digest(f'{content} {also}').hex()[:16]}": expressions
+        for what, content, expressions in found
     }
 
 
-def _of_pods(subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> Rules:
+def _of_pods(subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> Iterator[Rule]:
     """What leaves these subnets for anything but the `exceptions`."""
     from cni.kernel.nftables import daddr_not_in, masquerade, nfproto, saddr_in
 
-    rules: Rules = {}
     for subnet in subnets:
         proto, _, multicast = FAMILIES[len(subnet[0])]
         own = [one for one in dict.fromkeys((*exceptions, multicast)) if len(one[0]) == len(subnet[0])]
         expressions = [nfproto(proto), saddr_in(proto, *subnet)]
         expressions += [daddr_not_in(proto, *one) for one in own] + [masquerade()]
         content = " ".join(addr.unpack_cidr(*one) for one in (subnet, *own))
-        rules[_comment(addr.unpack_cidr(*subnet), content)] = expressions
-    return rules
+        yield addr.unpack_cidr(*subnet), content, expressions
 
 
-def _of_the_node(networks: Sequence[Subnet], devices: Sequence[str]) -> Rules:
+def _of_the_node(networks: Sequence[Subnet], devices: Sequence[str]) -> Iterator[Rule]:
     """What the node sends to the network through these devices, from an address that is not the network's."""
     from cni.kernel.nftables import daddr_in, masquerade, nfproto, oifname, saddr_local, saddr_not_in
 
-    rules: Rules = {}
     for network in networks:
         proto, _, _ = FAMILIES[len(network[0])]
         family = [one for one in networks if len(one[0]) == len(network[0])]
@@ -148,9 +158,4 @@ def _of_the_node(networks: Sequence[Subnet], devices: Sequence[str]) -> Rules:
             expressions += [saddr_not_in(proto, *one) for one in family]
             expressions += [saddr_local(), daddr_in(proto, *network), masquerade()]
             content = " ".join([device, *(addr.unpack_cidr(*one) for one in (network, *family))])
-            rules[_comment(f"{addr.unpack_cidr(*network)} {device}", content)] = expressions
-    return rules
-
-
-def _comment(what: str, content: str) -> str:
-    return f"{_MARK}{what} {names.digest(content).hex()[:16]}"
+            yield f"{addr.unpack_cidr(*network)} {device}", content, expressions

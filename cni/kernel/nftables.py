@@ -46,6 +46,7 @@ _DELSET = _SUBSYSTEM | 11
 _NEWSETELEM = _SUBSYSTEM | 12
 GETSETELEM = _SUBSYSTEM | 13
 _DELSETELEM = _SUBSYSTEM | 14
+GETGEN = _SUBSYSTEM | 16
 _NLM_F_REQUEST = 1
 
 _LIST_ELEM = 1
@@ -71,6 +72,7 @@ _FIB_ADDRTYPE = 3
 _FIB_SADDR = 1
 _RTN_LOCAL = 2
 _VERDICT_DROP = 0
+_VERDICT_ACCEPT = 1
 _VERDICT_JUMP = -3
 _VERDICT_GOTO = -4
 _VERDICT_RETURN = -5
@@ -154,6 +156,15 @@ def drop() -> Expression:
     return ("drop",)
 
 
+def accept() -> Expression:
+    return ("accept",)
+
+
+def counter() -> Expression:
+    """`counter`, which every rule of iptables has."""
+    return ("counter",)
+
+
 def masquerade() -> Expression:
     return ("masquerade",)
 
@@ -182,7 +193,8 @@ def _comment(kind: int, comment: str) -> bytes:
     return attr(kind, bytes([_UDATA_COMMENT, len(data)]) + data)
 
 
-def _parse_comment(userdata: bytes) -> str:
+def comment_of(userdata: bytes) -> str:
+    """The comment in a rule's or an element's userdata; empty without one."""
     offset = 0
     while offset + 2 <= len(userdata):
         kind, size = userdata[offset], userdata[offset + 1]
@@ -286,6 +298,8 @@ _EXPRESSIONS: dict[str, Callable[..., bytes]] = {
     "goto": lambda chain: _verdict(_VERDICT_GOTO, chain),
     "return": lambda: _verdict(_VERDICT_RETURN),
     "drop": lambda: _verdict(_VERDICT_DROP),
+    "accept": lambda: _verdict(_VERDICT_ACCEPT),
+    "counter": lambda: _expression("counter", attr(1, bytes(8)), attr(2, bytes(8))),
     "masquerade": lambda: _expression("masq"),
 }
 
@@ -331,9 +345,13 @@ def _set_del(_number: int, table: str, name: str) -> Request:
     return _DELSET, 0, attr_text(1, table) + attr_text(2, name)
 
 
-def _rule_add(_number: int, table: str, chain: str, expressions: list[Expression], comment: str) -> Request:
+def _rule_add(
+    _number: int, table: str, chain: str, expressions: list[Expression], comment: str, before: int
+) -> Request:
     body = b"".join([_EXPRESSIONS[name](*values) for name, *values in expressions])
     rule = attr_text(1, table) + attr_text(2, chain) + _nest(4, body) + _comment(7, comment)
+    if before:
+        return _NEWRULE, NLM_F_CREATE, rule + attr(6, before.to_bytes(8, "big"))
     return _NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule
 
 
@@ -378,6 +396,11 @@ def object_question(family: int, table: str, kind: str, name: str) -> tuple[int,
     return message, body + attr_text(name_attr, name) if kind else body
 
 
+def nothing() -> bytes:
+    """What a question about the whole ruleset has to say."""
+    return _NFGENMSG.pack(0, 0, 0)
+
+
 def rules_question(family: int, table: str, chain: str) -> bytes:
     return _NFGENMSG.pack(family, 0, 0) + attr_text(1, table) + attr_text(2, chain)
 
@@ -393,7 +416,8 @@ def element_question(family: int, table: str, set_name: str, key: bytes) -> byte
 # Answers to values
 
 
-def _body(body: bytes) -> dict[int, bytes]:
+def message_attrs(body: bytes) -> dict[int, bytes]:
+    """The attributes of any message; its first byte is the family."""
     if len(body) < _NFGENMSG.size:
         raise malformed()
     return attrs(body, _NFGENMSG.size)
@@ -401,12 +425,12 @@ def _body(body: bytes) -> dict[int, bytes]:
 
 def parse_rule(body: bytes) -> NftRule:
     """NFT_MSG_NEWRULE."""
-    found = _body(body)
+    found = message_attrs(body)
     expressions = [data for kind, data in each_attr(found.get(4, b"")) if kind == _LIST_ELEM]
     # Most are no verdicts, and taking each apart costs more than all the rest.
     targets = [_target(expression) for expression in expressions if b"immediate\0" in expression]
     handle = int.from_bytes(found.get(3, b""), "big")
-    return NftRule(handle, _parse_comment(found.get(7, b"")), [chain for chain in targets if chain])
+    return NftRule(handle, comment_of(found.get(7, b"")), [chain for chain in targets if chain])
 
 
 def _target(expression: bytes) -> str:
@@ -418,6 +442,11 @@ def _target(expression: bytes) -> str:
     return text_of(attrs(data.get(2, b"")).get(2, b""))
 
 
+def parse_generation(body: bytes) -> int:
+    """NFT_MSG_NEWGEN."""
+    return int.from_bytes(message_attrs(body).get(1, b""), "big")
+
+
 def parse_keys(body: bytes) -> list[bytes]:
     """NFT_MSG_NEWSETELEM: the keys of its elements."""
     return list(parse_comments(body))
@@ -426,9 +455,9 @@ def parse_keys(body: bytes) -> list[bytes]:
 def parse_comments(body: bytes) -> dict[bytes, str]:
     """The same, each with its comment."""
     found: dict[bytes, str] = {}
-    for _, data in each_attr(_body(body).get(3, b"")):
+    for _, data in each_attr(message_attrs(body).get(3, b"")):
         element = attrs(data)
         key = attrs(element.get(1, b"")).get(1, b"")
         if key:
-            found[key] = _parse_comment(element.get(6, b""))
+            found[key] = comment_of(element.get(6, b""))
     return found
