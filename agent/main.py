@@ -356,7 +356,10 @@ def networks_of(files: Sequence[str], plugin_path: Sequence[str]) -> Sequence[Op
         return ()
     from agent import cluster
 
-    for module in ("cni.kernel.ethtool", "cni.kernel.rtpeers", "plugins.range_masquerade", "plugins.vxlan_device"):
+    for module in (
+        "cni.kernel.ethtool", "cni.kernel.nftsteps", "cni.kernel.rtpeers", "plugins.forward_accept",
+        "plugins.range_masquerade", "plugins.vxlan_device",
+    ):  # fmt: skip
         __import__(module)  # as in `preload`
     return cluster.networks_of(files, plugin_path)
 
@@ -394,9 +397,9 @@ def preload(registry: Mapping[str, str]) -> None:
     """Import now what would be imported when it is first needed: the files may be another version's by then."""
     for module in (
         *registry.values(), "cni.delegate", "cni.kernel.nfnetlink", "cni.kernel.nftables", "cni.result",
-        "ipam.ranges", "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan", "plugins.bridged",
-        "plugins.cluster_conf", "plugins.iptables", "plugins.macspoof", "plugins.range_masquerade",
-        "plugins.reconcile", "plugins.routed", "plugins.routed_check", "plugins.this_node", "plugins.vxlan_device",
+        "cni.kernel.nftsteps", "ipam.ranges", "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan",
+        "plugins.bridged", "plugins.cluster_conf", "plugins.forward_accept", "plugins.iptables", "plugins.macspoof",
+        "plugins.range_masquerade", "plugins.reconcile", "plugins.routed", "plugins.routed_check", "plugins.this_node", "plugins.vxlan_device",
     ):  # fmt: skip
         __import__(module)
     for part in ("metrics_core", "process_collector"):

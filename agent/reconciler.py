@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent import memory, subnet_file
+from agent.forwarding import Forwarding
 from agent.membership.troubles import few
 from agent.roster import Roster
 from cni import addr
@@ -26,7 +27,7 @@ from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import subnet_file_of
 from plugins.peers import SIZES, Local, Node, vtep_mac
-from plugins.pod_network import Site
+from plugins.pod_network import Site, overlay
 from plugins.vxlan_device import remove_former
 
 if TYPE_CHECKING:
@@ -147,13 +148,14 @@ class Reconciler:
         self._roster.remember(memory.read(self._memory))
         self._has_memory = len(self._roster) > 0
         self._to_remember = False
-        self._masqueraded: tuple[Subnet, ...] | None = None
+        self._masqueraded: tuple[Subnet | str, ...] | None = None
         self._ground: Ground | None = None
         self._lost: frozenset[int] = frozenset(SIZES)
         self._site: Site | None = None
         self._here: frozenset[bytes] = frozenset()
         self._faults: dict[str, str] = {}
         self._told: dict[str, str] = {}
+        self._forwarding = Forwarding()
         self.settled = False
         self.is_sure = False
         self._knows_all = False
@@ -436,7 +438,7 @@ class Reconciler:
     # What else is this node's own
 
     def keep_up(self, firewall: Firewall) -> None:
-        """Make sure of the subnet file and of the masquerade rules."""
+        """Make sure of the subnet file, the masquerade rules and that forwarded packets are accepted."""
         if not self.settled:
             return
         own, site = self._own(), self._site
@@ -449,12 +451,15 @@ class Reconciler:
                 self._write(subnet_file.text_of(site))
                 from plugins import range_masquerade
 
-                masqueraded = own.subnets if self.conf.ip_masq else ()
-                done = range_masquerade.ensure(firewall, masqueraded, (*site.networks, *self.conf.exceptions))
-                if done and masqueraded == self._masqueraded:
+                devices = overlay(site, self._backend)
+                masqueraded: tuple[Subnet | str, ...] = (*own.subnets, *devices) if self.conf.ip_masq else ()
+                if range_masquerade.ensure(firewall, site, devices) and masqueraded == self._masqueraded:
                     text = "repaired: masquerade rules: they were not as they have to be"
                     self._log.note("repairs", partial(str, text), network=self.conf.name)
                 self._masqueraded = masqueraded
+                for line in self._forwarding.keep_up(firewall, site, devices):
+                    self._log.info(line, network=self.conf.name)
+                self._tell("forwarding", self._forwarding.trouble)
             self._remember()
             self._tell("upkeep", "")
         except OSError as error:

@@ -5,7 +5,8 @@
     ... --force         although pods are attached, whose DEL nobody can make then
 
 Launchers of our plugins and command go, under whatever names; they are known by the stamps in them. Bundles go that no
-launcher names any more and nobody runs. What pods, leases and networks have left on the node stays: docs/uninstall.md.
+launcher names any more and nobody runs. So do the accepts in iptables (`forwardAccept`). What else pods, leases and networks have left on the node stays:
+docs/uninstall.md.
 Calling it again is success.
 """
 
@@ -40,6 +41,7 @@ from cni.kernel.background import fork_background
 from cni.kernel.linux import Kernel
 from cni.netlist import NetworkList
 from cni.start import BUNDLES
+from plugins import forward_accept
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -97,6 +99,8 @@ def main() -> None:
             "node first, or force it (make uninstall FORCE=1), after which their links and leases stay"
         )
     outcome = uninstall(places)
+    if not arguments.root:
+        withdraw(outcome)
     print("\n".join(f"removed {item}" for item in outcome.removed) or "nothing of cnikit is installed")
     for line in outcome.notes:
         print(f"note: {line}", file=sys.stderr)
@@ -154,6 +158,15 @@ def uninstall(places: Places) -> Outcome:
             "systemctl stop cnikit-agent.socket cnikit-agent.service"
         )
     return outcome
+
+
+def withdraw(outcome: Outcome) -> None:
+    """Take what networks have put among the rules of iptables on this node."""
+    try:
+        with Kernel(time.monotonic, fork_background).own() as host:
+            outcome.removed.extend(forward_accept.remove_all(host, forward_accept.Programs(os.environ)))
+    except CniError as error:
+        outcome.faults.append(f"accepts in iptables: {error.msg}")
 
 
 class Removal:

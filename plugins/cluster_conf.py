@@ -10,6 +10,7 @@ from cni import addr
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.names import interface_fault
+from plugins.bridge_conf import DEFAULT_BRIDGE
 from plugins.peers import Node, outside, read_nodes, refuse_no_hosts
 
 TYPE_CHECKING = False
@@ -27,11 +28,11 @@ class ClusterConf:
     `networks` are `network` and `ipv6Network`; `exceptions` what else is not masqueraded; `peers` the nodes when the
     configuration lists them and has no `membership`, else None; `has_agent` whether it has one, so that our agent
     follows the members and writes the subnet file; `subnet_file` the path as it was given, empty for the default
-    (`subnet_file_of`).
+    (`subnet_file_of`). `bridge` is where bridged pods are.
     """
 
     __slots__ = (
-        "direct", "exceptions", "gbp", "has_agent", "iface", "ip_masq", "kind", "learning", "mtu", "name", "networks", "node_name",
+        "bridge", "direct", "exceptions", "forward_accept", "gbp", "has_agent", "iface", "ip_masq", "kind", "learning", "mtu", "name", "networks", "node_name",
         "peers", "port", "subnet_file", "vni",
     )  # fmt: skip
 
@@ -44,6 +45,7 @@ class ClusterConf:
         self.node_name = config.string("nodeName")
         self.subnet_file = config.string("subnetFile")
         self.ip_masq = config.boolean("ipMasq")
+        self.forward_accept = config.boolean("forwardAccept", self.ip_masq)
         self.exceptions = _exceptions(config)
         self.vni = config.integer("vni", 1, 1, LAST_VNI)
         self.port = config.integer("port", 8472, 1, LAST_PORT)
@@ -54,6 +56,8 @@ class ClusterConf:
         if fault:
             config.refuse(wrong(config.at("iface"), f"an interface name ({fault})", self.iface))
         self.has_agent = config.raw("membership") is not None
+        bridge = config.raw("bridge")  # a wrong one is refused where pods are attached to it
+        self.bridge = bridge if isinstance(bridge, str) and bridge else DEFAULT_BRIDGE
         self.peers: tuple[Node, ...] | None = None
         if config.raw("peers") is not None:
             if not self.networks:

@@ -148,7 +148,7 @@ def add(ctx: Context, conf: Conf, backend: Backend) -> Result:
     ctx.config = conf.with_ranges(site.own.subnets)
     _ = ctx.ipam  # a missing executable is found out before the first effect
     _connect(ctx, site, backend)
-    _masquerade(ctx, site)
+    _pass_firewalls(ctx, site, backend)
     if conf.attachment == BRIDGED:
         from plugins import bridged
 
@@ -199,7 +199,11 @@ def check(ctx: Context, conf: Conf, backend: Backend) -> None:
     if site.conf.ip_masq:
         from plugins import range_masquerade
 
-        range_masquerade.check(ctx, site.own.subnets, _not_masqueraded(site))
+        range_masquerade.check(ctx, site, overlay(site, backend))
+    if site.conf.forward_accept:
+        from plugins import forward_accept
+
+        forward_accept.check(ctx, forward_accept.Network(site, overlay(site, backend)))
 
 
 def status(ctx: Context, conf: Conf, backend: Backend) -> None:
@@ -226,6 +230,10 @@ def status(ctx: Context, conf: Conf, backend: Backend) -> None:
                 node_bridge.refuse_gateways(ctx.host, bridge, gateways, site.networks)
         if site.conf.ip_masq:
             masquerade.status(ctx, masquerade.NFTABLES)
+        if site.conf.forward_accept:
+            from plugins import forward_accept
+
+            forward_accept.status(ctx, forward_accept.Network(site, overlay(site, backend)))
         refuse_forwarding(ctx.host)
     except CniError as error:
         code = error.code if NOT_AVAILABLE < error.code < INTERNAL else NOT_AVAILABLE
@@ -365,15 +373,30 @@ def _check_peers(host: Namespace, site: Site, backend: Backend, local: Local) ->
         raise CniError(INTERNAL, text, "ADD of any pod does it, unless another program's route is in its place")
 
 
-def _masquerade(ctx: Context, site: Site) -> None:
+def _pass_firewalls(ctx: Context, site: Site, backend: Backend) -> None:
+    """Masquerade, and have forwarded packets accepted.
+
+    What others drop is looked at when the masquerade rules are not there as they have to be, so on a network's first
+    ADD and after a flush, and not for each pod; without such rules each time.
+    """
     from plugins import range_masquerade
 
-    subnets = site.own.subnets if site.conf.ip_masq else ()
-    range_masquerade.ensure(ctx, subnets, _not_masqueraded(site))
+    devices = overlay(site, backend)
+    if range_masquerade.is_settled(ctx, site, devices) and (site.conf.ip_masq or not site.conf.forward_accept):
+        return
+    from plugins import forward_accept
+
+    with ctx.records.lock():
+        forward_accept.ensure(ctx, forward_accept.Network(site, devices))
+    range_masquerade.ensure(ctx, site, devices)
 
 
-def _not_masqueraded(site: Site) -> tuple[Subnet, ...]:
-    return (*(site.networks or site.own.subnets), *site.conf.exceptions)
+def overlay(site: Site, backend: Backend) -> list[str]:
+    """The names of the devices that packets for other nodes may leave by, ours or flanneld's; empty without an overlay."""
+    from plugins.this_node import flannel_devices
+
+    ours = backend.devices(site.conf)
+    return ours if site.underlays or not ours else flannel_devices(site.conf)
 
 
 def _refuse_moved(site: Site, ips: list[IPConfig]) -> None:

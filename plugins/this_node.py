@@ -89,9 +89,14 @@ def own_devices(host: Namespace, conf: ClusterConf, names: list[str]) -> list[Vx
     return [link.vxlan for link in links if link.vxlan is not None]
 
 
+def flannel_devices(conf: ClusterConf) -> list[str]:
+    """The names of flanneld's devices for the network's VNI."""
+    return [f"flannel.{conf.vni}", f"flannel-v6.{conf.vni}"]
+
+
 def flannelds_device(host: Namespace, conf: ClusterConf) -> Link | None:
     """flanneld's device with the network's number, where there is one."""
-    for name in (f"flannel.{conf.vni}", f"flannel-v6.{conf.vni}"):
+    for name in flannel_devices(conf):
         link = host.link(name)
         if link is not None and link.vxlan is not None and (link.vxlan.vni, link.vxlan.port) == (conf.vni, conf.port):
             return link

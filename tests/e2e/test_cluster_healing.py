@@ -498,6 +498,7 @@ def test_masquerade_rules_and_the_subnet_file_are_made_again(agent_way: AgentWay
         world.start()
         wait_until(lambda: "masq-pods" in str(world.node.nft()), "masquerade rules", SOON)
         rules = world.node.nft()
+        assert "range 10.244.0.0/14 cnikit.1 " in str(rules), "for the node's own packets"
 
         world.node.run("nft", "flush", "ruleset")
         world.node.path(SUBNETS).unlink()

@@ -87,9 +87,14 @@ def write_subnet_file(node: Node, **values: str) -> None:
     (file / "pods.env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
 
 
+def masqueraded(node: Node) -> list[str]:
+    """What is masqueraded, by the rules' comments: a range of pods, or a network and the device to it."""
+    return [item["rule"]["comment"].removeprefix("range ")[:-17] for item in node.nft() if "rule" in item]
+
+
 def ranges(node: Node) -> set[str]:
-    """Those that are masqueraded, by the rules' comments."""
-    return {item["rule"]["comment"].split(" ")[1] for item in node.nft() if "rule" in item}
+    """Those of pods."""
+    return {one for one in masqueraded(node) if " " not in one}
 
 
 FLANNEL = {
@@ -434,7 +439,7 @@ class TestMasquerade:
         cluster.attach(conf, 1)
 
         assert node.nft() == before
-        assert len([item for item in before if "rule" in item]) == 1
+        assert masqueraded(node) == ["10.244.1.0/24", "10.244.0.0/16 cnikit.1", "10.244.0.0/16 cnik6.1"]
         assert [item for item in before if "set" in item] == []
 
     def test_switched_off_again(self, cluster: Cluster) -> None:
@@ -477,17 +482,19 @@ class TestSubnetFile:
             node.run("bridge", "fdb", "add", mac, "dev", "flannel.1", "dst", local)
         node = cluster.nodes[0]
         before = (node.ip("route"), node.ip("addr", "show", "flannel.1"))
-        node.call("vxlan", "STATUS", FILE_CONF).silent()
+        conf = {**FILE_CONF, "ipMasq": True}
+        node.call("vxlan", "STATUS", conf).silent()
 
         one, two = (node.pod() for node in cluster.nodes)
-        result = add(one, FILE_CONF)
-        add(two, FILE_CONF)
+        result = add(one, conf)
+        add(two, conf)
 
         assert "cnikit.1" not in node.links()
+        assert "10.244.0.0/16 flannel.1" in masqueraded(node)
         assert one.ip("link", "show", "eth0")[0]["mtu"] == 1450
         assert ping(one, address(two, V4)).ok
-        node.call("vxlan", "CHECK", {**FILE_CONF, "prevResult": result}, one).silent()
-        delete(one, FILE_CONF)
+        node.call("vxlan", "CHECK", {**conf, "prevResult": result}, one).silent()
+        delete(one, conf)
         assert (node.ip("route"), node.ip("addr", "show", "flannel.1")) == before
 
     def test_status_tells_what_is_missing(self, cluster: Cluster) -> None:

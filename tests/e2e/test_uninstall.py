@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -147,12 +148,18 @@ class TestUninstall:
         make(node, modules, "install", "agent", **PLACES)
         shutil.copy2(plugins / "bridge", plugins / "cnv-bridge")
         (units / "multi-user.target.wants/cnikit-agent.service").symlink_to("/run/units/cnikit-agent.service")
+        for program, pods in (("iptables", "10.244.0.0/16"), ("ip6tables-legacy", "fd00:244::/48")):
+            for comment in ("theirs", f"cnikit pods from {pods}"):
+                rule = ("-s", pods, "-m", "comment", "--comment", comment, "-j", "ACCEPT")
+                node.run(program, "-A", "FORWARD", *rule)
 
         answer = make(node, modules, "uninstall", **PLACES)
 
         assert {folder: files_below(folder) for folder in theirs} == theirs
         assert "removed /opt/cni/bin/cnv-bridge\n" in answer.stdout.decode()
         assert "systemctl daemon-reload" in answer.stderr
+        for program in ("iptables", "ip6tables-legacy"):
+            assert re.findall("--comment (.*) -j", node.run(program, "-S", "FORWARD")) == ["theirs"]
         assert make(node, modules, "uninstall", **PLACES).stdout == b"nothing of cnikit is installed\n"
 
     def test_another_maker_s_plugin_keeps_its_bundle(self, node: Node, modules: Path) -> None:
