@@ -74,7 +74,21 @@ class Options:
         self.conf = conf
         vni = conf.vni if conf.kind == "vxlan" else 0
         self.source: Source = source(membership, Network(conf.name, conf.networks, conf.peers or (), conf.kind, vni))
-        self.lists_us = membership is None or membership.string("source") != "etcd"
+        self._kind = membership.string("source") if membership is not None else ""
+        self.lists_us = self._kind != "etcd"
+        self.is_judged = self._kind == "kubernetes"
+
+    def name(self, given: str, host_name: str) -> str:
+        """Which member this node is, by the name that the command line has `given`, by `nodeName` or the host's; empty
+        leaves it to the addresses.
+
+        Where nodes register themselves only the name says which one is ours: the address may have been another's, whose
+        entry is still there, or be another's by now. Kubernetes has names in lower case, and so registers the kubelet.
+        """
+        name = given or self.conf.node_name
+        if self._kind == "kubernetes":
+            return (name or host_name).lower()
+        return name or (host_name if self._kind == "etcd" else "")
 
 
 def networks_of(files: Sequence[str]) -> list[Options]:
@@ -160,13 +174,17 @@ class Cluster:
         self.changes = self.repairs = 0
         locks = Locks(time.monotonic)
         self._networks: list[tuple[Reconciler, Firewall]] = []
+        self._judged: list[Reconciler] = []
+        host_name = os.uname().nodename
         for network in networks:
             conf = network.conf
-            conf.node_name = node_name or conf.node_name
+            conf.node_name = network.name(node_name, host_name)
             reconciler = Reconciler(
-                conf, network.source, backend_of(conf.kind), os.uname().nodename, RUN_DIR, self.wake, log,
+                conf, network.source, backend_of(conf.kind), host_name, RUN_DIR, self.wake, log,
                 lists_us=network.lists_us,
             )  # fmt: skip
+            if network.is_judged:
+                self._judged.append(reconciler)
             records = Records(RUN_DIR, conf.name, locks.take, log.warning)
             self._networks.append((reconciler, Firewall(conf.name, host, records)))
         self._thread = threading.Thread(target=self._run, name="cluster", daemon=True)
@@ -220,6 +238,7 @@ class Cluster:
             self._keep_up_at = now + _KEEP_UP_SECONDS
             for reconciler, firewall in self._networks:
                 reconciler.keep_up(firewall)
+            self._judge()
         mirror.moved = False
         by_plan = bool(planned)
         mirror.changed.update(planned)
@@ -237,6 +256,14 @@ class Cluster:
         self._mirror.stand_on(links, addresses)
         if devices != self._mirror.devices:
             self._mirror.look(devices)
+
+    def _judge(self) -> None:
+        """Have the cluster know whether pods can be attached here: its node is one, so all of its networks have one answer."""
+        faults = [reconciler.fault for reconciler in self._judged]
+        known = [fault for fault in faults if fault is not None]
+        if len(known) == len(faults) or any(known):
+            for reconciler in self._judged:
+                reconciler.judge("; ".join(filter(None, known)))
 
     def _put_right(self, *, by_plan: bool) -> None:
         """Compare what has to be compared and do what is to be done, in one batch."""

@@ -23,7 +23,7 @@ from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import outside, subnet_file_of
-from plugins.peers import Entries, Node, vtep_mac
+from plugins.peers import ADDRESS_KEYS, Entries, Node, vtep_mac
 from plugins.pod_network import Site
 from plugins.vxlan_device import remove_former
 
@@ -124,8 +124,10 @@ class Reconciler:
         self._source = source
         self._lists_us = lists_us
         self._offered: Node | None = None
+        self._stated: tuple[bytes, ...] = ()  # what an offer was made by
         self._inbox = Inbox(wake)
         self._roster = Roster(lambda node: outside(node, conf.networks) if conf.networks else "")
+        self._roster.own = conf.node_name
         self._ground: Ground | None = None
         self._site: Site | None = None
         self._here: frozenset[bytes] = frozenset()
@@ -133,6 +135,8 @@ class Reconciler:
         self._told: dict[str, str] = {}
         self.settled = False
         self.is_sure = False
+        self._unfit: str | None = None  # why it has no ground; None before that is known
+        self._judged: str | None = None
 
     def close(self) -> None:
         self._source.close()
@@ -154,7 +158,7 @@ class Reconciler:
     @property
     def addresses(self) -> frozenset[bytes]:
         own = self._ground.own if self._ground else self._offered
-        return frozenset(own.addresses.values()) if own else frozenset()
+        return frozenset(own.addresses.values() if own else ()) | frozenset(self._source.stated)
 
     @property
     def troubles(self) -> int:
@@ -181,7 +185,7 @@ class Reconciler:
                 self._join(came, self._ground, wanted, changed)
         if heard:
             self._tell("members", "; ".join(list(self._roster.faults.values())[:3]))
-        return concerned
+        return concerned or self._source.stated != self._stated
 
     def _concerns(self, nodes: Iterable[Node]) -> bool:
         own = self._ground.own.name if self._ground else self.conf.node_name
@@ -228,7 +232,8 @@ class Reconciler:
         """Find this node and its links, make sure of its devices, and plan anew when that is not as before."""
         there = this_node.places(host)
         self._here = frozenset(address.packed for _, address in there)
-        self._offer(host, there)
+        if self._offer(host, there):
+            self.hear(wanted, changed)  # a source that lists this node answers at once
         self.is_sure = False
         if not self.settled:
             return
@@ -243,8 +248,10 @@ class Reconciler:
             self._site = self._site_of(own, there)
             ground = Ground(own, self._backend.prepare(host, self._site, self._warn), self._twins(own))
         except CniError as error:
+            self._unfit = error.msg
             self._tell("node", f"{error.msg}; what is in force stays")
             return
+        self._unfit = ""
         self.is_sure = True
         self._tell("node", "")
         if ground.same(self._ground):
@@ -280,7 +287,8 @@ class Reconciler:
         if self.conf.node_name:
             return self._roster.get(self.conf.node_name)
         holders = filter(None, map(self._roster.holder, sorted(self._here)))
-        return next(holders, None) or self._roster.get(self._host_name)
+        host_name = self._host_name
+        return next(holders, None) or self._roster.get(host_name) or self._roster.get(host_name.lower())
 
     def _site_of(self, own: Node, there: Places) -> Site:
         conf = self.conf
@@ -288,38 +296,70 @@ class Reconciler:
         mtu = this_node.pods_mtu(own, self._backend.overhead, underlays, conf.mtu, "mtu")
         return Site(conf, own, underlays, conf.networks or own.subnets, mtu)
 
-    def _offer(self, host: Namespace, there: Places) -> None:
-        """Have the source tell the others where this node is: at the start, when its address has gone, and when it has
-        one of a family that it had none of.
+    def _offer(self, host: Namespace, there: Places) -> bool:
+        """Have the source tell the others where this node is, when that has changed: its address has gone and there is
+        another, or it has one of a family that it had none of. Whether there was something to tell.
 
-        With no default route to go by, a source that lists this node says where it is.
+        No address at all is no news: what was told stands until there is one. A source that lists this node is asked
+        first, because it may know which of several addresses counts.
         """
+        self._stated = self._source.stated
+        if self._offered is None and self._lists_us:
+            self._offered = Node(self.conf.node_name or self._host_name, {}, self._written())
+            self._source.start(self._offered, self._inbox)
+        if self._lists_us and not self.settled:
+            return False
         before = self._offered.addresses if self._offered is not None else {}
         lasting = {size: packed for size, packed in before.items() if packed in self._here}
-        if self._offered is not None and lasting == before and not self._offers_more(lasting, there):
-            return
-        name = self.conf.node_name or self._host_name
         try:
-            addresses = this_node.of_links(host, self.conf, self.conf.networks, there).addresses | lasting
+            self._refuse_elsewhere()
+            preferred = (*self._stated, *lasting.values())
+            found = this_node.of_links(host, self.conf, self.conf.networks, there, preferred).addresses
             self._tell("underlay", "")
         except CniError as error:
             if not self._lists_us:
                 self._tell("underlay", error.msg)
-                return
-            addresses = lasting
+            return False
+        told = {} if self._lists_us else {len(packed): packed for packed in self._stated}
+        return self._tell_source(lasting | found | told)
+
+    def _refuse_elsewhere(self) -> None:
+        """CniError 50 when the address that others are to reach this node at is not here: they would be misled."""
+        for packed in () if self._lists_us else self._stated:
+            if packed not in self._here:
+                key, here = ADDRESS_KEYS[len(packed)], ", ".join(sorted(map(addr.unpack, self._here))) or "none"
+                text = f"membership.{key}: expected an address of this host ({here}), found {addr.unpack(packed)}"
+                raise CniError(NOT_AVAILABLE, text)
+
+    def _tell_source(self, addresses: dict[int, bytes]) -> bool:
+        """Offer these addresses, unless they are what was offered last."""
+        if self._offered is not None and self._offered.addresses == addresses:
+            return False
         vni = self.conf.vni
         macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if self.conf.kind == "vxlan" else {}
-        own = Node(name, addresses, self._written(), macs)
+        own = Node(self.conf.node_name or self._host_name, addresses, self._written(), macs)
         if self._offered is None:
             self._source.start(own, self._inbox)
-        elif own != self._offered:
+        else:
             self._source.update(own)
         self._offered = own
+        return True
 
-    def _offers_more(self, offered: dict[int, bytes], there: Places) -> bool:
-        """Whether there may be an address of a family that has pods and was not offered."""
-        lacking = {len(packed) for packed, _ in self.conf.networks}.difference(offered)
-        return bool(offered) and any(len(one.packed) in lacking for _, one in there)
+    # Whether pods can be attached
+
+    @property
+    def fault(self) -> str | None:
+        """Why no pod can be attached in this network, empty when one can, and None before that is known."""
+        if self._unfit is None or self._site is None:
+            return self._unfit
+        missing = "" if self._site.own.subnets else f"{self._site.own}: expected a subnet for its pods, found none"
+        return self._unfit or self._told.get("upkeep") or missing
+
+    def judge(self, fault: str) -> None:
+        """Have the source tell it, when it has changed."""
+        if fault != self._judged:
+            self._judged = fault
+            self._source.judge(fault)
 
     def _written(self) -> tuple[Subnet, ...]:
         """The subnets of an earlier time, which running pods have their addresses from."""

@@ -36,6 +36,7 @@ class Roster:
         self._spans: dict[int, list[tuple[int, str]]] = {size: [] for size in SIZES}
         self._addresses: dict[int, list[int]] = {size: [] for size in SIZES}  # of nodes, in order
         self._refused: dict[str, Node] = {}
+        self.own = ""  # the name of this node, if it has one; its addresses are nobody else's
         self.faults: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -67,6 +68,12 @@ class Roster:
         pending.update(
             (name, node) for name, node in latest.items() if self._nodes.get(name) != node or name in self._refused
         )
+        own = pending.pop(self.own, None)
+        if own is not None:  # whoever has its addresses still is out of date, and yields
+            outdated = {self._holders.get(address, "") for address in own.addresses.values()}.difference(
+                ("", own.name, *gone)
+            )
+            pending = {own.name: own, **{name: self._nodes[name] for name in outdated}, **pending}
         for name in (*gone, *pending):
             self._refused.pop(name, None)
             self.faults.pop(name, None)

@@ -55,11 +55,24 @@ class Listener(Protocol):
 class Source(Protocol):
     """A source of membership. `start` is called once, by a thread that does not wait; `close` ends its threads."""
 
+    @property
+    def stated(self) -> tuple[bytes, ...]:
+        """The addresses that this node is to be known by, as the configuration or the cluster has it, the best first.
+
+        The listener hears something when they change. One that is not this host's counts for nothing.
+        """
+        return ()
+
     def start(self, own: Node, listener: Listener) -> None:
-        """Begin. `own.subnets` may be empty: etcd claims them, Kubernetes knows them."""
+        """Begin. `own.subnets` may be empty: etcd claims them, Kubernetes knows them. `own.addresses` are empty for a
+        source that lists this node: `update` brings them."""
 
     def update(self, own: Node) -> None:
-        """Tell the others that this node's address or MAC has changed."""
+        """Tell the others that this node's address or MAC has changed. There is an address."""
+
+    def judge(self, fault: str) -> None:  # noqa: ARG002
+        """Tell whoever places pods that this node can take them (""), or why it cannot. Most sources know nobody who does."""
+        return
 
     def close(self) -> None:
         """End, and say nothing more. What this node claimed stays its own: pods go on while the agent is replaced."""

@@ -8,6 +8,7 @@ somebody has them.
 
     "membership": {"source": "etcd", "endpoints": ["https://..."], "prefix": "/cnikit/NET", "ttl": 86400,
                    "caFile", "certFile", "keyFile", "username", "passwordFile",
+                   "publicIP", "publicIPv6",
                    "subnetLen": 24, "subnetMin", "subnetMax", "ipv6SubnetLen": 64, "ipv6SubnetMin", "ipv6SubnetMax"}
 """
 
@@ -21,7 +22,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from agent.membership import FIRST_PAUSE, LAST_PAUSE
+from agent.membership import FIRST_PAUSE, LAST_PAUSE, Source
 from agent.membership.etcd_claim import Claimer, Keys, read_pools
 from agent.membership.etcd_client import Client, after, leased, put
 from agent.membership.etcd_credentials import Credentials
@@ -33,7 +34,7 @@ from cni.config import Refusal, text, wrong
 from cni.errors import CniError
 from cni.jsonio import decode, encode
 from cni.names import digest
-from plugins.peers import Node, read_described
+from plugins.peers import ADDRESS_KEYS, Node, read_described
 
 if TYPE_CHECKING:
     from typing import Any
@@ -58,6 +59,7 @@ class Settings(NamedTuple):
     keys: Keys
     pools: dict[int, Pool]
     ttl: int
+    public: tuple[bytes, ...]  # this node's addresses, as far as they are given
 
 
 def make(config: Reader, network: Network) -> EtcdSource:
@@ -82,10 +84,11 @@ def read_settings(config: Reader, network: Network) -> Settings:
     if not network.ranges:
         config.refuse(Refusal("network", "network or ipv6Network to claim subnets of", "neither", "add the range"))
     pools = read_pools(config, network.ranges)
-    return Settings(endpoints, credentials, Keys(prefix), pools, config.integer("ttl", 86400, *_TTL))
+    ttl = config.integer("ttl", 86400, *_TTL)
+    return Settings(endpoints, credentials, Keys(prefix), pools, ttl, _public(config))
 
 
-class EtcdSource:
+class EtcdSource(Source):
     """The source of one network. `start` is called once."""
 
     def __init__(self, settings: Settings) -> None:
@@ -96,6 +99,10 @@ class EtcdSource:
         self._own = Node("", {}, ())
         self._claim: Claim | None = None
         self._published: deque[Node] = deque(maxlen=8)  # what this node's key may hold
+
+    @property
+    def stated(self) -> tuple[bytes, ...]:
+        return self._settings.public
 
     def start(self, own: Node, listener: Listener) -> None:
         """`own.subnets` are what the node had before, if that is known: they are taken again while they are free."""
@@ -321,6 +328,13 @@ class EtcdSource:
             if self._claim is claim:
                 self._claim = None
         raise LostError(why)
+
+
+def _public(config: Reader) -> tuple[bytes, ...]:
+    given = {key: found for key in ADDRESS_KEYS.values() if (found := config.raw(key)) is not None}
+    if not given:
+        return ()
+    return tuple(read_described(config.path, {"name": "this node", **given}).addresses.values())
 
 
 def _endpoint(config: Reader, path: str, found: Any) -> str:

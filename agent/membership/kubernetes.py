@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from agent.membership import FIRST_PAUSE, LAST_PAUSE
+from agent.membership import FIRST_PAUSE, LAST_PAUSE, Source
 from agent.membership.kubernetes_api import SERVICE_ACCOUNT, Api, ApiError, GoneError
 from agent.membership.kubernetes_members import Members
 from agent.membership.kubernetes_own import Announcer
@@ -49,7 +49,7 @@ def make(config: Reader, network: Network) -> KubernetesSource:
     return KubernetesSource(network, kubeconfig)
 
 
-class KubernetesSource:
+class KubernetesSource(Source):
     """The nodes of a cluster. `service_account` is the folder that a pod finds its own in."""
 
     def __init__(self, network: Network, kubeconfig: str, service_account: str = SERVICE_ACCOUNT) -> None:
@@ -63,6 +63,10 @@ class KubernetesSource:
         self._spoilt = False  # the watch that is next has to prove itself
         self._thread: threading.Thread | None = None
 
+    @property
+    def stated(self) -> tuple[bytes, ...]:
+        return self._members.stated if self._thread is not None else ()
+
     def start(self, own: Node, listener: Listener) -> None:
         self._troubles = Troubles(listener.trouble, follows={"announce": "api"})
         self._announcer = Announcer(own, self._network, self._connect, self._troubles, time.time)
@@ -73,6 +77,9 @@ class KubernetesSource:
 
     def update(self, own: Node) -> None:
         self._members.update(own)
+
+    def judge(self, fault: str) -> None:
+        self._announcer.judge(fault)
 
     def close(self) -> None:
         self._closed.set()
