@@ -38,7 +38,7 @@ from plugins.peers import Entries
 from plugins.reconcile import Difference, Scope, attempt, blocked_text, is_blocked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -107,7 +107,7 @@ def networks_of(files: Sequence[str]) -> list[Options]:
         if len(found) == before:
             text = f"{file}: expected a plugin of type {' or '.join(KINDS)}, found none"
             raise CniError(INVALID_CONFIG, text, "--network is for networks that span nodes")
-    for _, two, what in twins([options.conf for options in found]):
+    for _, two, what in twins([options.conf for options in found], claims_of(found)):
         raise CniError(INVALID_CONFIG, f"network {two.name}: {what}")
     return found
 
@@ -123,10 +123,19 @@ def options_of(reader: Reader) -> Options:
     return Options(conf, membership)
 
 
-def twins(confs: Sequence[ClusterConf]) -> Iterator[tuple[ClusterConf, ClusterConf, str]]:
+def claims_of(networks: Iterable[Options]) -> dict[str, frozenset[str]]:
+    """Where the nodes of networks claim what they have (`Source.claims`), by the network's name."""
+    return {options.conf.name: options.source.claims for options in networks}
+
+
+def twins(
+    confs: Sequence[ClusterConf], claims: Mapping[str, frozenset[str]]
+) -> Iterator[tuple[ClusterConf, ClusterConf, str]]:
     """Two networks that would take something from each other, and what the second was to have and has."""
     for one, two in combinations(confs, 2):
         what = _shared(one, two)
+        if not what and not claims.get(one.name, frozenset()).isdisjoint(claims.get(two.name, ())):
+            what = f"a membership.prefix of its own, found that of {one.name} in one etcd"
         if what:
             yield one, two, f"expected {what}"
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent import subnet_file
 from agent.roster import Roster
+from agent.stranded import Stranded
 from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
@@ -131,8 +132,10 @@ class Reconciler:
         self._ground: Ground | None = None
         self._site: Site | None = None
         self._here: frozenset[bytes] = frozenset()
+        self._located: frozenset[Subnet] | None = None
         self._faults: dict[str, str] = {}
         self._told: dict[str, str] = {}
+        self._stranded = Stranded()
         self.settled = False
         self.is_sure = False
         self._unfit: str | None = None  # why it has no ground; None before that is known
@@ -232,6 +235,10 @@ class Reconciler:
         """Find this node and its links, make sure of its devices, and plan anew when that is not as before."""
         there = this_node.places(host)
         self._here = frozenset(address.packed for _, address in there)
+        located = frozenset((address.packed, address.prefix) for _, address in there)
+        if located != self._located:
+            self._located = located
+            self._source.locate(located)
         if self._offer(host, there):
             self.hear(wanted, changed)  # a source that lists this node answers at once
         self.is_sure = False
@@ -385,6 +392,8 @@ class Reconciler:
                 masqueraded = own.subnets if self.conf.ip_masq else ()
                 range_masquerade.ensure(firewall, masqueraded, (*site.networks, *self.conf.exceptions))
             self._tell("upkeep", "")
+            if own is not None:
+                self._tell("pods", self._stranded.look(firewall.records, own.subnets))
         except OSError as error:
             self._tell("upkeep", f"{self._subnet_file}: {error.strerror}")
         except CniError as error:

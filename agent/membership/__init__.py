@@ -63,6 +63,15 @@ class Source(Protocol):
         """
         return ()
 
+    @property
+    def claims(self) -> frozenset[str]:
+        """Where nodes claim what they have, one text for each way there. Two networks with one of them would be one."""
+        return frozenset()
+
+    def locate(self, here: frozenset[Subnet]) -> None:  # noqa: ARG002
+        """Take these as the addresses that this host has now, each with its prefix length. Called before `start` too."""
+        return
+
     def start(self, own: Node, listener: Listener) -> None:
         """Begin. `own.subnets` may be empty: etcd claims them, Kubernetes knows them. `own.addresses` are empty for a
         source that lists this node: `update` brings them."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from agent.membership import Listener, Network
     from cni.config import Reader
-    from plugins.peers import Node
+    from plugins.peers import Node, Subnet
 
 # A watch lasts between these, as each ends at another time.
 _WATCH_SECONDS = (300, 600)
@@ -62,10 +62,17 @@ class KubernetesSource(Source):
         self._resync = 0.0  # when the next list is due, on the monotonic clock
         self._spoilt = False  # the watch that is next has to prove itself
         self._thread: threading.Thread | None = None
+        self._here: frozenset[Subnet] = frozenset()
 
     @property
     def stated(self) -> tuple[bytes, ...]:
         return self._members.stated if self._thread is not None else ()
+
+    def locate(self, here: frozenset[Subnet]) -> None:
+        before, self._here = self._here, here
+        api = self._api
+        if api is not None:
+            api.leave({packed for packed, _ in before}.difference(packed for packed, _ in here))
 
     def start(self, own: Node, listener: Listener) -> None:
         self._troubles = Troubles(listener.trouble, follows={"announce": "api"})

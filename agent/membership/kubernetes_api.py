@@ -26,10 +26,10 @@ from lightkube.core.generic_client import GenericSyncClient
 from lightkube.types import PatchType
 
 from agent.membership.kubernetes_node import NodeStatusView, NodeView
-from cni import __version__
+from cni import __version__, addr
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from lightkube.config.kubeconfig import SingleConfig
     from lightkube.core.generic_client import BasicRequest
@@ -126,14 +126,28 @@ class Api:
 
     def interrupt(self) -> None:
         """End the watch of another thread."""
-        stream = self._stream
-        network = stream.extensions.get("network_stream") if stream is not None else None
-        found = network.get_extra_info("socket") if network is not None else None
-        if isinstance(found, socket.socket):
+        found = self._socket()
+        if found is not None:
             try:
                 socket.socket.shutdown(found, socket.SHUT_RDWR)  # the TLS above it is the reader's
             except OSError:
                 pass  # it has ended by itself
+
+    def leave(self, addresses: Container[bytes]) -> None:
+        """End a watch that goes from one of these addresses, which this host has no more: nothing comes back on it."""
+        found = self._socket()
+        try:
+            source = addr.pack(found.getsockname()[0]) if found is not None else None
+        except OSError:
+            return  # it has ended by itself
+        if source in addresses:
+            self.interrupt()
+
+    def _socket(self) -> socket.socket | None:
+        stream = self._stream
+        network = stream.extensions.get("network_stream") if stream is not None else None
+        found = network.get_extra_info("socket") if network is not None else None
+        return found if isinstance(found, socket.socket) else None
 
     def patch_status(self, name: str, patch: dict[str, Any]) -> NodeView:
         """Patch a node's status (and annotations); the node as it is then."""

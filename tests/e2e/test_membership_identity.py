@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from tests.e2e.agent_world import Agent
 from tests.e2e.etcd_world import PREFIX, put_node
 from tests.e2e.relay import Relay
-from tests.e2e.underlay import Cluster, address_of, subnet_of
-from tests.e2e.world import wait_until
+from tests.e2e.underlay import Cluster, add, address_of, subnet_of
+from tests.e2e.world import Way, wait_until
+from tests.kubernetes.control_plane import ELSEWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.kubernetes.fixtures", "tests.e2e.etcd_fixtures"]
 
 V4 = 2
+# A connection from an address that is gone is found dead by itself after 25 s and more.
+AT_ONCE = 8.0
 NETWORK = "/run/net.conflist"
 SUBNETS = "/run/cnikit/subnets/pods.env"
 PUBLIC_IP = "flannel.alpha.coreos.com/public-ip"
@@ -32,13 +35,15 @@ TAINT = {"key": "node.kubernetes.io/network-unavailable", "effect": "NoSchedule"
 
 
 class World:
-    """Nodes with agents, whose membership is a server of the test at a port of loopback."""
+    """Nodes with agents, whose membership is a server of the test at a port of loopback, and of `ELSEWHERE` on the underlay."""
 
     def __init__(self, cluster: Cluster, port: int, membership: dict[str, Any], stack: contextlib.ExitStack) -> None:
         self.cluster = cluster
         self._membership = membership
         self._stack = stack
         self.agents: list[Agent] = []
+        give(cluster.switch, ELSEWHERE, "switch")
+        stack.enter_context(Relay(cluster.switch, port, ELSEWHERE))
         for node in cluster.nodes:
             stack.enter_context(Relay(node, port))
 
@@ -57,7 +62,7 @@ class World:
 
 
 @contextlib.contextmanager
-def world(way: AgentWay, port: int, membership: dict[str, Any], count: int = 1, **options: Any) -> Iterator[World]:
+def world(way: Way, port: int, membership: dict[str, Any], count: int = 1, **options: Any) -> Iterator[World]:
     with Cluster(way, count, **options) as cluster, contextlib.ExitStack() as stack:
         made = World(cluster, port, membership, stack)
         try:
@@ -69,9 +74,9 @@ def world(way: AgentWay, port: int, membership: dict[str, Any], count: int = 1, 
 
 
 @contextlib.contextmanager
-def kubernetes(way: AgentWay, plane: ControlPlane, count: int = 1, **options: Any) -> Iterator[World]:
+def kubernetes(way: AgentWay, plane: ControlPlane, count: int = 1, server: str = "", **options: Any) -> Iterator[World]:
     """Nodes whose kubelets have registered them."""
-    kubeconfig = str(plane.kubeconfig("admin.conf", plane.admin))
+    kubeconfig = str(plane.kubeconfig("identity.conf", plane.admin, server=server))
     membership = {"source": "kubernetes", "kubeconfig": kubeconfig}
     for number in range(1, count + 1):
         plane.add_node(f"node{number}", [subnet_of(number, V4)], [address_of(number, V4)])
@@ -261,6 +266,63 @@ def test_etcd_is_told_the_address_that_the_configuration_gives(agent_way: AgentW
         wait_until(lambda: here(node) == "198.18.0.101", "it has that address", 20)
         assert json.loads(etcd.content()[f"{PREFIX}/nodes/node1"])["publicIP"] == "198.18.0.101"
         wait_until(lambda: "underlay: all is well again" in agent.log(), "that is reported", 20)
+
+
+def test_news_comes_at_once_after_the_nodes_address_has_changed(agent_way: AgentWay, etcd: Etcd) -> None:
+    membership = {"source": "etcd", "endpoints": [f"http://{ELSEWHERE}:{etcd.port}"]}
+    with world(agent_way, etcd.port, membership) as made:
+        made.start(1, iface="eth0")
+        node = made.cluster.nodes[0]
+        wait_until(lambda: here(node) == "198.18.0.1", "it has joined", 20)
+
+        take(node, "198.18.0.1")
+        give(node, "198.18.0.11")
+        wait_until(lambda: here(node) == "198.18.0.11", "it has moved", 20)
+        put_node(etcd, "node7", address_of(7, V4), "10.244.7.0/24")
+
+        wait_until(lambda: ways(node) == {"10.244.7.0/24": "198.18.0.7"}, "it knows node7", AT_ONCE)
+        assert json.loads(etcd.content()[f"{PREFIX}/nodes/node1"])["publicIP"] == "198.18.0.11"
+
+
+def test_so_it_does_from_kubernetes(agent_way: AgentWay, plane: ControlPlane) -> None:
+    with kubernetes(agent_way, plane, server=f"https://{ELSEWHERE}:{plane.port}") as made:
+        made.start(1, iface="eth0")
+        node = made.cluster.nodes[0]
+        stands(node, "10.244.1.1/24", {}, "it has joined")
+
+        take(node, "198.18.0.1")
+        give(node, "198.18.0.11")
+        wait_until(lambda: here(node) == "198.18.0.11", "it has moved", 20)
+        plane.add_node("node7", ["10.244.7.0/24"], [address_of(7, V4)])
+
+        wait_until(lambda: ways(node) == {"10.244.7.0/24": "198.18.0.7"}, "it knows node7", AT_ONCE)
+        wait_until(lambda: annotated(plane) == "198.18.0.11", "the others know where it is", AT_ONCE)
+
+
+# What it had
+
+
+def test_pods_of_a_subnet_that_was_lost_while_away_are_reported(agent_way: AgentWay, etcd: Etcd) -> None:
+    way = Way("calls by itself", agent_way.bin_dir)  # the agents are ours
+    with world(way, etcd.port, {"source": "etcd", "endpoints": [etcd.url]}) as made:
+        node = made.cluster.nodes[0]
+        made.start(1, iface="eth0")
+        wait_until(lambda: served(node), "it has a subnet", 20)
+        had = served(node)
+        conf = {**made.cluster.conf("vxlan", iface="eth0"), "membership": {"source": "etcd", "endpoints": [etcd.url]}}
+        pod = node.pod()
+        add(pod, conf)
+        made.agents[0].stop()
+        etcd.ctl("del", "--prefix", PREFIX)  # as when its lease has ended
+        etcd.ctl("put", claim_of(had), "another")
+
+        for _ in range(2):  # the second one finds the new subnet in its file already
+            agent = made.start(1, iface="eth0")
+            wait_until(lambda: served(node) not in ("", had), "it has another subnet", 20)
+            told = f"pods: {pod.container_id}: expected addresses of this node's subnets"
+            wait_until(lambda: told in agent.log(), "its pods are reported", 20)  # noqa: B023 - called in this round only
+            assert f"found some of {ipaddress.ip_interface(had).network}" in agent.log()
+            agent.stop()
 
 
 # Whether it can take part
