@@ -160,8 +160,9 @@ class Reconciler:
 
     @property
     def addresses(self) -> frozenset[bytes]:
+        """Those that this node has, or may have: any of them may be where a connection to the source comes from."""
         own = self._ground.own if self._ground else self._offered
-        return frozenset(own.addresses.values() if own else ()) | frozenset(self._source.stated)
+        return self._here.union(own.addresses.values() if own else (), self._source.stated)
 
     @property
     def troubles(self) -> int:

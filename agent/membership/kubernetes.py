@@ -70,9 +70,10 @@ class KubernetesSource(Source):
 
     def locate(self, here: frozenset[Subnet]) -> None:
         before, self._here = self._here, here
-        api = self._api
-        if api is not None:
-            api.leave({packed for packed, _ in before}.difference(packed for packed, _ in here))
+        gone = {packed for packed, _ in before}.difference(packed for packed, _ in here)
+        for api in (self._api, self._announcer.api) if self._thread is not None else ():
+            if api is not None:
+                api.leave(gone)
 
     def start(self, own: Node, listener: Listener) -> None:
         self._troubles = Troubles(listener.trouble, follows={"announce": "api"})

@@ -75,7 +75,7 @@ class Api:
 
     def __init__(self, kubeconfig: str, service_account: str = SERVICE_ACCOUNT) -> None:
         self._source = f"kubeconfig {kubeconfig}" if kubeconfig else f"service account {service_account}"
-        self._stream: httpx2.Response | None = None
+        self._socket: socket.socket | None = None
         config = _config(kubeconfig, service_account)
         self.server = config.cluster.server
         try:
@@ -113,7 +113,6 @@ class Api:
         request.timeout = httpx2.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS, read=seconds + _READ_SECONDS)
         response = self._answer(request, stream=True)
         try:
-            self._stream = response
             yield "", NodeView()
             with self._failures("an event of the watch", spoilt=True):
                 for line in _lines(response):
@@ -121,12 +120,11 @@ class Api:
         except _CutError:
             return
         finally:
-            self._stream = None
             response.close()
 
     def interrupt(self) -> None:
-        """End the watch of another thread."""
-        found = self._socket()
+        """End what another thread waits for."""
+        found = self._socket
         if found is not None:
             try:
                 socket.socket.shutdown(found, socket.SHUT_RDWR)  # the TLS above it is the reader's
@@ -134,8 +132,8 @@ class Api:
                 pass  # it has ended by itself
 
     def leave(self, addresses: Container[bytes]) -> None:
-        """End a watch that goes from one of these addresses, which this host has no more: nothing comes back on it."""
-        found = self._socket()
+        """End what goes from one of these addresses, which this host has no more: nothing comes back on it."""
+        found = self._socket
         try:
             source = addr.pack(found.getsockname()[0]) if found is not None else None
         except OSError:
@@ -143,11 +141,11 @@ class Api:
         if source in addresses:
             self.interrupt()
 
-    def _socket(self) -> socket.socket | None:
-        stream = self._stream
-        network = stream.extensions.get("network_stream") if stream is not None else None
-        found = network.get_extra_info("socket") if network is not None else None
-        return found if isinstance(found, socket.socket) else None
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Know the connection from its beginning: an answer that does not come has no stream yet."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            found = info["return_value"].get_extra_info("socket")
+            self._socket = found if isinstance(found, socket.socket) else None
 
     def patch_status(self, name: str, patch: dict[str, Any]) -> NodeView:
         """Patch a node's status (and annotations); the node as it is then."""
@@ -182,7 +180,9 @@ class Api:
 
     def _answer(self, request: BasicRequest, *, stream: bool = False) -> httpx2.Response:
         with self._failures("an answer"):
-            response: httpx2.Response = self._client.send(self._client.build_adapter_request(request), stream=stream)
+            asked = self._client.build_adapter_request(request)
+            asked.extensions = {**asked.extensions, "trace": self._trace}
+            response: httpx2.Response = self._client.send(asked, stream=stream)
             if response.status_code == 200:
                 return response
             try:

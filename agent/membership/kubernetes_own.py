@@ -60,6 +60,7 @@ class Announcer:
         self._untaint_at = 0.0  # when it may be tried again, on the monotonic clock
         self._patched = -_LONGEST_REST
         self._rest = FIRST_PAUSE
+        self.api: Api | None = None  # while something is asked
         self._thread = threading.Thread(target=self._run, name="kubernetes-own", daemon=True)
 
     def start(self) -> None:
@@ -129,13 +130,14 @@ class Announcer:
         self._pace()
         if self._closed.is_set():
             return
-        api = self._connect()
+        api = self.api = self._connect()
         try:
             if patch:
                 api.patch_status(own.name, patch)
             if taint:
                 self._untaint(api, own.name, taint)
         finally:
+            self.api = None
             api.close()
 
     def _untaint(self, api: Api, name: str, patch: list[dict[str, object]]) -> None:
