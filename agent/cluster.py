@@ -40,7 +40,7 @@ from plugins.cluster_conf import ClusterConf, subnet_file_of
 from plugins.reconcile import Difference, Scope, Wanted, attempt, blocked_text, is_blocked, repair_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -77,7 +77,21 @@ class Options:
         self.conf = conf
         vni = conf.vni if conf.kind == "vxlan" else 0
         self.source: Source = source(membership, Network(conf.name, conf.networks, conf.peers or (), conf.kind, vni))
-        self.lists_us = membership is None or membership.string("source") != "etcd"
+        self._kind = membership.string("source") if membership is not None else ""
+        self.lists_us = self._kind != "etcd"
+        self.is_judged = self._kind == "kubernetes"
+
+    def name(self, given: str, host_name: str) -> str:
+        """Which member this node is, by the name that the command line has `given`, by `nodeName` or the host's; empty
+        leaves it to the addresses.
+
+        Where nodes register themselves only the name says which one is ours: the address may have been another's, whose
+        entry is still there, or be another's by now. Kubernetes has names in lower case, and so registers the kubelet.
+        """
+        name = given or self.conf.node_name
+        if self._kind == "kubernetes":
+            return (name or host_name).lower()
+        return name or (host_name if self._kind == "etcd" else "")
 
 
 def networks_of(files: Sequence[str], plugin_path: Sequence[str] = ()) -> list[Options]:
@@ -100,7 +114,7 @@ def networks_of(files: Sequence[str], plugin_path: Sequence[str] = ()) -> list[O
         if len(found) == before:
             text = f"{file}: expected a plugin of type {' or '.join(KINDS)}, found none"
             raise CniError(INVALID_CONFIG, text, "--network is for networks that span nodes")
-    for _, two, what in twins([options.conf for options in found]):
+    for _, two, what in twins([options.conf for options in found], claims_of(found)):
         raise CniError(INVALID_CONFIG, f"network {two.name}: {what}")
     return found
 
@@ -116,10 +130,19 @@ def options_of(reader: Reader) -> Options:
     return Options(conf, membership)
 
 
-def twins(confs: Sequence[ClusterConf]) -> Iterator[tuple[ClusterConf, ClusterConf, str]]:
+def claims_of(networks: Iterable[Options]) -> dict[str, frozenset[str]]:
+    """Where the nodes of networks claim what they have (`Source.claims`), by the network's name."""
+    return {options.conf.name: options.source.claims for options in networks}
+
+
+def twins(
+    confs: Sequence[ClusterConf], claims: Mapping[str, frozenset[str]]
+) -> Iterator[tuple[ClusterConf, ClusterConf, str]]:
     """Two networks that would take something from each other, and what the second was to have and has."""
     for one, two in combinations(confs, 2):
         what = _shared(one, two)
+        if not what and not claims.get(one.name, frozenset()).isdisjoint(claims.get(two.name, ())):
+            what = f"a membership.prefix of its own, found that of {one.name} in one etcd"
         if what:
             yield one, two, f"expected {what}"
 
@@ -169,13 +192,17 @@ class Cluster:
         self.changes = self.repairs = 0
         locks = Locks(time.monotonic)
         self._networks: list[tuple[Reconciler, Firewall]] = []
+        self._judged: list[Reconciler] = []
+        host_name = os.uname().nodename
         for network in networks:
             conf = network.conf
-            conf.node_name = node_name or conf.node_name
+            conf.node_name = network.name(node_name, host_name)
             reconciler = Reconciler(
-                conf, network.source, backend_of(conf.kind), os.uname().nodename, RUN_DIR, self.wake, log,
+                conf, network.source, backend_of(conf.kind), host_name, RUN_DIR, self.wake, log,
                 lists_us=network.lists_us,
             )  # fmt: skip
+            if network.is_judged:
+                self._judged.append(reconciler)
             records = Records(RUN_DIR, conf.name, locks.take, log.warning)
             self._networks.append((reconciler, Firewall(conf.name, host, records)))
         self._thread = threading.Thread(target=self._run, name="cluster", daemon=True)
@@ -229,6 +256,7 @@ class Cluster:
             self._keep_up_at = now + _KEEP_UP_SECONDS
             for reconciler, firewall in self._networks:
                 reconciler.keep_up(firewall)
+            self._judge()
         mirror.moved = False
         mirror.changed.update(planned)
         if mirror.changed:
@@ -247,6 +275,14 @@ class Cluster:
             self._mirror.look(devices)
         if planned.everything:  # what failed until now is tried at once
             self._pause, self._again_at = _FIRST_PAUSE, 0.0
+
+    def _judge(self) -> None:
+        """Have the cluster know whether pods can be attached here: its node is one, so all of its networks have one answer."""
+        faults = [reconciler.fault for reconciler in self._judged]
+        known = [fault for fault in faults if fault is not None]
+        if len(known) == len(faults) or any(known):
+            for reconciler in self._judged:
+                reconciler.judge("; ".join(filter(None, known)))
 
     def _put_right(self, planned: Changed) -> None:
         """Compare what has to be compared and do what is to be done, in one batch. What is not `planned` are repairs."""

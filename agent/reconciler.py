@@ -22,11 +22,12 @@ from agent import memory, subnet_file
 from agent.forwarding import Forwarding
 from agent.membership.troubles import few
 from agent.roster import Roster
+from agent.stranded import Stranded
 from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import subnet_file_of
-from plugins.peers import SIZES, Local, Node, vtep_mac
+from plugins.peers import ADDRESS_KEYS, SIZES, Local, Node, vtep_mac
 from plugins.pod_network import Site, overlay
 from plugins.vxlan_device import remove_former
 
@@ -142,6 +143,7 @@ class Reconciler:
         self._source = source
         self._lists_us = lists_us
         self._offered: Node | None = None
+        self._stated: tuple[bytes, ...] = ()  # what an offer was made by
         self._inbox = Inbox(wake)
         self._roster = Roster(conf.networks, conf.vni if conf.kind == "vxlan" else 0)
         self._memory = memory.path_of(run_dir, conf.name)
@@ -149,16 +151,21 @@ class Reconciler:
         self._has_memory = len(self._roster) > 0
         self._to_remember = False
         self._masqueraded: tuple[Subnet | str, ...] | None = None
+        self._roster.own = conf.node_name
         self._ground: Ground | None = None
         self._lost: frozenset[int] = frozenset(SIZES)
         self._site: Site | None = None
         self._here: frozenset[bytes] = frozenset()
+        self._located: frozenset[Subnet] | None = None
         self._faults: dict[str, str] = {}
         self._told: dict[str, str] = {}
         self._forwarding = Forwarding()
+        self._stranded = Stranded()
         self.settled = False
         self.is_sure = False
         self._knows_all = False
+        self._unfit: str | None = None  # why it has no ground; None before that is known
+        self._judged: str | None = None
 
     def close(self) -> None:
         self._source.close()
@@ -197,8 +204,9 @@ class Reconciler:
 
     @property
     def addresses(self) -> frozenset[bytes]:
+        """Those that this node has, or may have: any of them may be where a connection to the source comes from."""
         own = self._ground.own if self._ground else self._offered
-        return frozenset(own.addresses.values()) if own else frozenset()
+        return self._here.union(own.addresses.values() if own else (), self._source.stated)
 
     @property
     def troubles(self) -> int:
@@ -230,7 +238,7 @@ class Reconciler:
                 self._join(came, self._ground, wanted, changed)
         if heard:
             self._tell("members", few(list(self._roster.faults.values())))
-        return concerned
+        return concerned or self._source.stated != self._stated
 
     def _take_as_whole(self, changed: Changed) -> None:
         """See whether all members are known now: what the kernel holds of one that cannot be read and is not remembered
@@ -286,7 +294,12 @@ class Reconciler:
         """Find this node and its links, make sure of its devices, and plan anew when that is not as before."""
         there = this_node.places(host)
         self._here = frozenset(address.packed for _, address in there)
-        self._offer(host, there)
+        located = frozenset((address.packed, address.prefix) for _, address in there)
+        if located != self._located:
+            self._located = located
+            self._source.locate(located)
+        if self._offer(host, there):
+            self.hear(wanted, changed)  # a source that lists this node answers at once
         self.is_sure = False
         if not self.settled:
             return
@@ -303,9 +316,11 @@ class Reconciler:
             if damage:
                 self._note_repairs(damage, self._damage(host, site))
         except CniError as error:
+            self._unfit = error.msg
             self._tell("node", f"{error.msg}; {_STAYS}")
             return
         self._site, self._lost = site, frozenset(site.lost)
+        self._unfit = ""
         self.is_sure = not site.lost
         self._tell("node", "; ".join([*(error.msg for error in site.lost.values()), _STAYS]) if site.lost else "")
         if before - self._lost:
@@ -385,7 +400,8 @@ class Reconciler:
         if self.conf.node_name:
             return self._roster.get(self.conf.node_name)
         holders = filter(None, map(self._roster.holder, sorted(self._here)))
-        return next(holders, None) or self._roster.get(self._host_name)
+        host_name = self._host_name
+        return next(holders, None) or self._roster.get(host_name) or self._roster.get(host_name.lower())
 
     def _site_of(self, own: Node, there: Places) -> Site:
         conf = self.conf
@@ -395,38 +411,70 @@ class Reconciler:
         mtu = this_node.pods_mtu(own, self._backend.overhead, known, conf.mtu, "mtu")
         return Site(conf, own, underlays, conf.networks or own.subnets, mtu, lost)
 
-    def _offer(self, host: Namespace, there: Places) -> None:
-        """Have the source tell the others where this node is: at the start, when its address has gone, and when it has
-        one of a family that it had none of.
+    def _offer(self, host: Namespace, there: Places) -> bool:
+        """Have the source tell the others where this node is, when that has changed: its address has gone and there is
+        another, or it has one of a family that it had none of. Whether there was something to tell.
 
-        With no default route to go by, a source that lists this node says where it is.
+        No address at all is no news: what was told stands until there is one. A source that lists this node is asked
+        first, because it may know which of several addresses counts.
         """
+        self._stated = self._source.stated
+        if self._offered is None and self._lists_us:
+            self._offered = Node(self.conf.node_name or self._host_name, {}, self._written())
+            self._source.start(self._offered, self._inbox)
+        if self._lists_us and not self.settled:
+            return False
         before = self._offered.addresses if self._offered is not None else {}
         lasting = {size: packed for size, packed in before.items() if packed in self._here}
-        if self._offered is not None and lasting == before and not self._offers_more(lasting, there):
-            return
-        name = self._name()
         try:
-            addresses = this_node.of_links(host, self.conf, self.conf.networks, there).addresses | lasting
+            self._refuse_elsewhere()
+            preferred = (*self._stated, *lasting.values())
+            found = this_node.of_links(host, self.conf, self.conf.networks, there, preferred).addresses
             self._tell("underlay", "")
         except CniError as error:
             if not self._lists_us:
                 self._tell("underlay", error.msg)
-                return
-            addresses = lasting
+            return False
+        told = {} if self._lists_us else {len(packed): packed for packed in self._stated}
+        return self._tell_source(lasting | found | told)
+
+    def _refuse_elsewhere(self) -> None:
+        """CniError 50 when the address that others are to reach this node at is not here: they would be misled."""
+        for packed in () if self._lists_us else self._stated:
+            if packed not in self._here:
+                key, here = ADDRESS_KEYS[len(packed)], ", ".join(sorted(map(addr.unpack, self._here))) or "none"
+                text = f"membership.{key}: expected an address of this host ({here}), found {addr.unpack(packed)}"
+                raise CniError(NOT_AVAILABLE, text)
+
+    def _tell_source(self, addresses: dict[int, bytes]) -> bool:
+        """Offer these addresses, unless they are what was offered last."""
+        if self._offered is not None and self._offered.addresses == addresses:
+            return False
         vni = self.conf.vni
         macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if self.conf.kind == "vxlan" else {}
-        own = Node(name, addresses, self._written(), macs)
+        own = Node(self.conf.node_name or self._host_name, addresses, self._written(), macs)
         if self._offered is None:
             self._source.start(own, self._inbox)
-        elif own != self._offered:
+        else:
             self._source.update(own)
         self._offered = own
+        return True
 
-    def _offers_more(self, offered: dict[int, bytes], there: Places) -> bool:
-        """Whether there may be an address of a family that has pods and was not offered."""
-        lacking = {len(packed) for packed, _ in self.conf.networks}.difference(offered)
-        return bool(offered) and any(len(one.packed) in lacking for _, one in there)
+    # Whether pods can be attached
+
+    @property
+    def fault(self) -> str | None:
+        """Why no pod can be attached in this network, empty when one can, and None before that is known."""
+        if self._unfit is None or self._site is None:
+            return self._unfit
+        missing = "" if self._site.own.subnets else f"{self._site.own}: expected a subnet for its pods, found none"
+        return self._unfit or self._told.get("upkeep") or missing
+
+    def judge(self, fault: str) -> None:
+        """Have the source tell it, when it has changed."""
+        if fault != self._judged:
+            self._judged = fault
+            self._source.judge(fault)
 
     def _written(self) -> tuple[Subnet, ...]:
         """The subnets of an earlier time, which running pods have their addresses from."""
@@ -462,6 +510,8 @@ class Reconciler:
                 self._tell("forwarding", self._forwarding.trouble)
             self._remember()
             self._tell("upkeep", "")
+            if own is not None:
+                self._tell("pods", self._stranded.look(firewall.records, own.subnets))
         except OSError as error:
             self._tell("upkeep", f"{error.filename or self._subnet_file}: {error.strerror}")
         except CniError as error:

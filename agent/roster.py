@@ -28,6 +28,7 @@ class Roster:
         self._agreed = Agreed(networks, vni)
         self._nodes: dict[str, Node] = {}
         self._refused: dict[str, Node] = {}
+        self.own = ""  # the name of this node, if it has one; its addresses are nobody else's
         self.faults: dict[str, str] = {}
         self.unread: frozenset[str] = frozenset()
 
@@ -87,6 +88,10 @@ class Roster:
         pending.update(
             (name, node) for name, node in latest.items() if self._nodes.get(name) != node or name in self._refused
         )
+        own = pending.get(self.own)
+        if own is not None:  # whoever has its addresses still is out of date, and yields
+            holders = {self._agreed.holder(address) for address in own.addresses.values()}
+            pending.update((name, self._nodes[name]) for name in holders.difference(("", *gone, *pending)))
         known = set(self._refused)
         for name in (*gone, *pending):
             self._refused.pop(name, None)
@@ -97,8 +102,9 @@ class Roster:
                 self._agreed.forget(node)
 
         def turn(node: Node) -> tuple[int, bool]:
-            """Members before newcomers, and of these last who may have taken its MAC from another."""
-            return (0 if node.name in left else 1 if node.name in known else 2), self._agreed.borrows(node)
+            """Our own node, members, newcomers, and of these last who may have taken its MAC from another."""
+            rank = 0 if node.name == self.own else 1 if node.name in left else 2 if node.name in known else 3
+            return rank, self._agreed.borrows(node)
 
         came = [node for node in sorted(pending.values(), key=turn) if self._admit(node)]
         for name, node in pending.items():

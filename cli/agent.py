@@ -35,7 +35,8 @@ from cni.errors import CniError
 )  # fmt: skip
 @click.option(
     "--node-name", metavar="NAME", default="",
-    help="This node's name in these networks. Default: their nodeName, else the member that has an address of this host.",
+    help="This node's name in these networks. Default: their nodeName, else the host's name, with a list of members the "
+    "one that has an address of this host.",
 )  # fmt: skip
 @click.option(
     "--sysctl-dir", metavar="DIR", default="",

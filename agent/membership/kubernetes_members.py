@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from agent.membership.kubernetes_node import NodeError, addresses, peer, subnets
+from agent.membership.kubernetes_node import NodeError, peer, stated, subnets
 from cni import addr
 from plugins.peers import Node, outside
 
@@ -31,7 +31,8 @@ class Members:
     ) -> None:
         self._own = own  # with the subnets that were told last, or that were in force before we began
         self._first: tuple[Subnet, ...] = own.subnets  # those that pods may have addresses from
-        self._given = own.addresses  # none when this node's links do not tell: then its object does
+        self._given = own.addresses  # none until this node has found one of those that are `stated`, or another
+        self.stated: tuple[bytes, ...] = ()  # where its object wants it to answer
         self._view: NodeView | None = None
         self._network = network
         self._listener = listener
@@ -61,7 +62,8 @@ class Members:
         name = view.metadata.name
         if name == self._own.name:
             with self._guard:
-                self._tell(self._see(view, []))
+                before = self.stated
+                self._tell(self._see(view, []), anew=self.stated != before)
             return
         try:
             node = peer(view, self._network)
@@ -91,7 +93,7 @@ class Members:
         """Tell that this node answers at another address, or its device has another MAC."""
         with self._guard:
             self._given = own.addresses
-            self._own = Node(own.name, own.addresses or self._own.addresses, self._own.subnets, own.macs)
+            self._own = Node(own.name, own.addresses, self._own.subnets, own.macs)
             if own.name in self._nodes:  # else the list that is under way tells
                 self._tell(self._own)
             self._announcer.know(self._own, self._view)
@@ -100,8 +102,8 @@ class Members:
         with self._guard:
             self._closed = True
 
-    def _tell(self, node: Node) -> None:
-        if self._nodes.get(node.name) != node and not self._closed:
+    def _tell(self, node: Node, *, anew: bool = False) -> None:
+        if (anew or self._nodes.get(node.name) != node) and not self._closed:
             self._nodes[node.name] = node
             self._unread.discard(node.name)
             self._listener.change([node], [])
@@ -110,23 +112,24 @@ class Members:
         """Our own node's object, None when there is none: ourselves with the subnets that it gives us."""
         ranges: tuple[Subnet, ...] = ()
         trouble = ""
-        name, answers = self._own.name, self._given or self._own.addresses
+        name, macs = self._own.name, self._own.macs
         if view is None:
             trouble = f"{name}: expected a node of that name in the cluster, found none"
             trouble += f" among {', '.join(names)}" if names else ""
             trouble += "; the kubelet registers it; if it goes by another name, give that one with --node-name"
         else:
             try:
-                answers = self._given or addresses(view)
+                self.stated = stated(view)
                 ranges = subnets(view, self._network)
                 trouble = "" if ranges else self._no_range(view)
             except NodeError as problem:  # as it was known, it stays
                 trouble = f"{name}: {problem}"
-                answers, ranges = self._given or self._own.addresses, self._own.subnets
+                ranges = self._own.subnets
         self._troubles.tell("own", trouble or self._outside(ranges))
         self._compare(ranges)
-        self._own, self._view = Node(name, answers, ranges, self._own.macs), view
-        self._announcer.know(self._own, view)
+        answers = self._given or {len(packed): packed for packed in reversed(self.stated)}
+        self._own, self._view = Node(name, answers, ranges, macs), view
+        self._announcer.know(Node(name, self._given, ranges, macs), view)
         return self._own
 
     def _no_range(self, view: NodeView) -> str:

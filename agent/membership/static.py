@@ -16,6 +16,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.membership import Source
 from agent.membership.troubles import few
 from cni import jsonio
 from cni.config import Reader, Refusal, mapping, wrong
@@ -37,7 +38,7 @@ _FRESH_NS = 500_000_000
 _LARGEST = 64 << 20
 
 
-class Embedded:
+class Embedded(Source):
     """The configuration's own `peers`: they change with the agent's reload only."""
 
     def __init__(self, nodes: tuple[Node, ...]) -> None:
@@ -53,7 +54,7 @@ class Embedded:
         pass
 
 
-class File:
+class File(Source):
     """A file of nodes, watched by a thread."""
 
     def __init__(self, path: str) -> None:

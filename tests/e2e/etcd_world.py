@@ -50,6 +50,10 @@ class Etcd:
         folder.mkdir(exist_ok=True)
 
     @property
+    def port(self) -> int:
+        return self._ports[0]
+
+    @property
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self._ports[0]}"
 

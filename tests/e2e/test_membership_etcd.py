@@ -14,7 +14,7 @@ import pytest
 
 from agent.membership.etcd_client import PAGE
 from cni import addr
-from tests.e2e.etcd_world import IPV6_NETWORK, NETWORK, PREFIX, Ear, Etcd, Member, put_node
+from tests.e2e.etcd_world import IPV6_NETWORK, NETWORK, PREFIX, Ear, Etcd, Member, put_node, subnet
 from tests.e2e.world import wait_until
 
 if TYPE_CHECKING:
@@ -127,6 +127,39 @@ def test_nodes_with_another_subnet_length_are_refused_while_there_are_claims(
     one.source.close()
     (subnet,) = two.ready().subnets
     assert subnet.endswith("/25")
+
+
+@pytest.mark.parametrize(
+    ("here", "ends", "expected"),
+    [
+        # 10.244.8.0/22 is a link's; of what is on a link an address of our own is the worst.
+        (["10.244.9.7/22"], ("10.244.8.0", "10.244.12.0"), ["10.244.12.0/24"]),
+        (["10.244.9.7/22"], ("10.244.8.0", "10.244.9.0"), ["10.244.8.0/24"]),
+        (["10.244.9.7/22"], ("10.244.9.0", "10.244.9.0"), ["10.244.9.0/24"]),
+        (["10.244.9.7/8"], ("10.244.8.0", "10.244.9.0"), ["10.244.8.0/24"]),
+        (["192.0.2.1/24", "fd00::1/64"], ("10.244.8.0", "10.244.8.0"), ["10.244.8.0/24"]),
+    ],
+)
+def test_a_subnet_with_a_hosts_addresses_is_not_claimed_while_another_is_free(
+    etcd: Etcd, member: Callable[..., Member], here: list[str], ends: tuple[str, str], expected: list[str]
+) -> None:
+    for number in range(1, 4):  # names decide where they begin
+        one = member(number, subnetMin=ends[0], subnetMax=ends[1])
+        one.source.locate(frozenset(subnet(text) for text in here))
+
+        assert one.start().ready().subnets == expected
+
+        one.source.close()
+        etcd.ctl("del", "--prefix", PREFIX)
+
+
+def test_a_subnet_with_the_nodes_own_address_is_given_back(etcd: Etcd, member: Callable[..., Member]) -> None:
+    member(1, had="10.244.77.0/24").start().ready().source.close()
+
+    one = member(1, had="10.244.77.0/24").start("10.244.77.9").ready()
+
+    assert one.subnets != ["10.244.77.0/24"]
+    assert f"{PREFIX}/subnets/10.244.77.0-24" not in etcd.content()
 
 
 # Leases and restarts
@@ -277,12 +310,48 @@ def test_a_lease_that_was_revoked_is_taken_anew(etcd: Etcd, member: Callable[...
     assert one.ready().subnets == before
 
 
-def test_a_name_that_two_nodes_have_is_told(etcd: Etcd, member: Callable[..., Member]) -> None:
+def test_of_two_machines_with_one_name_the_later_one_is_refused(etcd: Etcd, member: Callable[..., Member]) -> None:
     one = member(1).start().ready()
+    held = etcd.content()
 
-    member(9, name="node1").start()
+    two = member(9, name="node1").start()
 
     one.ear.wait(lambda ear: "another node, with 192.0.2.9, also calls itself node1" in ear.trouble_now, "trouble")
+    two.ear.wait(lambda ear: "another node, with 192.0.2.1, also calls itself node1" in ear.trouble_now, "trouble")
+    assert two.ear.nodes == {}
+    assert {key: value for key, value in etcd.content().items() if "/knocks/" not in key} == held
+    one.source.close()
+    assert two.ready().subnets == one.subnets
+
+
+def test_who_was_away_yields_to_the_machine_that_has_its_name_now(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1, ttl=600).start().ready()
+    (held,) = one.subnets
+    etcd.kill()
+    gate = etcd.elsewhere()
+    gate.ctl("del", "--prefix", PREFIX)  # as when its lease has ended
+    two = member(9, had=held, name="node1", ttl=600, endpoints=[gate.url, etcd.url]).start().ready()
+    gate.kill()
+    etcd.start()
+
+    one.ear.wait(lambda ear: "another node, with 192.0.2.9, also calls itself node1" in ear.trouble_now, "trouble")
+
+    one.ear.wait(lambda ear: ear.nodes["node1"].subnets == (), "it gives out no address of what is another's")
+    two.ear.wait(lambda ear: "another node, with 192.0.2.1, also calls itself node1" in ear.trouble_now, "trouble")
+    assert two.subnets == [held]
+    assert json.loads(etcd.content()[f"{PREFIX}/nodes/node1"])["publicIP"] == "192.0.2.9"
+
+
+def test_an_earlier_value_that_somebody_puts_back_is_replaced(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    before = etcd.content()[f"{PREFIX}/nodes/node1"]
+    one.source.update(one.at("192.0.2.99"))
+    wait_until(lambda: "192.0.2.99" in etcd.content()[f"{PREFIX}/nodes/node1"], "it has moved")
+
+    etcd.ctl("put", f"{PREFIX}/nodes/node1", before)
+
+    wait_until(lambda: "192.0.2.99" in etcd.content()[f"{PREFIX}/nodes/node1"], "it says so again")
+    wait_until(lambda: etcd.content()[f"{PREFIX}/subnets/{one.subnets[0].replace('/', '-')}"] == "node1", "it is held")
 
 
 # What etcd does

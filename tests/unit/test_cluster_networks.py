@@ -53,6 +53,21 @@ def test_a_copied_plugin_is_what_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("membership", "expected"),
+    [
+        ({"source": "static", "file": "/x"}, ["", "Of-Conf", "Given"]),
+        ({"source": "etcd", "endpoints": ["http://h"]}, ["Host", "Of-Conf", "Given"]),
+        ({"source": "kubernetes"}, ["host", "of-conf", "given"]),
+    ],
+)
+def test_whom_a_node_is(tmp_path: Path, membership: dict[str, Any], expected: list[str]) -> None:
+    (unnamed,) = networks_of([listed(tmp_path, "one", {**VXLAN, "membership": membership})])
+    (named,) = networks_of([listed(tmp_path, "two", {**VXLAN, "membership": membership, "nodeName": "Of-Conf"})])
+
+    assert [unnamed.name("", "Host"), named.name("", "Host"), named.name("Given", "Host")] == expected
+
+
+@pytest.mark.parametrize(
     ("plugins", "complaint"),
     [
         ([{"type": "bridge"}], "expected a plugin of type vxlan or host-gw, found none"),

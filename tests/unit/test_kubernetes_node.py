@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.membership import Network
-from agent.membership.kubernetes_node import NodeError, NodeView, own_annotations, peer, status_patch, taint_patch
+from agent.membership.kubernetes_node import (
+    NodeError,
+    NodeView,
+    own_annotations,
+    peer,
+    stated,
+    status_patch,
+    taint_patch,
+)
+from cni import addr
 from plugins.peers import Node
 
 VXLAN = Network("pods", ((bytes([10, 244, 0, 0]), 16),), (), "vxlan", 1)
@@ -50,6 +59,15 @@ def test_the_first_internal_address_of_each_family() -> None:
     found = described(status=status)
 
     assert (found["publicIP"], found["publicIPv6"]) == ("192.0.2.2", "2001:db8::2")
+
+
+def test_what_our_own_agent_wrote_earlier_does_not_say_where_this_node_is() -> None:
+    internal = [{"type": "InternalIP", "address": text} for text in ("192.0.2.2", "192.0.2.3", "2001:db8::2")]
+    notes = {**FLANNEL_NODE, OURS + "public-ipv6": "2001:db8::9"}
+
+    found = stated(view(notes, status={"addresses": internal}))
+
+    assert list(map(addr.unpack, found)) == ["2001:db8::9", "192.0.2.2", "192.0.2.3", "2001:db8::2"]
 
 
 @pytest.mark.parametrize(
@@ -128,16 +146,17 @@ def test_no_address_is_wrong() -> None:
 
 
 def test_nothing_to_patch_when_all_is_said() -> None:
-    conditions = [{"type": "NetworkUnavailable", "status": "False", "reason": "CnikitIsUp"}]
+    message = "cnikit is running on this node"
+    conditions = [{"type": "NetworkUnavailable", "status": "False", "reason": "CnikitIsUp", "message": message}]
     notes = {key: value for key, value in own_annotations(OWN, {}, VXLAN).items() if value is not None}
 
-    assert status_patch(OWN, view(notes, status={"conditions": conditions}), VXLAN, 0.0) == {}
+    assert status_patch(OWN, view(notes, status={"conditions": conditions}), VXLAN, 0.0, "") == {}
 
 
 def test_a_condition_that_was_false_already_has_not_changed() -> None:
     conditions = [{"type": "NetworkUnavailable", "status": "False", "reason": "FlannelIsUp"}]
 
-    found = status_patch(OWN, view(status={"conditions": conditions}), VXLAN, 0.0)["status"]["conditions"]
+    found = status_patch(OWN, view(status={"conditions": conditions}), VXLAN, 0.0, "")["status"]["conditions"]
 
     assert [(one["reason"], "lastTransitionTime" in one) for one in found] == [("CnikitIsUp", False)]
 

@@ -111,6 +111,20 @@ def test_two_cluster_networks_are_compared_as_the_agent_does(two: dict[str, Any]
         networks_of(files)
 
 
+def test_two_cluster_networks_with_one_prefix_in_etcd(folder: Folder) -> None:
+    one = {"source": "etcd", "endpoints": ["http://192.0.2.1:2379", "http://192.0.2.2:2379"], "prefix": "/pods"}
+    two = {"source": "etcd", "endpoints": ["http://192.0.2.2:2379/"], "prefix": "/pods/"}
+    files = [
+        folder.add("a", vxlan("10.244.0.0/16", 1, membership=one)),
+        folder.add("b", vxlan("10.245.0.0/16", 2, membership=two)),
+        folder.add("c", vxlan("10.246.0.0/16", 3, membership={**one, "prefix": "/others"})),
+        folder.add("d", vxlan("10.247.0.0/16", 4, membership={**two, "endpoints": ["http://192.0.2.9:2379"]})),
+    ]
+    assert folder.said() == ["error b.conflist plugins[0].membership.prefix"]
+    with pytest.raises(CniError, match="network b: expected a membership.prefix of its own, found that of a"):
+        networks_of(files)
+
+
 def test_files_of_one_folder_are_compared_also_when_each_is_named(folder: Folder) -> None:
     files = (folder.add("a", on_bridge("br0", "10.1.0.0/24")), folder.add("b", on_bridge("br1", "10.1.0.0/24")))
     assert folder.said(paths=files) == ["error b.conflist plugins[0].ipam.subnet"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.membership import Source
 from agent.mirror import Changed
 from agent.reconciler import Reconciler
 from cni import addr
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 V4, V6 = "192.0.2.1/24", "2001:db8::1/64"
 
 
-class Source:
+class Told(Source):
     """Hears where the node is."""
+
+    stated = ()
 
     def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []
@@ -68,7 +71,7 @@ class World:
         assert link is not None
         self.index = link.index
         self.host.apply(ops.link_set(link.index, up=True))
-        self.source, self.log = Source(), Log()
+        self.source, self.log = Told(), Log()
         self.wanted = Wanted()
         networks = {"network": "10.244.0.0/16", "ipv6Network": "fd00:244::/48", "iface": "eth0", "nodeName": "n1"}
         conf = ClusterConf(Reader({"type": "host-gw", "name": "pods", **networks}))
@@ -88,6 +91,10 @@ class World:
 
     def stand(self) -> None:
         self.network.stand(self.host, self.wanted, Changed())  # type: ignore[arg-type]
+
+    def fault_now(self) -> str | None:
+        self.stand()
+        return self.network.fault
 
     def hear(self, *nodes: Node) -> None:
         self.source.listener.replace(list(nodes))
@@ -140,6 +147,34 @@ def test_addresses_that_come_beside_it_change_nothing(world: World) -> None:
     world.stand()
 
     assert len(world.source.told) == 1
+
+
+def test_no_address_is_no_news(world: World) -> None:
+    world.give(V4)
+    world.stand()
+    world.take(V4)
+    world.stand()
+    assert world.log.lines[-1].startswith("underlay: no underlay")
+
+    world.give(V4)
+    world.stand()
+
+    assert len(world.source.told) == 1
+    assert world.log.lines[-1] == "underlay: all is well again"
+
+
+def test_it_says_whether_pods_can_be_attached(world: World) -> None:
+    world.give(V4)
+    faults = [world.fault_now()]
+    world.hear(node("n1", "192.0.2.1"))
+    faults.append(world.fault_now())
+    world.hear(node("n1", "192.0.2.1", subnet="10.244.1.0/24"))
+    faults.append(world.fault_now())
+    world.network.conf.mtu = 9000
+    text = world.fault_now()
+
+    assert faults == [None, "node n1: expected a subnet for its pods, found none", ""]
+    assert "mtu: expected at most 1500" in str(text)
 
 
 def test_a_peer_with_an_address_that_comes_to_this_host_is_left_out_until_it_goes(world: World) -> None:

@@ -57,6 +57,18 @@ def test_the_first_holder_of_an_address_keeps_it_until_it_goes() -> None:
     assert found.holder(bytes([192, 0, 2, 1])) == node("n2", 1)
 
 
+def test_this_nodes_address_is_nobody_elses() -> None:
+    found = Roster()
+    found.own = "n1"
+    found.replace([node("n2", 1), node("n1", 1), node("n3")])
+    assert names(found) == {"n1", "n3"}
+
+    found.change([node("n1", 3)], [])
+
+    assert names(found) == {"n1", "n2"}
+    assert "192.0.2.3, which is n1's" in found.faults["n3"]
+
+
 def test_a_swap_in_one_change_is_no_contradiction() -> None:
     found = roster(node("n1", 1, "10.1.1.0/24"), node("n2", 2, "10.1.2.0/24"))
 
