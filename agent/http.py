@@ -45,7 +45,7 @@ class Reply(NamedTuple):
 
 
 def beside(agent_socket: str) -> str:
-    """Where an agent answers HTTP unless told otherwise: `agent-http.sock` for `agent.sock`."""
+    """Where an agent answers HTTP when no other place is given: `agent-http.sock` for `agent.sock`."""
     return f"{agent_socket.removesuffix('.sock')}-http.sock"
 
 
@@ -160,12 +160,12 @@ class HttpServer:
                 found = reply()
             except Exception as error:  # noqa: BLE001 - the next request is answered in any case
                 self._failed(f"{path}: {type(error).__name__}: {error}")
-                found = Reply(500, b"this failed; the agent's log tells why\n")
+                found = Reply(500, b"this failed; the agent's log says why\n")
         return _response(found, body=method == "GET")
 
 
 class _Client:
-    """One connection: first it tells, then it is told, then it ends."""
+    """One connection: it sends its request, is sent the reply, and ends."""
 
     __slots__ = ("answer", "deadline", "ended", "head", "peer")
 

@@ -29,7 +29,7 @@ _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), default=str
 
 
 class Log:
-    """Writes lines to a file descriptor. `clock` tells the time of day in seconds."""
+    """Writes lines to a file descriptor. `clock` gives the time of day in seconds."""
 
     def __init__(self, fd: int, clock: Callable[[], float] = time.time, room: int = _ROOM) -> None:
         self._fd = fd

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMAS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "conf", "schema")
 
-# What a reader is told, by JSON Schema type: what was expected, and how to write it.
+# What a message says, by JSON Schema type: what was expected, and how to write it.
 TYPES = {
     "boolean": ("true or false", "write true or false, without quotes"),
     "integer": ("an integer", "write a whole number, without quotes"),
