@@ -62,7 +62,7 @@ def parse(where: str) -> str | tuple[str, int]:
     except (OSError, ValueError):
         raise AddressError(f"--http: expected {expected}, found {where!r}") from None
     if not (packed[0] == 127 if len(packed) == 4 else packed == socket.inet_pton(socket.AF_INET6, "::1")):
-        raise AddressError(f"--http: expected {expected}, found {where!r}: nobody else is to see this node's pods")
+        raise AddressError(f"--http: expected {expected}, found {where!r}: other users must not see this node's pods")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
         raise AddressError(f"--http: expected {expected}, found the port {port!r}")
     return host, int(port)

@@ -315,7 +315,7 @@ def run(
 
 
 def close_folder(path: str, log: Log) -> None:
-    """See that nobody but root gets at the socket through its folder: our own is closed, another is complained of."""
+    """See that nobody but root gets at the socket through its folder: our own is closed, another is logged."""
     folder = os.path.dirname(path)
     if path == SOCKET:
         os.chmod(folder, 0o700)

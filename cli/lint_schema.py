@@ -113,7 +113,7 @@ def _unknown_key(key: str, known: list[str], path: str, report: Report) -> None:
     if key.casefold() in EVERYWHERE or key.casefold().startswith("cni.dev/"):
         return
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    remedy = f"did you mean {close[0]}?" if close else "remove it if nobody else reads it"
+    remedy = f"did you mean {close[0]}?" if close else "remove it if no other program reads it"
     report.warning(join(path, key), "unknown key: it has no effect here", remedy)
 
 
