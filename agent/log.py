@@ -31,7 +31,7 @@ _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), default=str
 
 
 class Log:
-    """Writes lines to a file descriptor. `clock` tells the time of day in seconds, `monotonic` the time since any moment."""
+    """Writes lines to a file descriptor. `clock` gives the time of day in seconds, `monotonic` the time since any moment."""
 
     def __init__(
         self,

@@ -76,7 +76,7 @@ class Signals:
             signal.signal(number, self._handle)
 
     def tell(self, end: Callable[[str], None]) -> None:
-        """Whom to tell how to end, also of what has come already."""
+        """Who is called with the way to end, also for signals that have come already."""
         self._tell = end
         for ending in self._early:
             end(ending)
@@ -101,7 +101,7 @@ def set_usual_signals() -> None:
 
 
 class Agent:
-    """One agent, from its listening socket to its end. `http` says where it tells about itself, empty for nowhere;
+    """One agent, from its listening socket to its end. `http` says where it answers about itself, empty for nowhere;
     `networks` are those that span nodes, and `node_name` who this one is in them; `sysctl_dir` is where /proc/sys is.
     """
 
@@ -157,7 +157,7 @@ class Agent:
         self.server.stop()
 
     def run(self, can_reload: Callable[[], bool], ending: Callable[[str], None]) -> None:
-        """Serve, and return when it has ended and every call is answered; `ending` is told when that begins.
+        """Serve, and return when it has ended and every call is answered; `ending` is called when that begins.
 
         A reload that cannot succeed is none: it goes on as it was.
         """
@@ -269,7 +269,7 @@ def run(
 ) -> None:
     """Run an agent in the foreground until its end. `argv` is what this process was started with.
 
-    `codes` are digests of what the plugins of `registry` run (`Service`). `http` is where it tells about itself (None for
+    `codes` are digests of what the plugins of `registry` run (`Service`). `http` is where it answers about itself (None for
     a socket beside its own), `otlp` where spans go, `files` are the network lists of the networks that span nodes,
     `sysctl_dir` is where /proc/sys is mounted (empty: CNIKIT_SYSCTL_DIR says it, else there), `plugin_path` where the
     plugins that the lists name are. CniError for one of these that cannot be used.
@@ -290,7 +290,7 @@ def run(
     preload(registry)
     log = Log(2)
     sys.excepthook = lambda *what: log.error("unexpected", traceback="".join(traceback.format_exception(*what)))
-    threading.excepthook = lambda what: sys.excepthook(what.exc_type, what.exc_value, what.exc_traceback)  # type: ignore[arg-type]  # exc_value: None only for a thread that exits, which is not told
+    threading.excepthook = lambda what: sys.excepthook(what.exc_type, what.exc_value, what.exc_traceback)  # type: ignore[arg-type]  # exc_value: None only for a thread that exits, which is not reported
     traces = tracing(environ, otlp, log)
     listener = Listener.inherited(environ, path) or Listener.make(path, time.monotonic, replace=replace)
     close_folder(path, log)
@@ -315,7 +315,7 @@ def run(
 
 
 def close_folder(path: str, log: Log) -> None:
-    """See that nobody but root gets at the socket through its folder: our own is closed, another is complained of."""
+    """See that nobody but root gets at the socket through its folder: our own is closed, another is logged."""
     folder = os.path.dirname(path)
     if path == SOCKET:
         os.chmod(folder, 0o700)

@@ -100,7 +100,7 @@ class Changed:
 
 class Mirror:
     """For one thread. `wanted` are the entries that are to be held. `stand_on` says what the networks stand on, whose
-    changes `moved` tells: the indexes of their devices and underlays, and the node's own addresses there.
+    changes `moved` names: the indexes of their devices and underlays, and the node's own addresses there.
     """
 
     def __init__(self, host: Namespace, wanted: Entries) -> None:

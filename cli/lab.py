@@ -264,7 +264,7 @@ def down(name: str) -> None:
     """Remove a lab, including one that is only half built."""
     from cli.lab_cluster import remove
 
-    Plan(name)  # a name that no lab can have is told
+    Plan(name)  # a name that no lab can have is refused
     _go_where_labs_are()
     click.echo(f"The lab named {name} is gone" if remove(name) else f"There is no lab named {name}")
 

@@ -88,9 +88,9 @@ def main() -> None:
             found["labels of links"] = attached_by_label()
             found[f"results in {RESULTS}/results"] = attached_by_result(RESULTS, places.plugins)
     except OSError as error:
-        sys.exit(
-            f"not uninstalled: cannot see whether pods are attached: {error.filename or 'netlink'}: {error.strerror}"
-        )
+        sys.exit(f"not uninstalled: cannot see whether pods are attached: {error.filename}: {error.strerror}")
+    except CniError as error:
+        sys.exit(f"not uninstalled: cannot see whether pods are attached: {error.msg}")
     pods = set().union(*found.values())
     if pods and not arguments.force:
         where = ", ".join(f"{len(some)} by {what}" for what, some in found.items() if some)

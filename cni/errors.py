@@ -21,7 +21,7 @@ INTERNAL = 999
 
 
 class CniError(Exception):
-    """A refusal or failure that the runtime is told about.
+    """A refusal or failure that is reported to the runtime.
 
     `msg` is one line with what was found and what was expected; `details` is the next step for whoever
     reads it, or empty. Only `cni/dispatch.py` turns it into JSON.
@@ -101,7 +101,7 @@ def io_failure(error: OSError, about: str = "I/O failure", code: int = IO_FAILUR
 
 
 def merge_errors(errors: list[CniError]) -> CniError | None:
-    """One error that tells all of `errors` (DEL and GC collect and go on); None when there are none.
+    """One error that reports all of `errors` (DEL and GC collect and go on); None when there are none.
 
     The first error's code is kept, because it is the one that the caller's next step depends on.
     """

@@ -82,7 +82,7 @@ def command(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, throu
     """Run a program of the node (iptables-restore) to its end; its stdout. CniError 999 when it fails."""
     status, stdout = (through or communicate)(argv, environ, stdin)
     if status != 0:
-        raise CniError(INTERNAL, f"{' '.join(argv)} failed with status {status}", "its stderr tells why")
+        raise CniError(INTERNAL, f"{' '.join(argv)} failed with status {status}", "its stderr says why")
     return stdout
 
 
@@ -95,9 +95,7 @@ def _failure(name: str, status: int, stdout: bytes) -> CniError:
         return CniError(found["code"], str(found.get("msg", "")), str(found.get("details", "")))
     how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
     said = ascii(stdout[:200].decode("utf-8", "replace"))
-    return CniError(
-        INTERNAL, f"plugin {name} {how} with no error object; stdout was {said}", "its stderr may tell more"
-    )
+    return CniError(INTERNAL, f"plugin {name} {how} with no error object; stdout was {said}", "its stderr may say more")
 
 
 def communicate(

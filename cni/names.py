@@ -46,7 +46,7 @@ def interface_fault(value: str) -> str:
     if any(char in "/:\0" or char.isspace() for char in value):
         return "must not contain '/', ':', NUL or white space"
     if any("\ud800" <= char <= "\udfff" for char in value):
-        return "must be UTF-8: no result could tell its name otherwise"
+        return "must be UTF-8: no result could contain its name otherwise"
     if "%" in value:
         return "must not contain '%', which the kernel takes for a pattern"
     if b"\xa0" in raw:

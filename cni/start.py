@@ -117,7 +117,7 @@ class OwnPlugins:
                 executable = real_path(executable)
             return stamp.plugin if self._starts_here(folder_of(executable)) else None
         except OSError:
-            return None  # whatever is wrong with it, executing it will tell
+            return None  # whatever is wrong with it, executing it will show
 
     def _starts_here(self, folder: str) -> bool:
         """Whether a launcher in this folder finds this bundle: the launcher's own rule."""

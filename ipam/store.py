@@ -58,7 +58,7 @@ class Lease:
 class Store:
     """One network's leases, from `with` on under its lock; CniError 11 when that takes too long.
 
-    `make` creates the folder, otherwise `exists` tells whether there is one to work on.
+    `make` creates the folder, otherwise `exists` says whether there is one to work on.
     """
 
     __slots__ = (
@@ -129,7 +129,7 @@ class Store:
     def _known(self, holder: Holder) -> list[str]:
         """What the index knows a holder to have.
 
-        When it tells of leases that are not there, a writer died or somebody else released them: then we walk.
+        When it lists leases that are not there, a writer died or somebody else released them: then we walk.
         """
         entry = self._index.get(key_of(holder))
         found = self._verified(holder)

@@ -1,7 +1,7 @@
 """A pod's attachment by a veth pair, whatever its host's end is joined to: its lease, its record, its result, and how it
 is found again and taken away. Shared by every plugin that makes one.
 
-The host's end is a bridge's port (`bridged.py`) or has a route to the pod (`routed.py`). Either way the record tells
+The host's end is a bridge's port (`bridged.py`) or has a route to the pod (`routed.py`). Either way the record lists
 what was made, so DEL and GC are the same for both, and work after the configuration has changed.
 """
 
@@ -284,7 +284,7 @@ def _section(ctx: Context, record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: str, teardown: Teardown) -> None:
-    """Remove what a record tells: link, neighbours, masquerade, MAC check."""
+    """Remove what a record lists: link, neighbours, masquerade, MAC check."""
     gone: list[Link] = []
     teardown.step("link", lambda: _remove_links(ctx, section, gone))
     subnets = [subnet for subnet in map(addr.pack_cidr, section["addresses"]) if subnet]
@@ -314,7 +314,7 @@ def _remove_links(ctx: Context, section: dict[str, Any], gone: list[Link]) -> No
 
 
 def _made_in(section: dict[str, Any]) -> tuple[object, object] | None:
-    """Device and inode of the namespace that a record's section tells."""
+    """Device and inode of the namespace that a record's section names."""
     netns = section.get("netns")
     return (netns.get("dev"), netns.get("ino")) if isinstance(netns, dict) else None
 
@@ -390,7 +390,7 @@ def _remove_stale(ctx: Context, teardown: Teardown) -> None:
 def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], own: tuple[str, ...], index: int = 0) -> None:
     """Remove the node's neighbour entries for a pod's addresses, unless another pod holds them by now.
 
-    `index` is the bridge's where the pod's link has told it.
+    `index` is the bridge's where it is known from the pod's link.
     """
     if not index and bridge:
         link = ctx.host.link(f"{bridge}.{vlan}" if vlan else bridge)

@@ -121,7 +121,7 @@ def _bring_up(ctx: Context, conf: Conf, host_link: Link, pod_link: Link, near: L
 
 
 def _wait_until_reachable(ctx: Context, pod_link: Link, gateway_link: Link | None, lease: Result) -> None:
-    """Return when pod and gateway answer at their addresses, and tell the segment about the pod's."""
+    """Return when pod and gateway answer at their addresses, and announce the pod's on the segment."""
     if not lease.ips:
         return
     veth.wait_usable(ctx.sandbox, pod_link, [ip.packed for ip in lease.ips])

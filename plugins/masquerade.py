@@ -12,7 +12,7 @@ of its subnets; a pod is an element of that subnet's set, so the number of rules
         }
     }
 
-Who an element belongs to the network's `holders` (cni/record.py) tell, and both change together under the network's
+The network's `holders` (cni/record.py) say who an element belongs to, and both change together under the network's
 lock. So when two attachments came to the same address one after the other, the DEL of the first leaves the second
 alone. The element's comment is the owner's label; it decides where there is no holder, and the holders are made anew
 from the labels when /run was lost (`adopt`).

@@ -263,7 +263,7 @@ def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: s
         try:
             return _found(host, conf, backend, file, known, made)
         except CniError:
-            pass  # something has moved, and looking at every link will tell where
+            pass  # something has moved, and looking at every link will show where
     return _found(host, conf, backend, file, this_node.places(host), made)
 
 

@@ -116,7 +116,7 @@ def places_under(host: Namespace, devices: list[Vxlan]) -> Places:
 
 
 def among(conf: ClusterConf, nodes: Iterable[Node], there: Places) -> Node:
-    """Which of these nodes this one is. CniError 50 when that cannot be told, 7 when two could be it."""
+    """Which of these nodes this one is. CniError 50 when none can be found, 7 when two could be it."""
     addresses = {one.packed for _, one in there}
     ours = [node for node in nodes if not addresses.isdisjoint(node.addresses.values())]
     if conf.node_name:
@@ -144,7 +144,7 @@ def of_devices(
 ) -> Node | None:
     """The node by the network's own `devices`; None when none has an address that is `there` and leads over `iface`.
 
-    The links alone do not tell which of several addresses the members know this node by. Who has made the devices, our
+    The links alone do not show which of several addresses the members know this node by. Who has made the devices, our
     agent or an earlier ADD, knew. An address that is away takes nothing from the other family (`underlays`).
     """
     iface = host.link(conf.iface) if conf.iface else None

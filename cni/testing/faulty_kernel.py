@@ -4,7 +4,7 @@
 
 Each operation of `apply` and `nft` and each other call counts as one verb, from 1. The chosen one raises
 KernelError EIO instead of being done. As with Linux, the other operations of the same `apply` are done all
-the same, and those of the same `nft` are not. Without `at` nothing fails and `verbs` tells how many there are.
+the same, and those of the same `nft` are not. Without `at` nothing fails and `verbs` says how many there are.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class FaultyNamespace:
         try:
             self._inner.apply(*operations[:at])
         finally:
-            # The kernel goes on after a failure, and the first one is told.
+            # The kernel goes on after a failure, and the first one is reported.
             with suppress(KernelError):
                 self._inner.apply(*operations[at + 1 :])
         raise KernelError(failing[0].text, EIO, "as chosen")

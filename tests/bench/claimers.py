@@ -146,7 +146,7 @@ def _samples(etcd: int, observer: _Child, start: float, all_of_them: int) -> lis
 
 
 def _watching(etcd: int, url: str, nodes: int) -> dict[str, float]:
-    """What watches cost etcd: CPU of each change told to one of them."""
+    """What watches cost etcd: CPU of each change sent to one of them."""
     settings = _settings(url)
     keys = settings.keys
     told = threading.Semaphore(0)
