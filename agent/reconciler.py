@@ -138,6 +138,7 @@ class Reconciler:
         self._offered: Node | None = None
         self._inbox = Inbox(wake)
         self._roster = Roster(conf.networks, conf.vni if conf.kind == "vxlan" else 0)
+        self._roster.own = conf.node_name
         self._memory = memory.path_of(run_dir, conf.name)
         self._roster.remember(memory.read(self._memory))
         self._has_memory = len(self._roster) > 0
@@ -268,7 +269,7 @@ class Reconciler:
     def stand(self, host: Namespace, wanted: Wanted, changed: Changed) -> None:
         """Find this node and its links, make sure of its devices, and plan anew when that is not as before."""
         there = this_node.places(host)
-        self._here = frozenset(address.packed for _, address in there)
+        self._here = self._roster.here = frozenset(address.packed for _, address in there)
         self._offer(host, there)
         self.is_sure = False
         if not self.settled:

@@ -4,7 +4,8 @@ Who is in keeps what it has: a newcomer that contradicts a member stays out, is 
 stands against it any more. A member that becomes another and contradicts then stays as it was, as long as nobody else
 needs what it had and does not want any more. A member that is there and cannot be read (`unread`) stays as it was, and
 what it has is its own, because nobody knows that it wants to give it up. So a wrong entry costs the node that it is
-about, and no other, whatever the order in which changes arrive.
+about, and no other, whatever the order in which changes arrive. Only this node itself (`own`) does not wait when its address
+is this host's (`here`): whoever else is said to have it is out of date.
 
 `remember` brings the members of an earlier process, so that a restart decides nothing anew.
 """
@@ -28,6 +29,8 @@ class Roster:
         self._agreed = Agreed(networks, vni)
         self._nodes: dict[str, Node] = {}
         self._refused: dict[str, Node] = {}
+        self.own = ""  # the name of this node, if it has one
+        self.here: frozenset[bytes] = frozenset()  # the addresses of this host
         self.faults: dict[str, str] = {}
         self.unread: frozenset[str] = frozenset()
 
@@ -87,6 +90,11 @@ class Roster:
         pending.update(
             (name, node) for name, node in latest.items() if self._nodes.get(name) != node or name in self._refused
         )
+        own = pending.get(self.own)
+        sizes = [size for size, address in own.addresses.items() if address in self.here] if own is not None else []
+        if own is not None and sizes:  # whoever else has its address or its MAC there is out of date, and yields
+            rivals = self._agreed.rivals(own, sizes).difference(gone, pending)
+            pending.update((name, self._nodes[name]) for name in rivals)
         known = set(self._refused)
         for name in (*gone, *pending):
             self._refused.pop(name, None)
@@ -97,8 +105,10 @@ class Roster:
                 self._agreed.forget(node)
 
         def turn(node: Node) -> tuple[int, bool]:
-            """Members before newcomers, and of these last who may have taken its MAC from another."""
-            return (0 if node.name in left else 1 if node.name in known else 2), self._agreed.borrows(node)
+            """The own node, then members before newcomers, and of these last who may have taken its MAC from another."""
+            if node is own and sizes:
+                return 0, False
+            return (1 if node.name in left else 2 if node.name in known else 3), self._agreed.borrows(node)
 
         came = [node for node in sorted(pending.values(), key=turn) if self._admit(node)]
         for name, node in pending.items():
