@@ -155,10 +155,7 @@ class Reconciler:
 
     def close(self) -> None:
         self._source.close()
-        try:
-            self._remember()
-        except OSError as error:
-            self._tell("upkeep", f"{self._memory}: {error.strerror}")
+        self._remember()
 
     @property
     def nodes(self) -> int:
@@ -400,6 +397,7 @@ class Reconciler:
         """Make sure of the subnet file and of the masquerade rules."""
         if not self.settled:
             return
+        self._remember()
         own, site = self._own(), self._site
         try:
             if own is None and self._roster.may_be_in(self.conf.node_name, self._here):
@@ -416,18 +414,23 @@ class Reconciler:
                     text = "repaired: masquerade rules: they were not as they have to be"
                     self._log.note("repairs", partial(str, text), network=self.conf.name)
                 self._masqueraded = masqueraded
-            self._remember()
             self._tell("upkeep", "")
         except OSError as error:
-            self._tell("upkeep", f"{error.filename or self._subnet_file}: {error.strerror}")
+            self._tell("upkeep", f"{self._subnet_file}: {error.strerror}")
         except CniError as error:
             self._tell("upkeep", error.msg)
 
     def _remember(self) -> None:
-        """Write down who is in, for the process after this one. OSError."""
-        if self._to_remember:
+        """Write down who is in, for the process after this one. Without it this one serves all the same."""
+        if not self._to_remember:
+            return
+        try:
             memory.write(self._memory, self._roster)
+        except OSError as error:
+            self._tell("memory", f"{self._memory}: {error.strerror}; written as soon as that is possible")
+        else:
             self._to_remember = False
+            self._tell("memory", "")
 
     def _write(self, text: str) -> None:
         if subnet_file.settle(self._subnet_file, text):
