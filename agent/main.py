@@ -394,7 +394,7 @@ def preload(registry: Mapping[str, str]) -> None:
     for module in (
         *registry.values(), "cni.delegate", "cni.kernel.nfnetlink", "cni.kernel.nftables", "cni.result",
         "ipam.ranges", "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan", "plugins.bridged",
-        "plugins.cluster_conf", "plugins.iptables", "plugins.macspoof", "plugins.range_masquerade",
+        "plugins.cluster_conf", "plugins.contradictions", "plugins.iptables", "plugins.macspoof", "plugins.range_masquerade",
         "plugins.reconcile", "plugins.routed", "plugins.routed_check", "plugins.this_node", "plugins.vxlan_device",
     ):  # fmt: skip
         __import__(module)
