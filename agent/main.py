@@ -398,8 +398,9 @@ def preload(registry: Mapping[str, str]) -> None:
     for module in (
         *registry.values(), "cni.delegate", "cni.kernel.nfnetlink", "cni.kernel.nftables", "cni.result",
         "cni.kernel.nftsteps", "ipam.ranges", "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan",
-        "plugins.bridged", "plugins.cluster_conf", "plugins.forward_accept", "plugins.iptables", "plugins.macspoof",
-        "plugins.range_masquerade", "plugins.reconcile", "plugins.routed", "plugins.routed_check", "plugins.this_node", "plugins.vxlan_device",
+        "plugins.bridged", "plugins.cluster_conf", "plugins.contradictions", "plugins.forward_accept", "plugins.iptables",
+        "plugins.macspoof", "plugins.range_masquerade", "plugins.reconcile", "plugins.routed", "plugins.routed_check",
+        "plugins.this_node", "plugins.vxlan_device",
     ):  # fmt: skip
         __import__(module)
     for part in ("metrics_core", "process_collector"):

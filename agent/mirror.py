@@ -70,9 +70,9 @@ class Changed:
             place[0].add(place[1])
 
     def covers(self, op: Op) -> bool:
-        """Whether an operation is about one of these. A nexthop's is, with whatever there is."""
+        """Whether an operation is about one of these keys. A nexthop's is, with whatever there is."""
         place = self._place(op)
-        return self.everything or (place[1] in place[0] if place is not None else bool(self))
+        return place[1] in place[0] if place is not None else bool(self)
 
     def _place(self, op: Op) -> tuple[set[Any], Any] | None:
         """The keys of the operation's kind, and its own."""

@@ -146,12 +146,12 @@ class Reconciler:
         self._stated: tuple[bytes, ...] = ()  # what an offer was made by
         self._inbox = Inbox(wake)
         self._roster = Roster(conf.networks, conf.vni if conf.kind == "vxlan" else 0)
+        self._roster.own = conf.node_name
         self._memory = memory.path_of(run_dir, conf.name)
         self._roster.remember(memory.read(self._memory))
         self._has_memory = len(self._roster) > 0
         self._to_remember = False
         self._masqueraded: tuple[Subnet | str, ...] | None = None
-        self._roster.own = conf.node_name
         self._ground: Ground | None = None
         self._lost: frozenset[int] = frozenset(SIZES)
         self._site: Site | None = None
@@ -169,10 +169,7 @@ class Reconciler:
 
     def close(self) -> None:
         self._source.close()
-        try:
-            self._remember()
-        except OSError as error:
-            self._tell("upkeep", f"{self._memory}: {error.strerror}")
+        self._remember()
 
     @property
     def nodes(self) -> int:
@@ -293,7 +290,7 @@ class Reconciler:
     def stand(self, host: Namespace, wanted: Wanted, changed: Changed) -> None:
         """Find this node and its links, make sure of its devices, and plan anew when that is not as before."""
         there = this_node.places(host)
-        self._here = frozenset(address.packed for _, address in there)
+        self._here = self._roster.here = frozenset(address.packed for _, address in there)
         located = frozenset((address.packed, address.prefix) for _, address in there)
         if located != self._located:
             self._located = located
@@ -489,6 +486,7 @@ class Reconciler:
         """Make sure of the subnet file, the masquerade rules and that forwarded packets are accepted."""
         if not self.settled:
             return
+        self._remember()
         own, site = self._own(), self._site
         try:
             if own is None and self._roster.may_be_in(self.conf.node_name, self._here):
@@ -508,20 +506,25 @@ class Reconciler:
                 for line in self._forwarding.keep_up(firewall, site, devices):
                     self._log.info(line, network=self.conf.name)
                 self._tell("forwarding", self._forwarding.trouble)
-            self._remember()
             self._tell("upkeep", "")
             if own is not None:
                 self._tell("pods", self._stranded.look(firewall.records, own.subnets))
         except OSError as error:
-            self._tell("upkeep", f"{error.filename or self._subnet_file}: {error.strerror}")
+            self._tell("upkeep", f"{self._subnet_file}: {error.strerror}")
         except CniError as error:
             self._tell("upkeep", error.msg)
 
     def _remember(self) -> None:
-        """Write down who is in, for the process after this one. OSError."""
-        if self._to_remember:
+        """Write down who is in, for the process after this one. Without it this one serves all the same."""
+        if not self._to_remember:
+            return
+        try:
             memory.write(self._memory, self._roster)
+        except OSError as error:
+            self._tell("memory", f"{self._memory}: {error.strerror}; written as soon as that is possible")
+        else:
             self._to_remember = False
+            self._tell("memory", "")
 
     def _write(self, text: str) -> None:
         if subnet_file.settle(self._subnet_file, text):

@@ -4,7 +4,8 @@ Who is in keeps what it has: a newcomer that contradicts a member stays out, is 
 stands against it any more. A member that becomes another and contradicts then stays as it was, as long as nobody else
 needs what it had and does not want any more. A member that is there and cannot be read (`unread`) stays as it was, and
 what it has is its own, because nobody knows that it wants to give it up. So a wrong entry costs the node that it is
-about, and no other, whatever the order in which changes arrive.
+about, and no other, whatever the order in which changes arrive. Only this node itself (`own`) does not wait when its address
+is this host's (`here`): whoever else is said to have it is out of date.
 
 `remember` brings the members of an earlier process, so that a restart decides nothing anew.
 """
@@ -28,7 +29,8 @@ class Roster:
         self._agreed = Agreed(networks, vni)
         self._nodes: dict[str, Node] = {}
         self._refused: dict[str, Node] = {}
-        self.own = ""  # the name of this node, if it has one; its addresses are nobody else's
+        self.own = ""  # the name of this node, if it has one
+        self.here: frozenset[bytes] = frozenset()  # the addresses of this host
         self.faults: dict[str, str] = {}
         self.unread: frozenset[str] = frozenset()
 
@@ -89,9 +91,10 @@ class Roster:
             (name, node) for name, node in latest.items() if self._nodes.get(name) != node or name in self._refused
         )
         own = pending.get(self.own)
-        if own is not None:  # whoever has its addresses still is out of date, and yields
-            holders = {self._agreed.holder(address) for address in own.addresses.values()}
-            pending.update((name, self._nodes[name]) for name in holders.difference(("", *gone, *pending)))
+        sizes = [size for size, address in own.addresses.items() if address in self.here] if own is not None else []
+        if own is not None and sizes:  # whoever else has its address or its MAC there is out of date, and yields
+            rivals = self._agreed.rivals(own, sizes).difference(gone, pending)
+            pending.update((name, self._nodes[name]) for name in rivals)
         known = set(self._refused)
         for name in (*gone, *pending):
             self._refused.pop(name, None)
@@ -102,9 +105,10 @@ class Roster:
                 self._agreed.forget(node)
 
         def turn(node: Node) -> tuple[int, bool]:
-            """Our own node, members, newcomers, and of these last who may have taken its MAC from another."""
-            rank = 0 if node.name == self.own else 1 if node.name in left else 2 if node.name in known else 3
-            return rank, self._agreed.borrows(node)
+            """The own node, then members before newcomers, and of these last who may have taken its MAC from another."""
+            if node is own and sizes:
+                return 0, False
+            return (1 if node.name in left else 2 if node.name in known else 3), self._agreed.borrows(node)
 
         came = [node for node in sorted(pending.values(), key=turn) if self._admit(node)]
         for name, node in pending.items():

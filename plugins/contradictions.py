@@ -19,7 +19,7 @@ from plugins.peers import SIZES, outside, self_contradiction, span, vtep_mac
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from plugins.peers import Node, Subnet
 
@@ -45,6 +45,12 @@ class Agreed:
     def holder(self, address: bytes) -> str:
         """The name of the node with an underlay address; empty when nobody has it."""
         return self._holders.get(address, "")
+
+    def rivals(self, node: Node, sizes: Collection[int]) -> set[str]:
+        """The names of other nodes that have its address or its MAC of one of these families."""
+        found = {self.holder(address) for size, address in node.addresses.items() if size in sizes}
+        found.update(self._macs[size].get(mac, "") for size, mac in self._macs_of(node) if size in sizes)
+        return found.difference(("", node.name))
 
     def enter(self, node: Node) -> None:
         """Take in a node that contradicts none."""

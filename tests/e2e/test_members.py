@@ -146,6 +146,7 @@ def test_what_is_wrong_at_the_start_costs_nobody_what_there_was(agent_way: Agent
         world.tell([thief, rival, spoil(EVERYONE[0]), spoil(EVERYONE[1]), *EVERYONE[2:]])
         world.wait_for_routes(2 * PEERS)
         assert everything(world) == before
+        assert lines(world, "repaired: ") == []
         agent.signal(signal.SIGHUP)
         wait_until(lambda: agent.log().count("listening at") == 2, "it is reloaded", SOON)
         world.node.run("ip", "route", "del", "10.244.2.0/24")
@@ -241,6 +242,7 @@ DAMAGE = {
     f"bridge fdb del {MAC} dev cnikit.1 dst 192.0.2.2 self": f"forwarding entry of {MAC} on cnikit.1: it was missing",
     "bridge fdb add 02:00:00:00:00:09 dev cnikit.1 dst 192.0.2.9 self permanent":
         "forwarding entry of 02:00:00:00:00:09 on cnikit.1: expected none, found 192.0.2.9",
+    "ip link set cnik6.1 down": "route to fd00:244:0:2::/64: it was missing",
     "ip link set cnikit.1 mtu 1000": "cnikit.1: expected MTU 1430, found MTU 1000",
     "ip link del cnik6.1": "cnik6.1: expected the network's VXLAN device, found none",
 }  # fmt: skip

@@ -4,6 +4,7 @@ leaves out.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -208,6 +209,24 @@ def test_what_is_wrong_with_a_peer_is_told_once(world: World) -> None:
     assert world.network.troubles == 2
     world.hear(own)
     assert world.network.troubles == 0
+
+
+def test_members_that_cannot_be_written_down_are_a_trouble_of_their_own(world: World, tmp_path: Path) -> None:
+    (tmp_path / "agent").write_text("no folder")
+    world.give(V4)
+    world.stand()
+    world.hear(node("n1", "192.0.2.1"))
+    world.stand()
+    file = tmp_path / "agent" / "members" / "pods.json"
+
+    world.network.keep_up(None)  # type: ignore[arg-type]  # a node without a subnet masquerades nothing
+    told = f"memory: {file}: Not a directory; written as soon as that is possible"
+    assert told in world.log.lines
+    (tmp_path / "agent").unlink()
+    world.network.close()
+
+    assert world.log.lines[-1] == "memory: all is well again"
+    assert json.loads(file.read_text())["nodes"][0]["name"] == "n1"
 
 
 def test_who_joins_changes_and_leaves_is_logged_a_line_each(world: World) -> None:

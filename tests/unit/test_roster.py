@@ -186,6 +186,25 @@ def test_a_member_that_changes_is_judged_before_a_newcomer() -> None:
     assert set(found.faults) == {"n9"}
 
 
+def test_who_else_has_the_own_address_or_mac_yields_and_comes_back() -> None:
+    mac = vtep_mac(1, bytes([192, 0, 2, 7]))
+    found = Roster(vni=1)
+    found.own, found.here = "own", frozenset(bytes([192, 0, 2, last]) for last in (7, 9))
+    found.replace([node("n1", 7), node("n2", 2, "10.1.2.0/24", mac=mac), node("own", 9)])
+    assert names(found) == {"n1", "own"}
+
+    left, came = found.change([node("own", 7)], [])
+
+    assert ({one.name for one in left}, [one.name for one in came]) == ({"n1", "own"}, ["own"])
+    assert set(found.faults) == {"n1", "n2"}
+    found.change([node("own", 9)], [])
+    assert names(found) == {"n1", "own"}
+    found.here = frozenset([bytes([192, 0, 2, 9])])
+    found.change([node("own", 7)], [])  # a slip: that is not here
+    assert found.get("own") == node("own", 9)
+    assert names(found) == {"n1", "own"}
+
+
 def test_of_two_with_one_name_the_member_stays_as_it_was() -> None:
     found = roster(node("n1"))
 
