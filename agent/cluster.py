@@ -270,7 +270,7 @@ class Cluster:
         devices = frozenset().union(*(one.devices for one in everyone))
         links = frozenset().union(*(one.links for one in everyone))
         addresses = frozenset().union(*(one.addresses for one in everyone))
-        self._mirror.stand_on(links, addresses)
+        self._mirror.stand_on(links, addresses, lambda subnet: any(one.goes_by(subnet) for one in everyone))
         if devices != self._mirror.devices or planned.everything:
             self._mirror.look(devices)
         if planned.everything:  # what failed until now is tried at once

@@ -27,11 +27,12 @@ from cni.kernel.watch import (
 from plugins.reconcile import PROTOCOL, Held, look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from cni.kernel.linux import Namespace
     from cni.kernel.ops import Op
+    from cni.kernel.types import Route
     from cni.kernel.watch import Event
     from plugins.peers import Entries, Subnet
     from plugins.reconcile import Difference, Key
@@ -100,7 +101,8 @@ class Changed:
 
 class Mirror:
     """For one thread. `wanted` are the entries that are to be held. `stand_on` says what the networks stand on, whose
-    changes `moved` names: the indexes of their devices and underlays, and the node's own addresses there.
+    changes `moved` names: the indexes of their devices and underlays, the node's own addresses there, and routes of
+    others to the networks that it `goes_by`.
     """
 
     def __init__(self, host: Namespace, wanted: Entries) -> None:
@@ -109,6 +111,7 @@ class Mirror:
         self._watch: Watch | None = None
         self._links: frozenset[int] = frozenset()
         self._addresses: frozenset[bytes] = frozenset()
+        self._goes_by: Callable[[Subnet], bool] = lambda _: False
         self.devices: frozenset[int] = frozenset()
         self.held = Held()
         self._missed: set[Subnet] = set()
@@ -127,9 +130,10 @@ class Mirror:
         """Readable when the kernel has something to say; None before the first look and after `close`."""
         return self._watch.fileno() if self._watch is not None else None
 
-    def stand_on(self, links: Iterable[int], addresses: Iterable[bytes]) -> None:
+    def stand_on(self, links: Iterable[int], addresses: Iterable[bytes], goes_by: Callable[[Subnet], bool]) -> None:
         self._links = frozenset(links)
         self._addresses = frozenset(addresses)
+        self._goes_by = goes_by
 
     def look(self, devices: frozenset[int]) -> None:
         """Look at everything, these devices included, and follow it from there."""
@@ -185,9 +189,7 @@ class Mirror:
         for event in events:
             match event:
                 case RouteEvent(value=route):
-                    subnet = self.held.route(route, gone=event.gone)
-                    if subnet is not None and (route.protocol == PROTOCOL or subnet in self._wanted.routes):
-                        self.changed.routes.add(subnet)
+                    self._take_route(route, gone=event.gone)
                 case NeighbourEvent(value=neighbour) if neighbour.index in self.devices:
                     self.changed.neighbours.add(self.held.neighbour(neighbour, gone=event.gone))
                 case FdbEvent(value=entry) if entry.index in self.devices:
@@ -206,6 +208,13 @@ class Mirror:
         if altered:
             self._lead_elsewhere(altered)
         return stale
+
+    def _take_route(self, route: Route, *, gone: bool) -> None:
+        subnet = self.held.route(route, gone=gone)
+        if subnet is not None and (route.protocol == PROTOCOL or subnet in self._wanted.routes):
+            self.changed.routes.add(subnet)
+        if route.protocol != PROTOCOL and self._goes_by((route.dst, route.prefix)):
+            self.moved = True
 
     def _lead_elsewhere(self, nexthops: set[int]) -> None:
         """Have the routes through these compared. Those of one that is gone went with it."""

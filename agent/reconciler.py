@@ -100,7 +100,7 @@ class Ground(NamedTuple):
     def same(self, other: Ground | None) -> bool:
         if other is None or (self.own, self.twins) != (other.own, other.twins):
             return False
-        if self.local.devices != other.local.devices:
+        if self.local.devices != other.local.devices or self.local.direct is not other.local.direct:
             return False
         mine, others = (
             {size: (one.index, one.name, one.networks) for size, one in ground.local.underlays.items()}
@@ -205,6 +205,11 @@ class Reconciler:
         own = self._ground.own if self._ground else self._offered
         return self._here.union(own.addresses.values() if own else (), self._source.stated)
 
+    def goes_by(self, subnet: Subnet) -> bool:
+        """Whether the way to another node, which the entries follow from, may lead by a route to this network."""
+        direct = self._ground.local.direct if self._ground else None
+        return direct is not None and direct.has(subnet)
+
     @property
     def troubles(self) -> int:
         """How many things are wrong now."""
@@ -232,6 +237,8 @@ class Reconciler:
             self.settled = self.settled or news.gone is None
             if self._ground is not None:
                 self._leave(left, self._ground, wanted, changed)
+                if self._ground.local.direct is not None:
+                    self._ground.local.direct.forget(packed for node in left for packed in node.addresses.values())
                 self._join(came, self._ground, wanted, changed)
         if heard:
             self._tell("members", few(list(self._roster.faults.values())))
@@ -307,7 +314,7 @@ class Reconciler:
                 name = self._name()
                 found = self._roster.faults.get(name, "it missing")
                 raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found {found}")
-            site = self._site_of(own, there)
+            site = self._site_of(host, own, there)
             damage = self._damage(host, site) if self._ground is not None else {}
             ground = Ground(own, self._prepare(host, site), self._twins(own))
             if damage:
@@ -373,6 +380,8 @@ class Reconciler:
             before = self._ground.local
             found.underlays = _of(before.underlays, site.lost) | found.underlays
             found.devices = _of(before.devices, site.lost) | found.devices
+            if before.direct is not None:
+                found.direct = before.direct.again(site.lost)
         return found
 
     def _tell_of_moved_pods(self, before: Node, now: Node) -> None:
@@ -400,9 +409,11 @@ class Reconciler:
         host_name = self._host_name
         return next(holders, None) or self._roster.get(host_name) or self._roster.get(host_name.lower())
 
-    def _site_of(self, own: Node, there: Places) -> Site:
+    def _site_of(self, host: Namespace, own: Node, there: Places) -> Site:
         conf = self.conf
         underlays, lost = this_node.underlays(conf, own, there)
+        others = [packed for node in self._roster if node.name != own.name for packed in node.addresses.values()]
+        underlays = this_node.narrowed(host, underlays, others)
         before = self._ground.local.underlays if self._ground else {}
         known = _of(before, lost) | underlays
         mtu = this_node.pods_mtu(own, self._backend.overhead, known, conf.mtu, "mtu")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from plugins.ways import Ways
+
     Subnet = tuple[bytes, int]  # a network's address and its prefix length
     # What a route goes through: link index, gateway (None: the link itself), and whether the gateway counts as on the
     # link without an address of ours that says so.
@@ -120,15 +122,18 @@ class Underlay:
     """The link that carries a family's traffic between the nodes.
 
     `networks` are those of its own addresses of that family: whoever has an address in one of them is on the link.
+    `mtu` is what fits through it and through the other links that packets to nodes leave by, and `narrowest` the name of
+    the one that decides.
     """
 
-    __slots__ = ("index", "mtu", "name", "networks")
+    __slots__ = ("index", "mtu", "name", "narrowest", "networks")
 
-    def __init__(self, index: int, name: str, mtu: int, networks: tuple[Subnet, ...]) -> None:
+    def __init__(self, index: int, name: str, mtu: int, networks: tuple[Subnet, ...], narrowest: str = "") -> None:
         self.index = index
         self.name = name
         self.mtu = mtu
         self.networks = networks
+        self.narrowest = narrowest or name
 
     def __repr__(self) -> str:
         return f"<underlay {self.name}>"
@@ -141,8 +146,8 @@ class Underlay:
 
 class Local:
     """What a backend knows of the node that it runs on: by address family (4 or 16) the underlay links and, for vxlan,
-    the devices' link indexes; the VNI, the devices' MTU, and whether peers on the link are reached without the device
-    (`directRouting`)."""
+    the devices' link indexes; the VNI, the devices' MTU, and the ways to peers that are reached without the device (None
+    but with `directRouting`)."""
 
     __slots__ = ("devices", "direct", "mtu", "underlays", "vni")
 
@@ -153,7 +158,7 @@ class Local:
         *,
         vni: int = 0,
         mtu: int = addr.IPV6_MTU,
-        direct: bool = False,
+        direct: Ways | None = None,
     ) -> None:
         self.mtu = mtu
         self.underlays = underlays

@@ -291,6 +291,9 @@ def _found(
         if not own.subnets:
             raise this_node.no_subnet(f"node {own.name} among the peers without `subnets`")
     underlays, lost = this_node.underlays(conf, own, there)
+    if file is None or not (conf.mtu or file.mtu):  # whoever wrote the MTU into the file knows the other nodes
+        others = [packed for peer in conf.peers or () if peer != own for packed in peer.addresses.values()]
+        underlays = this_node.narrowed(host, underlays, others)
     return _site_at(conf, backend, own, underlays, file, lost)
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     Places = list[tuple[Link, Address]]
 
 IFA_F_TEMPORARY = 0x01
+IFA_F_DADFAILED = 0x08
+IFA_F_TENTATIVE = 0x40
+LOOPBACK_IFINDEX = 1
 RT_TABLE_MAIN = 254
 SCOPE_GLOBAL = 0
 _LONGEST_FILE = 1 << 16
@@ -75,12 +78,17 @@ def no_subnet(found: str) -> CniError:
 
 
 def places(host: Namespace) -> Places:
-    """The node's addresses with their links. The links of pods and the devices of networks are left out."""
+    """The node's addresses with their links. The links of pods and the devices of networks are left out, and addresses
+    that another host has or may have: those whose duplicate detection has failed, or has not ended."""
     found: Places = []
     for link in host.links():
         if not link.alias.startswith(OWNER):
-            found += [(link, one) for one in host.addresses(link.index) if one.scope == SCOPE_GLOBAL]
+            found += [(link, one) for one in host.addresses(link.index) if _answers(one)]
     return found
+
+
+def _answers(one: Address) -> bool:
+    return one.scope == SCOPE_GLOBAL and not one.flags & (IFA_F_DADFAILED | IFA_F_TENTATIVE)
 
 
 def own_devices(host: Namespace, conf: ClusterConf, names: list[str]) -> list[Vxlan]:
@@ -110,7 +118,7 @@ def places_under(host: Namespace, devices: list[Vxlan]) -> Places:
     `places`.
     """
     links = [link for link in map(host.link, sorted({one.link for one in devices})) if link is not None]
-    found = [(link, one) for link in links for one in host.addresses(link.index) if one.scope == SCOPE_GLOBAL]
+    found = [(link, one) for link in links for one in host.addresses(link.index) if _answers(one)]
     here = {one.packed for _, one in found}
     return found if all(one.local in here for one in devices) else []
 
@@ -224,6 +232,31 @@ def _underlay(conf: ClusterConf, own: Node, size: int, packed: bytes, there: Pla
     return Underlay(link.index, link.name, link.mtu, tuple(sorted(networks)))
 
 
+def narrowed(host: Namespace, underlays: dict[int, Underlay], others: Iterable[bytes]) -> dict[int, Underlay]:
+    """The same with the MTU of the links that packets to the addresses of `others` leave by, where that is less.
+
+    Those on the underlay link itself are not asked for. A loopback link carries nothing: where no other node is known,
+    the default route's link counts for it.
+    """
+    return {size: _narrowed(host, size, underlay, others) for size, underlay in underlays.items()}
+
+
+def _narrowed(host: Namespace, size: int, underlay: Underlay, others: Iterable[bytes]) -> Underlay:
+    beyond = [packed for packed in others if len(packed) == size and not underlay.reaches(packed)]
+    links: list[str | int] = []
+    if beyond:
+        from plugins.ways import links_to
+
+        links += sorted(links_to(host, beyond) - {underlay.index})
+    elif underlay.index == LOOPBACK_IFINDEX:
+        links.append(_default_link(host, size))
+    found = [link for link in map(host.link, links) if link is not None]
+    narrowest = min(found, key=lambda link: link.mtu, default=None)
+    if narrowest is None or narrowest.mtu >= underlay.mtu:
+        return underlay
+    return Underlay(underlay.index, underlay.name, narrowest.mtu, underlay.networks, narrowest.name)
+
+
 def pods_mtu(own: Node, overhead: dict[int, int], underlays: dict[int, Underlay], given: int, source: str) -> int:
     """The MTU of pods: `given` (0: none is) by `source`, else what every underlay can carry, less the backend's
     `overhead`. CniError 7 when an underlay cannot carry it, or IPv6 not work with it.
@@ -238,9 +271,9 @@ def pods_mtu(own: Node, overhead: dict[int, int], underlays: dict[int, Underlay]
     most = underlay.mtu - overhead[tightest]
     mtu = given or most
     if mtu > most:
-        text = f"{source}: expected at most {most}, because {underlay.name} has MTU {underlay.mtu}, found {mtu}"
+        text = f"{source}: expected at most {most}, because {underlay.narrowest} has MTU {underlay.mtu}, found {mtu}"
         raise CniError(INVALID_CONFIG, text, "leave it out to have it computed, or raise the underlay's")
-    remedy = f"raise the MTU of {underlay.name} to {least_mtu(own) + overhead[tightest]} or more"
+    remedy = f"raise the MTU of {underlay.narrowest} to {least_mtu(own) + overhead[tightest]} or more"
     refuse_narrow(own, mtu, source if given else "the MTU of pods", remedy)
     return mtu
 

@@ -3,7 +3,7 @@
 The node has a VXLAN device for each family of its underlay (`vxlan_device.py`). A packet for a peer's subnet is routed
 into the device, the neighbour entry gives it the MAC of the peer's device, and the forwarding entry of that MAC the
 peer's underlay address; nothing is asked of the network, so nothing has to be answered. With `directRouting` a peer
-on the same link is reached by a plain route, as host-gw does it.
+to which no gateway leads is reached by a plain route, as host-gw does it.
 
 Configuration and verbs are those of every cluster network (`cluster_conf.py`, `pod_network.py`).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from cni import addr
 from plugins import pod_network
-from plugins.peers import SIZES, Entries, Local, device_name, direct_hop
+from plugins.peers import SIZES, Entries, Local, device_name
 from plugins.pod_network import ARGS, NETNS, PATHS, Backend, Conf
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cni.result import Result
     from cni.world import Log
     from plugins.cluster_conf import ClusterConf
-    from plugins.peers import Node, Subnet
+    from plugins.peers import Hop, Node, Subnet
     from plugins.pod_network import Site
     from plugins.vxlan_device import Wanted
 
@@ -38,7 +38,7 @@ def entries(own: Node, peer: Node, local: Local) -> Entries:
     found = Entries()
     for subnet in peer.subnets:
         size = len(subnet[0])
-        hop = direct_hop(peer, size, local) if local.direct else None
+        hop = _direct_hop(peer, size, local)
         if hop is not None:
             found.routes[subnet] = hop
             continue
@@ -54,6 +54,14 @@ def entries(own: Node, peer: Node, local: Local) -> Entries:
         found.neighbours[device, gateway] = mac
         found.fdb[device, mac] = peer.addresses[carrier]
     return found
+
+
+def _direct_hop(peer: Node, size: int, local: Local) -> Hop | None:
+    """The hop to a peer's subnet past the device; None when a gateway is on the way, as flannel decides it."""
+    address = peer.addresses.get(size)
+    if local.direct is None or address is None or size not in local.underlays:
+        return None
+    return local.direct.hop(address)
 
 
 def _carrier(own: Node, peer: Node, size: int) -> int | None:
@@ -78,7 +86,7 @@ def prepare(host: Namespace, site: Site, log: Log) -> Local:
     """Make sure of the devices. CniError 50 when one cannot be made or belongs to somebody else."""
     from plugins import vxlan_device
 
-    return _local(site, {size: vxlan_device.ensure(host, wanted, log) for size, wanted in _devices(site).items()})
+    return _local(host, site, {size: vxlan_device.ensure(host, wanted, log) for size, wanted in _devices(site).items()})
 
 
 def _refuse(host: Namespace, site: Site) -> None:
@@ -93,11 +101,16 @@ def _refuse(host: Namespace, site: Site) -> None:
 def _check(host: Namespace, site: Site) -> Local:
     from plugins import vxlan_device
 
-    return _local(site, {size: vxlan_device.check(host, wanted) for size, wanted in _devices(site).items()})
+    return _local(host, site, {size: vxlan_device.check(host, wanted) for size, wanted in _devices(site).items()})
 
 
-def _local(site: Site, devices: dict[int, int]) -> Local:
-    return Local(site.underlays, devices, vni=site.conf.vni, mtu=site.mtu, direct=site.conf.direct)
+def _local(host: Namespace, site: Site, devices: dict[int, int]) -> Local:
+    direct = None
+    if site.conf.direct:
+        from plugins.ways import Ways
+
+        direct = Ways(host.way)
+    return Local(site.underlays, devices, vni=site.conf.vni, mtu=site.mtu, direct=direct)
 
 
 def _devices(site: Site) -> dict[int, Wanted]:

@@ -50,6 +50,11 @@ if TYPE_CHECKING:
         def routes(self, protocol: int = 0) -> list[Route]:
             """Unicast routes of both families in every table but `local`, of one protocol (0: of all)."""
 
+        def way(self, packed: bytes) -> Route | None:
+            """The route that a packet of this node to an address takes (ip-route(8), `get`); None when there is none, or
+            the address is the node's own.
+            """
+
         def nexthops(self, protocol: int = 0) -> list[Nexthop]:
             """Nexthop objects of one protocol (0: of all)."""
 

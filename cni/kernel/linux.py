@@ -11,6 +11,7 @@ from __future__ import annotations
 import posix
 import select
 from errno import (
+    EACCES,
     EADDRNOTAVAIL,
     EBADF,
     EHOSTUNREACH,
@@ -49,6 +50,7 @@ IFA_F_TENTATIVE = 0x40
 
 # What looking up a route says when there is none.
 _UNREACHABLE = (ENETUNREACH, EHOSTUNREACH)
+_FORBIDDEN = (EACCES, EINVAL)  # by a prohibiting route, by a blackhole
 
 _NOTICE_SECONDS = 1.0  # without a notice for so long, ask
 _DELETE_SECONDS = 30.0
@@ -172,6 +174,13 @@ class Namespace:
                 if answer[0] == family:  # a kernel without IPv6 answers with what it has
                     routes += rtnetlink.parse_routes(answer)
         return routes
+
+    def way(self, packed: bytes) -> Route | None:
+        question = rtnetlink.lookup_question(packed)
+        what = f"look up the route to {addr.unpack(packed)}"
+        absent = (*_UNREACHABLE, *_FORBIDDEN)
+        answer = self._rtnetlink().ask(what, rtnetlink.RTM_GETROUTE, question, absent=absent)
+        return None if answer is None else next(iter(rtnetlink.parse_routes(answer)), None)
 
     def nexthops(self, protocol: int = 0) -> list[Nexthop]:
         # Imported here and below: a node without peers does without.

@@ -22,6 +22,7 @@ from errno import (
 )
 from typing import TYPE_CHECKING, Any
 
+from cni import addr
 from cni.errors import KernelError
 from cni.kernel import NetnsError
 from cni.kernel.sysctl import setting
@@ -139,6 +140,14 @@ class FakeNamespace:
 
     def routes(self, protocol: int = 0) -> list[Route]:
         return [route for route in self._world.paths.routes() if protocol in (0, route.protocol)]
+
+    def way(self, packed: bytes) -> Route | None:
+        if any(one.packed == packed for there in self._world.addresses.values() for one in there):
+            return None
+        routes = [
+            one for one in self.routes() if len(one.dst) == len(packed) and addr.inside(packed, one.dst, one.prefix)
+        ]
+        return max(routes, key=lambda one: (one.prefix, -one.metric), default=None)
 
     def nexthops(self, protocol: int = 0) -> list[Nexthop]:
         found = [copy.copy(nexthop) for _, nexthop in sorted(self._world.paths.nexthops.items())]

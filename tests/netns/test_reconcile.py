@@ -14,6 +14,7 @@ from cni.kernel.linux import Kernel
 from plugins import vxlan
 from plugins.peers import Local, Node, Underlay
 from plugins.reconcile import sync
+from plugins.ways import Ways
 
 if TYPE_CHECKING:
     from cni.kernel.linux import Namespace
@@ -53,7 +54,7 @@ def test_an_ipv6_peer_changes_between_the_link_and_the_overlay(host_ns: Netns, w
     with Kernel(time.monotonic, thread_background).open(host_ns.path) as host:
         under, device = make_links(host)
         underlays = {16: Underlay(under, "under0", 1500, ((packed("2001:db8::"), 64),))}
-        direct, overlay = (Local(underlays, {16: device}, vni=1, direct=direct) for direct in (True, False))
+        direct, overlay = (Local(underlays, {16: device}, vni=1, direct=ways) for ways in (Ways(host.way), None))
 
         for local in (direct, overlay, direct) if way_back else (direct, overlay):
             sync(host, [vxlan.entries(OWN, PEER, local)], [device], RANGES, pytest.fail)

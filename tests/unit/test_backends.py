@@ -9,9 +9,11 @@ import pytest
 from cni import addr
 from cni.config import Reader
 from cni.errors import CniError
+from cni.kernel.types import Route
 from plugins import host_gw, vxlan
 from plugins.cluster_conf import ClusterConf
 from plugins.peers import Entries, Local, Node, Underlay, read_node, read_nodes, vtep_mac
+from plugins.ways import Ways
 
 UNDERLAY4, UNDERLAY6, DEVICE4, DEVICE6 = 2, 3, 10, 11
 
@@ -32,6 +34,13 @@ def cidr(text: str) -> tuple[bytes, int]:
     return found
 
 
+def way(address: bytes) -> Route:
+    """The routing table's answer: on the link of its family, or through a gateway."""
+    near = any(addr.inside(address, *cidr(network)) for network in ("192.0.2.0/24", "2001:db8::/64"))
+    link = UNDERLAY4 if len(address) == 4 else UNDERLAY6
+    return Route(address, len(address) * 8, None if near else bytes(len(address)), link, 254, 0, 0, 0)
+
+
 def local(*, direct: bool = False, sizes: tuple[int, ...] = (4, 16)) -> Local:
     """A node with an underlay link for each family, 192.0.2.0/24 and 2001:db8::/64 on them."""
     links = {
@@ -39,7 +48,8 @@ def local(*, direct: bool = False, sizes: tuple[int, ...] = (4, 16)) -> Local:
         16: Underlay(UNDERLAY6, "eth1", 1500, (cidr("2001:db8::/64"),)),
     }
     devices = {4: DEVICE4, 16: DEVICE6}
-    return Local({size: links[size] for size in sizes}, {size: devices[size] for size in sizes}, vni=1, direct=direct)
+    ways = Ways(way) if direct else None
+    return Local({size: links[size] for size in sizes}, {size: devices[size] for size in sizes}, vni=1, direct=ways)
 
 
 OWN = node("a", publicIP="192.0.2.1", publicIPv6="2001:db8::1", subnets=["10.244.1.0/24", "fd00:244:1::/64"])
@@ -138,6 +148,42 @@ class TestVxlan:
             "10.244.2.0/24": (UNDERLAY4, "192.0.2.2", False),
             "fd00:244:2::/64": (DEVICE4, "fd00:244:2::", True),
         }
+
+
+class TestWays:
+    def test_they_stay_until_they_are_asked_for_again(self) -> None:
+        near, far = packed("192.0.2.2"), packed("198.51.100.9")
+        answers: dict[bytes, Route | None] = {near: way(near), far: way(far)}
+        ways = Ways(answers.get)
+        before = (ways.hop(near), ways.hop(far))
+        assert before == ((UNDERLAY4, near, False), None)
+
+        answers[near], answers[far] = way(far), Route(far, 32, None, 7, 254, 0, 0, 0)
+
+        assert (ways.hop(near), ways.hop(far)) == before
+        assert ways.again((4,)) is ways
+        now = ways.again(())
+        assert (now.hop(near), now.hop(far)) == (None, (7, far, False))
+        assert now.again(()) is now
+
+    def test_what_leads_nowhere_at_the_moment_stays_as_it_was(self) -> None:
+        near = packed("192.0.2.2")
+        answers: dict[bytes, Route | None] = {near: way(near)}
+        ways = Ways(answers.get)
+        assert ways.hop(near) is not None
+        answers[near] = None
+
+        assert ways.again(()) is ways
+
+    def test_they_follow_routes_to_what_was_asked_for(self) -> None:
+        ways = Ways(way)
+        ways.hop(packed("192.0.2.2"))
+
+        concerned = ["192.0.2.2/32", "192.0.2.0/24", "0.0.0.0/0"]
+        assert all(ways.has(cidr(one)) for one in concerned)
+        assert not any(ways.has(cidr(one)) for one in ("192.0.2.3/32", "192.0.3.0/24", "::/0"))
+        ways.forget([packed("192.0.2.2")])
+        assert not any(ways.has(cidr(one)) for one in concerned)
 
 
 class TestHostGw:

@@ -1,0 +1,76 @@
+"""Which way packets to other nodes take, as the kernel's routing table says, rules and every table included."""
+
+from __future__ import annotations
+
+from cni import addr
+from cni.errors import KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from cni.kernel import Namespace
+    from cni.kernel.types import Route
+    from plugins.peers import Hop, Subnet
+
+
+class Ways:
+    """The hops to other nodes without a gateway, for `directRouting`. Each is asked for once, when it is needed first, so
+    that what follows from it stays the same until `again`.
+    """
+
+    __slots__ = ("_found", "_way")
+
+    def __init__(self, way: Callable[[bytes], Route | None], found: dict[bytes, Hop | None] | None = None) -> None:
+        """`way` is `Namespace.way`."""
+        self._way = way
+        self._found = found or {}
+
+    def hop(self, packed: bytes) -> Hop | None:
+        """The hop to a node's address; None when a gateway is on the way, or there is none."""
+        if packed not in self._found:
+            self._found[packed] = _direct(packed, self._ask(packed))
+        return self._found[packed]
+
+    def again(self, kept: Collection[int]) -> Ways:
+        """The ways as they are now; these when nothing has changed. What leads nowhere at the moment stays as it was,
+        and so do the families `kept`, by the address's size."""
+        found = {}
+        for packed, before in self._found.items():
+            route = None if len(packed) in kept else self._ask(packed)
+            found[packed] = before if route is None else _direct(packed, route)
+        return self if found == self._found else Ways(self._way, found)
+
+    def forget(self, addresses: Iterable[bytes]) -> None:
+        for packed in addresses:
+            self._found.pop(packed, None)
+
+    def has(self, subnet: Subnet) -> bool:
+        """Whether a way to one of the addresses that were asked for may lead by a route to this network."""
+        packed, prefix = subnet
+        if prefix == len(packed) * 8:  # a pod's, for the most part
+            return packed in self._found
+        return any(len(one) == len(packed) and addr.inside(one, packed, prefix) for one in self._found)
+
+    def _ask(self, packed: bytes) -> Route | None:
+        try:
+            return self._way(packed)
+        except KernelError:
+            return None
+
+
+def _direct(packed: bytes, route: Route | None) -> Hop | None:
+    return None if route is None or route.gateway is not None else (route.oif, packed, False)
+
+
+def links_to(host: Namespace, addresses: Iterable[bytes]) -> set[int]:
+    """The indexes of the links that packets to these addresses leave by.
+
+    Of the addresses of one /24 (IPv6: /64) the lowest is asked for: routes between nodes are hardly ever finer.
+    """
+    samples: dict[bytes, bytes] = {}
+    for packed in addresses:
+        network = packed[:3] if len(packed) == 4 else packed[:8]
+        samples[network] = min(packed, samples.get(network, packed))
+    routes = [host.way(packed) for packed in samples.values()]
+    return {route.oif for route in routes if route is not None}
