@@ -471,6 +471,7 @@ class TestSubnetFile:
             device = ("flannel.1", "type", "vxlan", "id", "1", "local", local, "dev", "eth0", "dstport", "8472")
             node.run("ip", "link", "add", *device, "nolearning")
             node.run("ip", "addr", "add", f"{subnet}.0/32", "dev", "flannel.1")
+            node.run("ip", "link", "set", "flannel.1", "addrgenmode", "none")  # nothing that becomes usable later
             node.run("ip", "link", "set", "flannel.1", "mtu", "1450", "up")
             write_subnet_file(node, **FLANNEL | {"FLANNEL_SUBNET": f"{subnet}.1/24"})
         for node, other, local, subnet in zip(
