@@ -27,6 +27,7 @@ from agent.exposition import lean
 from agent.log import MOST_NOTES
 from agent.membership import Network, source
 from agent.mirror import Changed, Mirror
+from agent.pod_links import PodLinks
 from agent.reconciler import Firewall, Reconciler
 from cni import addr
 from cni.addr import overlap
@@ -205,6 +206,7 @@ class Cluster:
                 self._judged.append(reconciler)
             records = Records(RUN_DIR, conf.name, locks.take, log.warning)
             self._networks.append((reconciler, Firewall(conf.name, host, records)))
+        self._pod_links = PodLinks(host, [firewall.records for _, firewall in self._networks], log)
         self._thread = threading.Thread(target=self._run, name="cluster", daemon=True)
 
     def start(self) -> None:
@@ -244,6 +246,7 @@ class Cluster:
             mirror.look(mirror.devices)
         else:
             mirror.read()
+        self._restore_pod_links(mirror.returned.take())
         planned = Changed()
         for reconciler, _ in self._networks:
             mirror.moved = reconciler.hear(wanted, planned) or mirror.moved
@@ -261,6 +264,14 @@ class Cluster:
         mirror.changed.update(planned)
         if mirror.changed:
             self._put_right(planned)
+
+    def _restore_pod_links(self, only: set[int] | None) -> None:
+        """Give these links of pods, or all, back what they have lost."""
+        restored = self._pod_links.restore(only) if only is None or only else []
+        if restored:
+            self.repairs += len(restored)
+            names = ", ".join(restored[:3]) + (", ..." if len(restored) > 3 else "")
+            self._log.info(f"routes and addresses given back to {len(restored)} links of pods: {names}")
 
     def _stand(self, planned: Changed) -> None:
         """Have every network find its ground, and follow what they stand on."""

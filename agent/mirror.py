@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.pod_links import Returned
 from cni.errors import KernelError
 from cni.kernel.watch import (
     AddressEvent,
@@ -102,7 +103,8 @@ class Changed:
 class Mirror:
     """For one thread. `wanted` are the entries that are to be held. `stand_on` says what the networks stand on, whose
     changes `moved` names: the indexes of their devices and underlays, the node's own addresses there, and routes of
-    others to the networks that it `goes_by`.
+    others to the networks that it `goes_by`. `returned` are
+    the other links that may have lost something.
     """
 
     def __init__(self, host: Namespace, wanted: Entries) -> None:
@@ -117,6 +119,7 @@ class Mirror:
         self._missed: set[Subnet] = set()
         self.changed = Changed()
         self.moved = True
+        self.returned = Returned()
         self.looks = 0
         self.losses = 0
 
@@ -147,7 +150,7 @@ class Mirror:
                 self._missed.add(subnet)
             else:  # it was known to have been replaced
                 self.held.set_route(subnet, 0)
-        self.changed.everything = True
+        self.changed.everything = self.returned.everything = True
         self.looks += 1
 
     def replaced(self, operations: Iterable[Op]) -> set[Op]:
@@ -187,6 +190,7 @@ class Mirror:
         stale = False
         altered: set[int] = set()
         for event in events:
+            self.returned.see(event)
             match event:
                 case RouteEvent(value=route):
                     self._take_route(route, gone=event.gone)

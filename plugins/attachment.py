@@ -159,6 +159,8 @@ def record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:
         "macspoofchk": conf.mac_spoof_check,
     }
     common = describe(ctx.network, request.container_id, request.ifname, request.args.values)
+    if not conf.bridge:
+        section["gateways"] = [addr.unpack(gateway) for gateway in gateways_of(lease)]
     ctx.records.write(common, ctx.plugin_type, section)
     ctx.undo.push(
         "remove the record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type)
@@ -210,6 +212,19 @@ def result(
 def recorded_ranges(section: dict[str, Any]) -> list[Subnet]:
     """The networks of the addresses that a record's section lists."""
     return [(addr.network(*one), one[1]) for one in addresses(section)]
+
+
+def recorded_gateways(section: dict[str, Any]) -> list[bytes]:
+    """The gateways of a routed pod by its record's section; one of an earlier build leaves them to the ranges."""
+    texts = section.get("gateways")
+    if not isinstance(texts, list):
+        return [addr.following(packed) for packed, _ in dict.fromkeys(recorded_ranges(section))]
+    return [one for one in (addr.pack(text) for text in texts if isinstance(text, str)) if one]
+
+
+def gateways_of(lease: Result) -> list[bytes]:
+    """Each once, in order."""
+    return list(dict.fromkeys(ip.gateway for ip in lease.ips if ip.gateway))
 
 
 def subnets(lease: Result) -> list[Subnet]:
@@ -275,12 +290,17 @@ def _has_ipam(ctx: Context) -> bool:
 def _section(ctx: Context, record: dict[str, Any]) -> dict[str, Any] | None:
     """Our section of an attachment's record; None when there is none, or one that lacks what `_remove` needs."""
     section: dict[str, Any] = record["plugins"].get(ctx.plugin_type, {})
+    return section if is_whole(section) else None
+
+
+def is_whole(section: dict[str, Any]) -> bool:
+    """Whether a record's section has what tells an attachment's links and addresses."""
     if not all(isinstance(section.get(key), kind) for key, kind in _NEEDED.items()):
-        return None
+        return False
     texts = list(section["addresses"])
     for link in section["links"]:
         texts += [link.get("name"), link.get("mac")] if isinstance(link, dict) else [None]
-    return section if all(isinstance(text, str) for text in texts) else None
+    return all(isinstance(text, str) for text in texts)
 
 
 def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: str, teardown: Teardown) -> None:

@@ -67,6 +67,9 @@ def ensure(host: Namespace, found: Link | None, name: str, mtu: int, *, promisc:
             if error.errno != EEXIST:  # another pod's ADD was faster
                 raise
         link = _existing(host, name)
+        # When it goes down and up again: with its gateways, and a link-local address that answers at once.
+        set_known(host, name, "keep_addr_on_down", "1")
+        set_known(host, name, "accept_dad", "0")
         add_link_local(host, link)
     set_known(host, name, "accept_ra", "0")
     if not link.up or (promisc and not link.flags & IFF_PROMISC):
