@@ -32,7 +32,7 @@ class Recorder:
         with self._guard:
             self.nodes.update((node.name, node) for node in put)
             for name in gone:
-                del self.nodes[name]
+                self.nodes.pop(name, None)
             self.changes.append(([node.name for node in put], gone))
 
     def trouble(self, text: str) -> None:
