@@ -94,7 +94,7 @@ class Members:
             self._given = own.addresses
             self._own = Node(own.name, own.addresses, self._own.subnets, own.macs)
             if own.name in self._nodes:  # else the list that is under way tells
-                self._tell(self._own)
+                self._tell(self._own, anew=True)  # it is known to be right now, which decides against others
             self._announcer.know(self._own, self._view)
 
     def close(self) -> None:
