@@ -17,6 +17,7 @@ addresses it is ours from before a change of address, or another machine's, whic
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.membership import etcd_client as etcd
@@ -41,7 +42,7 @@ _MOST_TRIES = 200
 # Free subnets passed over because hosts may have addresses in them, before one of them is taken.
 _MOST_PASSED_OVER = 4096
 # For so long, looked at so often, a machine of our name has time to answer. Its watch tells it at once.
-_KNOCK_LOOKS, _KNOCK_PAUSE = 20, 0.1
+_KNOCK_LOOKS, _KNOCK_PAUSE = 30, 0.1
 _KNOCK_TTL = 10
 # Keys of the configuration, by the size of the family's addresses.
 _KEYS = {
@@ -130,6 +131,28 @@ class Keys(NamedTuple):
         return f"{self.prefix}/config/{_KEYS[size][0]}"
 
 
+class Hosts:
+    """Which addresses are hosts': those of a node, of all others as far as they are known, and maybe what is on a link."""
+
+    def __init__(self, own: Node, here: Iterable[Subnet], others: Iterable[bytes]) -> None:
+        places = list(here)
+        self._addresses = [*own.addresses.values(), *(packed for packed, _ in places), *others]
+        self._links = [(addr.network(*one), one[1]) for one in places]
+        self._found: dict[int, set[bytes]] = {}
+
+    def are_in(self, subnet: Subnet) -> bool:
+        """Whether a host's address is in a subnet."""
+        packed, length = subnet
+        if length not in self._found:
+            self._found[length] = {addr.network(one, length) for one in self._addresses if len(one) * 8 >= length}
+        return packed in self._found[length]
+
+    def may_be_in(self, subnet: Subnet, length: int) -> bool:
+        """Whether one is or may be: a link's network has a part of it. A link with all of a pool in it, whose prefix length
+        this is, says nothing."""
+        return self.are_in(subnet) or any(overlap(subnet, link) for link in self._links if link[1] > length)
+
+
 class Claim(NamedTuple):
     """What a node holds: its lease, and itself with its subnets."""
 
@@ -162,9 +185,10 @@ class Claimer:
         other = self._other(found, own)
         if other is not None:
             self._knock(own, other)
+        hosts = Hosts(own, here, self._neighbours(own))
         asked = list(dict.fromkeys([*_subnets(found), *own.subnets]))
         holders = self._holders(asked)
-        attempt = _Attempt(own, self._pools, holders, here)
+        attempt = _Attempt(own, self._pools, holders, hosts)
         lease = self._lease(found if other is None else None)
         for _ in range(_MOST_TRIES):
             if self._try(attempt, lease):
@@ -173,6 +197,16 @@ class Claimer:
             if attempt.conflicts > _BLIND_TRIES and not attempt.informed:
                 attempt.inform(self._all_holders())
         raise EtcdError(f"no subnet claimed in {_MOST_TRIES} tries: others were faster")
+
+    def _neighbours(self, own: Node) -> list[bytes]:
+        """The addresses of all nodes, where they may be in a range of pods: this node's is."""
+        if not any(_has(pool.network, own.addresses.values()) for pool in self._pools.values()):
+            return []
+        found: list[bytes] = []
+        for kv in self._client.read_all(self._keys.nodes)[0]:
+            with suppress(CniError):  # a broken one is reported by who reads the nodes
+                found += read_described("", decode(kv.value)).addresses.values()
+        return found
 
     def _other(self, found: etcd.KeyValue | None, own: Node) -> Node | None:
         """The node whose key of our name may be another machine's; None when it is ours or nobody's."""
@@ -271,11 +305,9 @@ class _Attempt:
     `holders` has the name that holds a subnet, as far as is known; "" for nobody.
     """
 
-    def __init__(
-        self, own: Node, pools: dict[int, Pool], holders: dict[Subnet, str], here: Collection[Subnet] = ()
-    ) -> None:
+    def __init__(self, own: Node, pools: dict[int, Pool], holders: dict[Subnet, str], hosts: Hosts) -> None:
         self.own = own
-        self._here = here
+        self._hosts = hosts
         self.holders = dict(holders)
         self.conflicts = 0
         self.informed = False
@@ -328,19 +360,12 @@ class _Attempt:
             subnet = pool.at((start + step) % pool.count)
             if self.holders.get(subnet):
                 continue
-            if not self._is_used(subnet, pool):
+            if not self._hosts.may_be_in(subnet, pool.network[1]):
                 return subnet
             passed_over.append(subnet)
             if len(passed_over) > _MOST_PASSED_OVER:
                 break
-        here = [packed for packed, _ in self._here]
-        return next((subnet for subnet in passed_over if not _has(subnet, here)), passed_over[0])
-
-    def _is_used(self, subnet: Subnet, pool: Pool) -> bool:
-        """Whether an address of a subnet is this host's, or may be a neighbour's: of a network on one of its links, unless
-        that has the whole pool in it."""
-        networks = [(addr.network(*one), one[1]) for one in self._here if one[1] > pool.network[1]]
-        return _has(subnet, [packed for packed, _ in self._here]) or any(overlap(subnet, one) for one in networks)
+        return next((subnet for subnet in passed_over if not self._hosts.are_in(subnet)), passed_over[0])
 
 
 def _has(subnet: Subnet, addresses: Iterable[bytes]) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from agent.membership.kubernetes_node import NodeError, peer, stated, subnets
+from agent.membership.kubernetes_living import Living
+from agent.membership.kubernetes_node import NodeError, is_silent, peer, stated, subnets
 from cni import addr
 from plugins.peers import Node, outside
 
@@ -35,7 +36,7 @@ class Members:
         self.stated: tuple[bytes, ...] = ()  # where its object wants it to answer
         self._view: NodeView | None = None
         self._network = network
-        self._listener = listener
+        self._listener = Living(own.name, listener, troubles)
         self._troubles = troubles
         self._announcer = announcer
         self._nodes: dict[str, Node] = {}
@@ -55,7 +56,7 @@ class Members:
             own = self._see(reading.own, reading.names)
             if not self._closed:
                 self._nodes[own.name] = own
-                self._listener.replace(list(self._nodes.values()), self._unread)
+                self._listener.replace(list(self._nodes.values()), reading.silent, self._unread)
 
     def put(self, view: NodeView) -> None:
         """A node has come or changed."""
@@ -75,6 +76,8 @@ class Members:
             return
         self._troubles.node(name, "")
         with self._guard:
+            if not self._closed:
+                self._listener.hear(name, silent=is_silent(view))
             self._tell(node)
 
     def gone(self, name: str) -> None:
@@ -95,7 +98,7 @@ class Members:
             self._given = own.addresses
             self._own = Node(own.name, own.addresses, self._own.subnets, own.macs)
             if own.name in self._nodes:  # else the list that is under way tells
-                self._tell(self._own)
+                self._tell(self._own, anew=True)  # it is known to be right now, which decides against others
             self._announcer.know(self._own, self._view)
 
     def close(self) -> None:
@@ -168,6 +171,7 @@ class Reading:
         self.problems: dict[str, str] = {}
         self.unread: set[str] = set()
         self.own: NodeView | None = None
+        self.silent: set[str] = set()  # of whose kubelet nothing is heard
         self.names: list[str] = []  # of the first ones, to show
         self._own_name = own
         self._network = network
@@ -180,6 +184,8 @@ class Reading:
         if name == self._own_name:
             self.own = view
             return
+        if is_silent(view):
+            self.silent.add(name)
         try:
             node = peer(view, self._network)
         except NodeError as problem:

@@ -150,6 +150,11 @@ def overwritten(notes: dict[str, str], size: int) -> str:
     return notes.get(OURS + name) or notes.get(f"{FLANNEL}{name}-overwrite") or notes.get(f"{FLANNEL}node-{name}", "")
 
 
+def is_silent(view: NodeView) -> bool:
+    """Whether nothing is heard of the node's kubelet: so the node controller marks one that sends no heartbeat."""
+    return any((one.type, one.status) == ("Ready", "Unknown") for one in view.status.conditions or ())
+
+
 def macs(view: NodeView, network: Network) -> dict[int, bytes]:
     """The MACs of the node's VXLAN devices, as far as it tells. NodeError for another VNI, or what is no MAC."""
     notes = view.metadata.annotations or {}

@@ -153,6 +153,18 @@ def test_a_subnet_with_a_hosts_addresses_is_not_claimed_while_another_is_free(
         etcd.ctl("del", "--prefix", PREFIX)
 
 
+def test_a_subnet_with_another_nodes_address_is_not_claimed(etcd: Etcd, member: Callable[..., Member]) -> None:
+    put_node(etcd, "node7", "10.244.8.7", "10.244.200.0/24")
+    etcd.ctl("put", f"{PREFIX}/nodes/broken", "-")
+
+    for number in range(1, 4):  # names decide where they begin
+        one = member(number, subnetMin="10.244.8.0", subnetMax="10.244.9.0").start(f"10.244.99.{number}")
+        one.ear.wait(lambda ear: f"node{number}" in ear.nodes, "it has a subnet")  # noqa: B023 - called in this round only
+        assert one.subnets == ["10.244.9.0/24"]
+        one.source.close()
+        etcd.ctl("del", "--prefix", f"{PREFIX}/subnets/")
+
+
 def test_a_subnet_with_the_nodes_own_address_is_given_back(etcd: Etcd, member: Callable[..., Member]) -> None:
     member(1, had="10.244.77.0/24").start().ready().source.close()
 
@@ -322,6 +334,18 @@ def test_of_two_machines_with_one_name_the_later_one_is_refused(etcd: Etcd, memb
     assert {key: value for key, value in etcd.content().items() if "/knocks/" not in key} == held
     one.source.close()
     assert two.ready().subnets == one.subnets
+
+
+def test_of_two_machines_with_one_name_that_start_at_once_one_is_refused(
+    etcd: Etcd, member: Callable[..., Member]
+) -> None:
+    two = [member(1), member(9, name="node1")]
+    for one in two:
+        one.start()
+
+    for one in two:
+        one.ear.wait(lambda ear: any("also calls itself node1" in text for text in ear.troubles), "it is reported")
+    wait_until(lambda: sum(bool(one.ear.nodes and one.subnets) for one in two) == 1, "one of them has a subnet")
 
 
 def test_who_was_away_yields_to_the_machine_that_has_its_name_now(etcd: Etcd, member: Callable[..., Member]) -> None:

@@ -183,6 +183,41 @@ def test_a_node_that_is_replaced_by_one_of_its_name(plane: ControlPlane, kubecon
         assert told.described()["node2"]["subnets"] == ["10.244.20.0/24"]
 
 
+def test_of_two_nodes_with_one_address_the_silent_one_yields(plane: ControlPlane, kubeconfig: str) -> None:
+    def ready(name: str, status: str) -> None:
+        plane.patch_node(name, {"status": {"conditions": [{"type": "Ready", "status": status}]}}, "/status")
+
+    plane.add_node("dead", ["10.244.2.0/24"], ["192.0.2.2"])
+    ready("dead", "Unknown")
+
+    with running(KubernetesSource(NETWORK, kubeconfig)) as told:
+        told.wait_for("dead", "node1")
+        plane.add_node("living", ["10.244.3.0/24"], ["192.0.2.2"])
+
+        told.wait_for("living", "node1")
+        told.wait_trouble("dead: its address is living's", "delete its Node object")
+        ready("dead", "True")
+        told.wait_for("dead", "living", "node1")  # who of them it is the roster says
+        ready("dead", "Unknown")
+        told.wait_for("living", "node1")
+        plane.delete_node("living")
+        told.wait_for("dead", "node1")
+        assert "living's" not in told.trouble_now
+
+
+def test_a_silent_node_that_is_there_already_when_the_list_is_taken(plane: ControlPlane, kubeconfig: str) -> None:
+    plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
+    for number, name in enumerate(("a-dead-one", "b-living", "node1s-dead-one"), 2):
+        plane.add_node(name, [f"10.244.{number}.0/24"], ["192.0.2.1" if name.startswith("node1") else "192.0.2.2"])
+        silent = {"conditions": [{"type": "Ready", "status": "False" if name == "b-living" else "Unknown"}]}
+        plane.patch_node(name, {"status": silent}, "/status")
+
+    with running(KubernetesSource(NETWORK, kubeconfig)) as told:
+        told.wait_for("b-living", "node1")
+
+        told.wait_trouble("a-dead-one: its address is b-living's", "node1s-dead-one: its address is node1's")
+
+
 def test_a_node_that_cannot_tell_where_it_is_finds_it_in_its_object(plane: ControlPlane, kubeconfig: str) -> None:
     plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
 
