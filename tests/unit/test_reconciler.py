@@ -5,16 +5,20 @@ leaves out.
 from __future__ import annotations
 
 import json
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent.membership import Source
 from agent.mirror import Changed
-from agent.reconciler import Reconciler
+from agent.reconciler import Firewall, Reconciler
 from cni import addr
 from cni.config import Reader
 from cni.kernel import ops
+from cni.lock import Lock
+from cni.record import Records
 from cni.testing.fake_kernel import FakeKernel
 from plugins import host_gw
 from plugins.cluster_conf import ClusterConf
@@ -219,7 +223,8 @@ def test_members_that_cannot_be_written_down_are_a_trouble_of_their_own(world: W
     world.stand()
     file = tmp_path / "agent" / "members" / "pods.json"
 
-    world.network.keep_up(None)  # type: ignore[arg-type]  # a node without a subnet masquerades nothing
+    records = Records(str(tmp_path / "run"), "pods", partial(Lock, clock=time.monotonic), world.log.lines.append)
+    world.network.keep_up(Firewall("pods", world.host, records))
     told = f"memory: {file}: Not a directory; written as soon as that is possible"
     assert told in world.log.lines
     (tmp_path / "agent").unlink()

@@ -59,7 +59,7 @@ def test_the_first_holder_of_an_address_keeps_it_until_it_goes() -> None:
 
 def test_this_nodes_address_is_nobody_elses() -> None:
     found = Roster()
-    found.own = "n1"
+    found.own, found.here = "n1", frozenset((bytes([192, 0, 2, 1]), bytes([192, 0, 2, 3])))
     found.replace([node("n2", 1), node("n1", 1), node("n3")])
     assert names(found) == {"n1", "n3"}
 
