@@ -224,7 +224,7 @@ def test_members_that_cannot_be_written_down_are_a_trouble_of_their_own(world: W
     file = tmp_path / "agent" / "members" / "pods.json"
 
     records = Records(str(tmp_path / "run"), "pods", partial(Lock, clock=time.monotonic), world.log.lines.append)
-    world.network.keep_up(Firewall("pods", world.host, records))
+    world.network.keep_up(Firewall("pods", world.host, records))  # type: ignore[arg-type]
     told = f"memory: {file}: Not a directory; written as soon as that is possible"
     assert told in world.log.lines
     (tmp_path / "agent").unlink()
