@@ -7,9 +7,12 @@ of one node is forwarded, and passes the hooks at which policy and services sit.
 
 from __future__ import annotations
 
-from cni.addr import family
-from cni.errors import INTERNAL, CniError
+from errno import EEXIST
+
+from cni.addr import family, unpack
+from cni.errors import INTERNAL, TRY_AGAIN, CniError
 from cni.kernel import ops
+from cni.names import OWNER
 from plugins import attachment, veth
 from plugins.settings import enable_forwarding, enable_ipv6, set_known
 
@@ -57,6 +60,25 @@ def _configure_host(host: Namespace, link: Link, ips: list[IPConfig]) -> None:
         veth.add_link_local(host, link)
     gateways = {ip.gateway: None for ip in ips if ip.gateway}  # in order, each once
     changes: list[Op] = [ops.addr_add(link.index, one, len(one) * 8, nodad=True) for one in gateways]
-    # In place of a route that a link of an earlier holder of the address left.
-    changes += [ops.route_replace(ip.packed, len(ip.packed) * 8, index=link.index, scope=veth.SCOPE_LINK) for ip in ips]
-    host.apply(*changes)
+    changes += [_route(link, ip.packed, exclusive=True) for ip in ips]
+    for op, error in host.attempt(changes):
+        if error.errno != EEXIST or op.verb != "route_replace":
+            raise error
+        _refuse_anothers(host, op.args["dst"])
+        host.apply(_route(link, op.args["dst"], exclusive=False))
+
+
+def _route(link: Link, packed: bytes, *, exclusive: bool) -> Op:
+    full = len(packed) * 8
+    return ops.route_replace(packed, full, index=link.index, scope=veth.SCOPE_LINK, exclusive=exclusive)
+
+
+def _refuse_anothers(host: Namespace, packed: bytes) -> None:
+    """CniError 11 when the node leads an address to a link that is not ours: the pod of another program (the Go ptp). A
+    route over a link of ours was left by an earlier holder of the address, whose link is about to go."""
+    for route in host.routes():
+        link = host.link(route.oif) if (route.dst, route.prefix) == (packed, len(packed) * 8) and route.oif else None
+        if link is not None and not link.alias.startswith(OWNER):
+            what = f"address {unpack(packed)}: expected no route to it on this node, found one over {link.name}"
+            remedy = "try again for another address; `ip route get` and the link's other end show whose it is"
+            raise CniError(TRY_AGAIN, what, remedy)
