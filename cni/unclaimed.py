@@ -11,7 +11,7 @@ import posix
 
 from cni import addr
 from cni.names import attachment_key, file_name
-from cni.paths import base_name, exists, folder_of
+from cni.paths import base_name, exists, folder_of, is_folder
 from cni.record import Records, addresses
 
 TYPE_CHECKING = False
@@ -47,7 +47,7 @@ def _records(ctx: Context, folder: str) -> Iterator[tuple[str, dict[str, Any]]]:
         networks = posix.listdir(folder)
     except FileNotFoundError:
         return
-    for network in sorted(networks):
+    for network in [name for name in sorted(networks) if is_folder(f"{folder}/{name}")]:
         for record in Records(ctx.world.run_dir, network, ctx.world.lock, ctx.log).all():
             yield f"{network}/{attachment_key(record['containerID'], record['ifname'])}", record
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from errno import EEXIST
 
-from cni.addr import family
-from cni.errors import INTERNAL, CniError
+from cni.addr import family, unpack
+from cni.errors import INTERNAL, TRY_AGAIN, CniError
 from cni.kernel import ops
+from cni.names import OWNER
 from plugins import attachment, veth
 from plugins.settings import enable_forwarding, enable_ipv6, set_known
 
@@ -60,8 +61,26 @@ def lead(host: Namespace, link: Link, pods: list[bytes], gateways: list[bytes]) 
         set_known(host, link.name, "accept_dad", "0")
         veth.add_link_local(host, link)
     changes: list[Op] = [ops.addr_add(link.index, one, len(one) * 8, nodad=True) for one in gateways]
-    # In place of a route that a link of an earlier holder of the address left.
-    changes += [ops.route_replace(one, len(one) * 8, index=link.index, scope=veth.SCOPE_LINK) for one in pods]
+    changes += [_route(link, one, exclusive=True) for one in pods]
     for op, error in host.attempt(changes):
-        if (op.verb, error.errno) != ("addr_add", EEXIST):
+        if error.errno != EEXIST or op.verb not in ("addr_add", "route_replace"):
             raise error
+        if op.verb == "route_replace":
+            _refuse_anothers(host, op.args["dst"])
+            host.apply(_route(link, op.args["dst"], exclusive=False))
+
+
+def _route(link: Link, packed: bytes, *, exclusive: bool) -> Op:
+    full = len(packed) * 8
+    return ops.route_replace(packed, full, index=link.index, scope=veth.SCOPE_LINK, exclusive=exclusive)
+
+
+def _refuse_anothers(host: Namespace, packed: bytes) -> None:
+    """CniError 11 when the node leads an address to a link that is not ours: the pod of another program (the Go ptp). A
+    route over a link of ours was left by an earlier holder of the address, whose link is about to go."""
+    for route in host.routes():
+        link = host.link(route.oif) if (route.dst, route.prefix) == (packed, len(packed) * 8) and route.oif else None
+        if link is not None and not link.alias.startswith(OWNER):
+            what = f"address {unpack(packed)}: expected no route to it on this node, found one over {link.name}"
+            remedy = "try again for another address; `ip route get` and the link's other end show whose it is"
+            raise CniError(TRY_AGAIN, what, remedy)

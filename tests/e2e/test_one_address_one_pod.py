@@ -206,6 +206,27 @@ def test_pods_of_the_reference_keep_their_addresses(node: Node, reference: Way, 
     assert addresses(add(node, node.pod(), net("d"))) == ["10.1.0.2", "fd00:1::2"]
 
 
+def test_the_route_to_a_pod_that_the_reference_attached_meanwhile_stays(way: Way, reference: Way) -> None:
+    with Cluster(way) as cluster:
+        node, conf = cluster.nodes[0], cluster.conf("host-gw")
+        cluster.attach(conf, 1)
+        theirs, pod = node.pod(), node.pod()
+        ipam = {"type": "host-local", "ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.3"}]]}
+        ptp = {"cniVersion": "1.0.0", "name": "theirs", "type": "ptp", "ipam": ipam}
+        assert addresses(node.call("ptp", "ADD", ptp, theirs, way=reference).result) == ["10.244.1.3"]
+        route = node.ip("route", "show", "10.244.1.3")
+
+        error = node.call("host-gw", "ADD", conf, pod).error
+
+        assert error["code"] == 11
+        assert (
+            f"address 10.244.1.3: expected no route to it on this node, found one over {route[0]['dev']}"
+            in error["msg"]
+        )
+        assert node.ip("route", "show", "10.244.1.3") == route
+        assert addresses(node.call("host-gw", "ADD", conf, pod).result) == ["10.244.1.4"]
+
+
 def test_an_address_is_free_when_the_reference_has_deleted_its_pod(node: Node, reference: Way) -> None:
     """Its DEL leaves our record and our claim."""
     one, two = node.pod(), node.pod()

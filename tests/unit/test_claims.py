@@ -57,6 +57,7 @@ def test_a_missing_folder_is_built_from_records(tmp_path: Path) -> None:
     node = Node(tmp_path)
     record(node, "a")
     record(node, "l2", address="10.1.0.9/24", bridge="br-without-gateway")
+    (node.run_dir / "networks" / "a-file").touch()
     left = node.run_dir / "addresses.new"
     left.mkdir()
     (left / "10.1.0.7").symlink_to("x/of:a-killed-builder")
