@@ -226,6 +226,8 @@ class Cluster:
         os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
+        for reconciler, _ in self._networks:
+            reconciler.recall()
         while not self._stopping:
             try:
                 self._round()

@@ -148,8 +148,7 @@ class Reconciler:
         self._roster = Roster(conf.networks, conf.vni if conf.kind == "vxlan" else 0)
         self._roster.own = conf.node_name
         self._memory = memory.path_of(run_dir, conf.name)
-        self._roster.remember(memory.read(self._memory))
-        self._has_memory = len(self._roster) > 0
+        self._has_memory = False
         self._to_remember = False
         self._masqueraded: tuple[Subnet | str, ...] | None = None
         self._ground: Ground | None = None
@@ -216,6 +215,11 @@ class Reconciler:
         return sum(map(bool, self._told.values())) + len(self._faults) + len(self._roster.faults)
 
     # The members
+
+    def recall(self) -> None:
+        """Begin with the members that the agent before this one went by."""
+        self._roster.remember(memory.read(self._memory))
+        self._has_memory = len(self._roster) > 0
 
     def hear(self, wanted: Wanted, changed: Changed) -> bool:
         """Take the source's news; whether this node itself is concerned."""
