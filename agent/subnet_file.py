@@ -4,8 +4,10 @@
     FLANNEL_SUBNET=10.244.1.1/24
     FLANNEL_MTU=1450
     FLANNEL_IPMASQ=true
+    CNIKIT_PUBLIC_IP=192.0.2.1
 
-A subnet is written as its gateway's address, as flannel does. Readers see the old file or the new one, never a half.
+A subnet is written as its gateway's address, as flannel does. The last line is ours alone, one for each family: the address
+that the members know this node by, which the links do not tell. Readers see the old file or the new one, never a half.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cni import addr
+from plugins.this_node import FILE_KEYS
 
 if TYPE_CHECKING:
     from plugins.pod_network import Site
@@ -35,6 +38,11 @@ def text_of(site: Site) -> str:
     if not site.own.subnets:
         return ""
     lines.append(f"FLANNEL_MTU={site.mtu}\nFLANNEL_IPMASQ={str(site.conf.ip_masq).lower()}\n")
+    lines += [
+        f"{key}={addr.unpack(site.own.addresses[size])}\n"
+        for size, key in FILE_KEYS.items()
+        if size in site.own.addresses
+    ]
     return "".join(lines)
 
 

@@ -250,7 +250,7 @@ def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: s
     devices = backend.devices(conf)
     made = this_node.own_devices(host, conf, devices)
     theirs = this_node.flannelds_device(host, conf) if file is not None and devices and not made else None
-    if theirs is not None and conf.has_agent:
+    if theirs is not None and file is not None and (conf.has_agent or file.addresses):
         # The file is our agent's, so flanneld only left its device there, and keeps no way to other nodes.
         from plugins.vxlan_device import taken
 
@@ -259,7 +259,8 @@ def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: s
         # The file says all that a pod needs, and whoever wrote it looks after the routes.
         return _site_at(conf, backend, Node(conf.node_name, {}, file.subnets), {}, file)
     known = this_node.places_under(host, made)
-    if known:
+    here = {one.packed for _, one in known}
+    if known and (file is None or here.issuperset(file.addresses.values())):
         try:
             return _found(host, conf, backend, file, known, made)
         except CniError:
@@ -284,7 +285,7 @@ def _found(
     from plugins import this_node
 
     if file is not None:
-        own = this_node.of_devices(host, conf, file.subnets, there, made)
+        own = this_node.of_file(conf, file, there) or this_node.of_devices(host, conf, file.subnets, there, made)
         own = own or this_node.of_links(host, conf, file.subnets, there)
     else:
         own = this_node.among(conf, conf.peers or (), there)

@@ -32,18 +32,26 @@ IFA_F_TENTATIVE = 0x40
 LOOPBACK_IFINDEX = 1
 RT_TABLE_MAIN = 254
 SCOPE_GLOBAL = 0
+# In our agent's subnet file, beside flannel's keys: the addresses that the members know this node by, by their size.
+FILE_KEYS = {4: "CNIKIT_PUBLIC_IP", 16: "CNIKIT_PUBLIC_IPV6"}
 _LONGEST_FILE = 1 << 16
 
 
 class SubnetFile:
-    """What a subnet file says: the network's ranges, this node's subnets, the MTU (0: nothing said)."""
+    """What a subnet file says: the network's ranges, this node's subnets, the MTU (0: nothing said), and in our agent's the
+    addresses that the members know this node by, by their size."""
 
-    __slots__ = ("mtu", "networks", "subnets")
+    __slots__ = ("addresses", "mtu", "networks", "subnets")
 
     def __init__(self, text: str, path: str) -> None:
         values = dict(line.strip().split("=", 1) for line in text.splitlines() if "=" in line)
         self.networks = _networks(values, ("FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK"), path)
         self.subnets = _networks(values, ("FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"), path)
+        self.addresses: dict[int, bytes] = {}
+        for size, key in FILE_KEYS.items():
+            packed = addr.pack(values.get(key, ""))
+            if packed is not None and len(packed) == size:
+                self.addresses[size] = packed
         mtu = values.get("FLANNEL_MTU") or "0"
         if not mtu.isascii() or not mtu.isdigit():
             raise CniError(INVALID_CONFIG, f"{path}: FLANNEL_MTU: expected a number, found {mtu!r}")
@@ -145,6 +153,13 @@ def among(conf: ClusterConf, nodes: Iterable[Node], there: Places) -> Node:
             text = f"peer {other.name}: expected an address of another host, found {taken}, which this one ({own.name}) has"
             raise CniError(INVALID_CONFIG, text, f"correct the addresses of {other.name}, or nodeName")
     return own
+
+
+def of_file(conf: ClusterConf, file: SubnetFile, there: Places) -> Node | None:
+    """The node by the addresses in our agent's subnet file; None when none of them is `there`."""
+    if {one.packed for _, one in there}.isdisjoint(file.addresses.values()):
+        return None
+    return Node(conf.node_name, file.addresses, file.subnets)
 
 
 def of_devices(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from cni import addr
 from plugins import pod_network
-from plugins.peers import SIZES, Entries, Local, device_name
+from plugins.peers import SIZES, Entries, Local, device_name, direct_hop
 from plugins.pod_network import ARGS, NETNS, PATHS, Backend, Conf
 
 TYPE_CHECKING = False
@@ -57,11 +57,12 @@ def entries(own: Node, peer: Node, local: Local) -> Entries:
 
 
 def _direct_hop(peer: Node, size: int, local: Local) -> Hop | None:
-    """The hop to a peer's subnet past the device; None when a gateway is on the way, as flannel decides it."""
+    """The hop to a peer's subnet past the device; None when a gateway is on the way, as flannel decides it. While no route
+    leads to the peer, its address tells."""
     address = peer.addresses.get(size)
     if local.direct is None or address is None or size not in local.underlays:
         return None
-    return local.direct.hop(address)
+    return local.direct.hop(address, direct_hop(peer, size, local))
 
 
 def _carrier(own: Node, peer: Node, size: int) -> int | None:

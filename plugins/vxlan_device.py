@@ -73,6 +73,9 @@ def ensure(host: Namespace, wanted: Wanted, log: Log) -> int:
     """Make sure of a device; its link index. CniError 50 when that cannot be, with what was found."""
     link = _usable(host, wanted)
     if link is not None and (found := _differences(link, wanted)):
+        conflict = _conflict(host, wanted)
+        if conflict is not None:
+            raise conflict  # what there is still serves
         log(f"making {wanted.name} anew: expected {found[0][0]}, found {found[0][1]}")
         host.delete_link(link.index, link.kind)
         link = None

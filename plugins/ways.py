@@ -26,10 +26,12 @@ class Ways:
         self._way = way
         self._found = found or {}
 
-    def hop(self, packed: bytes) -> Hop | None:
-        """The hop to a node's address; None when a gateway is on the way, or there is none."""
+    def hop(self, packed: bytes, otherwise: Hop | None) -> Hop | None:
+        """The hop to a node's address; None when a gateway is on the way, and `otherwise` when no route leads there, as when
+        the link is down."""
         if packed not in self._found:
-            self._found[packed] = _direct(packed, self._ask(packed))
+            route = self._ask(packed)
+            self._found[packed] = otherwise if route is None else _direct(packed, route)
         return self._found[packed]
 
     def again(self, kept: Collection[int]) -> Ways:
@@ -59,8 +61,8 @@ class Ways:
             return None
 
 
-def _direct(packed: bytes, route: Route | None) -> Hop | None:
-    return None if route is None or route.gateway is not None else (route.oif, packed, False)
+def _direct(packed: bytes, route: Route) -> Hop | None:
+    return None if route.gateway is not None else (route.oif, packed, False)
 
 
 def links_to(host: Namespace, addresses: Iterable[bytes]) -> set[int]:

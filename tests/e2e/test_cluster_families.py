@@ -79,8 +79,16 @@ def make_again(world: ClusterNode, family: str) -> None:
     give(world, OTHER[family])
 
 
-@pytest.mark.parametrize("loss", [lose, make_again])
-@pytest.mark.parametrize("family", ["-4", "-6"])
+def flap(world: ClusterNode, family: str) -> None:
+    """The link down and up, which takes IPv6 addresses away and leaves IPv4's."""
+    assert family == "-6"
+    for state in ("down", "up"):
+        world.node.run("ip", "link", "set", UNDERLAY, state)
+
+
+@pytest.mark.parametrize(
+    ("family", "loss"), [("-4", lose), ("-4", make_again), ("-6", lose), ("-6", make_again), ("-6", flap)]
+)
 def test_the_loss_of_one_family_costs_the_other_nothing(
     world: ClusterNode, whole: dict[str, Any], family: str, loss: Any
 ) -> None:

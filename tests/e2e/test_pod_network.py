@@ -681,6 +681,12 @@ class TestDevice:
         assert (error["code"], "as cnikit.2 is to be, found cnikit.1 without extensions" in error["msg"]) == (50, True)
         assert node.snapshot() == before
         add(pod, {**other, "port": 8473})
+        changed = node.call("vxlan", "ADD", {**other, "gbp": False}, node.pod())
+        assert changed.ok, "of its own device the other extension is no hindrance"
+        before = node.snapshot()
+        error = node.call("vxlan", "ADD", {**other, "gbp": True}, node.pod()).error
+        assert "found cnikit.1 without extensions" in error["msg"]
+        assert node.snapshot() == before, "and what there was still serves"
 
     def test_a_port_that_another_program_has(self, cluster: Cluster) -> None:
         node, conf = cluster.nodes[0], cluster.conf("vxlan")

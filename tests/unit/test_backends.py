@@ -155,29 +155,30 @@ class TestWays:
         near, far = packed("192.0.2.2"), packed("198.51.100.9")
         answers: dict[bytes, Route | None] = {near: way(near), far: way(far)}
         ways = Ways(answers.get)
-        before = (ways.hop(near), ways.hop(far))
+        before = (ways.hop(near, None), ways.hop(far, None))
         assert before == ((UNDERLAY4, near, False), None)
 
         answers[near], answers[far] = way(far), Route(far, 32, None, 7, 254, 0, 0, 0)
 
-        assert (ways.hop(near), ways.hop(far)) == before
+        assert (ways.hop(near, None), ways.hop(far, None)) == before
         assert ways.again((4,)) is ways
         now = ways.again(())
-        assert (now.hop(near), now.hop(far)) == (None, (7, far, False))
+        assert (now.hop(near, None), now.hop(far, None)) == (None, (7, far, False))
         assert now.again(()) is now
 
     def test_what_leads_nowhere_at_the_moment_stays_as_it_was(self) -> None:
         near = packed("192.0.2.2")
         answers: dict[bytes, Route | None] = {near: way(near)}
         ways = Ways(answers.get)
-        assert ways.hop(near) is not None
+        assert ways.hop(near, None) is not None
         answers[near] = None
 
         assert ways.again(()) is ways
+        assert Ways(answers.get).hop(near, (UNDERLAY4, near, False)) == (UNDERLAY4, near, False)
 
     def test_they_follow_routes_to_what_was_asked_for(self) -> None:
         ways = Ways(way)
-        ways.hop(packed("192.0.2.2"))
+        ways.hop(packed("192.0.2.2"), None)
 
         concerned = ["192.0.2.2/32", "192.0.2.0/24", "0.0.0.0/0"]
         assert all(ways.has(cidr(one)) for one in concerned)

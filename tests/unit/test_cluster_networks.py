@@ -144,10 +144,11 @@ def test_the_subnet_file_is_what_the_plugins_read(tmp_path: Path) -> None:
     text = (tmp_path / "subnets" / "lab.env").read_text()
     assert text.splitlines() == [
         "FLANNEL_NETWORK=10.244.0.0/16", "FLANNEL_SUBNET=10.244.1.1/24", "FLANNEL_IPV6_NETWORK=fd00:244::/48",
-        "FLANNEL_IPV6_SUBNET=fd00:244:0:1::1/64", "FLANNEL_MTU=1450", "FLANNEL_IPMASQ=true",
+        "FLANNEL_IPV6_SUBNET=fd00:244:0:1::1/64", "FLANNEL_MTU=1450", "FLANNEL_IPMASQ=true", "CNIKIT_PUBLIC_IP=192.0.2.1",
     ]  # fmt: skip
     read = SubnetFile(text, path)
     assert (read.subnets, read.networks, read.mtu) == (subnets, conf.networks, 1450)
+    assert read.addresses == {4: b"\xc0\0\2\1"}
     assert [entry.name for entry in (tmp_path / "subnets").iterdir()] == ["lab.env"]
 
 

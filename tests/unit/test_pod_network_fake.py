@@ -304,6 +304,29 @@ class TestThisNode:
         assert site.underlays[4].name == "eth0"
         assert site.mtu == 1450
 
+    def test_our_agents_file_tells_which_of_the_addresses_is_the_nodes(self, host: Namespace, tmp_path: Path) -> None:
+        """Without a default route and devices, of two on the link, and although the link has the other family too."""
+        under = host.link("eth0")
+        assert under is not None
+        host.apply(ops.addr_add(under.index, packed("192.0.2.101"), 24, nodad=True))
+        file = tmp_path / "subnet.env"
+        file.write_text("FLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nCNIKIT_PUBLIC_IP=192.0.2.101\n")
+
+        site = site_of(host, cluster(), vxlan.BACKEND, str(file))
+
+        assert (site.own.addresses, site.lost) == ({4: packed("192.0.2.101")}, {})
+        assert site.underlays[4].name == "eth0"
+
+    def test_an_address_of_the_file_that_is_away_costs_its_family_only(self, host: Namespace, tmp_path: Path) -> None:
+        file = tmp_path / "subnet.env"
+        file.write_text(
+            "FLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1430\nCNIKIT_PUBLIC_IP=192.0.2.1\nCNIKIT_PUBLIC_IPV6=2001:db8::77\n"
+        )
+
+        site = site_of(host, cluster(), vxlan.BACKEND, str(file))
+
+        assert (list(site.underlays), list(site.lost)) == ([4], [16])
+
     def test_no_underlay_is_told(self, tmp_path: Path) -> None:
         file = tmp_path / "net.env"
         file.write_text("FLANNEL_SUBNET=10.244.1.1/24\n")

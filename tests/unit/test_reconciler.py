@@ -182,6 +182,46 @@ def test_it_says_whether_pods_can_be_attached(world: World) -> None:
     assert "mtu: expected at most 1500" in str(text)
 
 
+def test_what_leads_to_nodes_is_superfluous_only_once_a_family_is_known(world: World) -> None:
+    world.give(V4)
+    world.stand()
+    own = node("n1", "192.0.2.1", "2001:db8::1", subnet="10.244.1.0/24")
+    world.hear(own, node("n2", "192.0.2.2", "2001:db8::2", subnet="fd00:244:0:2::/64"))
+    assert world.network.ranges == []
+
+    world.stand()
+
+    assert [len(packed) for packed, _ in world.network.ranges] == [4]
+    assert (world.network.is_sure, world.network.troubles, world.wanted.routes) == (False, 1, {})
+    world.give(V6)
+    world.stand()
+    assert [len(packed) for packed, _ in world.network.ranges] == [4, 16]
+    assert (world.network.is_sure, world.network.troubles, len(world.wanted.routes)) == (True, 0, 1)
+    world.take(V6)
+    world.stand()
+    assert (world.network.troubles, len(world.wanted.routes)) == (1, 1), "what is in force stays"
+
+
+def test_everything_is_compared_once_the_whole_list_is_known(world: World) -> None:
+    """Whatever source it is from: etcd and Kubernetes may announce nodes before."""
+    world.give(V4)
+    world.give(V6)
+    world.stand()
+    own = node("n1", "192.0.2.1", "2001:db8::1", subnet="10.244.1.0/24")
+
+    def compared() -> bool:
+        changed = Changed()
+        world.network.hear(world.wanted, changed)
+        world.network.stand(world.host, world.wanted, changed)  # type: ignore[arg-type]
+        return changed.everything
+
+    world.source.listener.change([own], [])
+    assert (compared(), world.network.ranges) == (False, [])
+    world.source.listener.replace([own])
+    assert (compared(), len(world.network.ranges)) == (True, 2)
+    assert not compared()
+
+
 def test_a_peer_with_an_address_that_comes_to_this_host_is_left_out_until_it_goes(world: World) -> None:
     world.give(V4)
     world.stand()
