@@ -14,7 +14,6 @@ from what the node has (`cni/unclaimed.py`).
 from __future__ import annotations
 
 import posix
-from errno import EXDEV
 
 from cni.names import attachment_key, call_lock, file_name
 from cni.paths import base_name, exists, folder_of, make_folders
@@ -47,16 +46,10 @@ class Claims:
 
     def other(self, address: str) -> str:
         """Whose claim of another network an address has (`shown` puts it into words); empty when it has none."""
-        try:
-            # /proc is another file system, so this never succeeds. Its error is one system call's answer to two
-            # questions: ENOENT when the folder is missing, EEXIST when there is a claim, EXDEV when the name is free.
-            posix.link("/proc", f"{self._folder}/{address}")
-        except FileNotFoundError:
-            self._build()
-        except OSError as error:
-            if error.errno == EXDEV:
-                return ""
         holder = self._holder(address)
+        if not holder and not exists(self._folder):
+            self._build()
+            holder = self._holder(address)
         return holder if self._is_others(holder) else ""
 
     def listed(self) -> list[str]:

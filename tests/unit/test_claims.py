@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import posix
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,17 +21,6 @@ if TYPE_CHECKING:
 ENVIRON = {"CNI_COMMAND": "GC", "CNI_PATH": "/bin"}
 
 
-class Counted:
-    """The system calls of `cni/claims.py`, by name."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        self.names.append(name)
-        return getattr(posix, name)
-
-
 def context(node: Node, network: str) -> Context:
     return Context(node.world(), "bridge", Request(ENVIRON), Reader({"name": network}), "1.1.0", lambda: None)  # type: ignore[arg-type, return-value]  # nobody delegates
 
@@ -40,17 +28,6 @@ def context(node: Node, network: str) -> Context:
 def record(node: Node, network: str, *links: str, address: str = "10.1.0.2/24", bridge: str = "") -> None:
     section = {"links": [{"name": name} for name in links], "addresses": [address], "bridge": bridge}
     context(node, network).records.write(describe(network, "ctr", "eth0", {}), "bridge", section)
-
-
-def test_a_free_address_costs_one_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    node = Node(tmp_path)
-    (node.run_dir / "addresses").mkdir(parents=True)
-    counted = Counted()
-    monkeypatch.setattr(claims, "posix", counted)
-
-    assert Claims(context(node, "b")).other("10.1.0.2") == ""
-
-    assert counted.names == ["link"]
 
 
 def test_a_missing_folder_is_built_from_records(tmp_path: Path) -> None:
