@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni import claims
 from cni.claims import Claims
 from cni.config import Reader
 from cni.context import Context
@@ -75,19 +74,3 @@ def test_a_record_whose_links_are_gone_counts_while_its_call_is_under_way(tmp_pa
 
     assert bool(Claims(context(node, "b")).other("10.1.0.2")) is bool(under_way)
     assert Claims(context(node, "b")).claim("10.1.0.2", "ctr", "eth0") == ("a/ctr:eth0" if under_way else "")
-
-
-def test_a_file_system_that_refuses_links_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A filter of system calls may refuse link(2) with any error."""
-
-    class Filtered(Counted):
-        def link(self, *_: str) -> None:
-            raise PermissionError(1, "Operation not permitted")
-
-    node = Node(tmp_path)
-    record(node, "a")
-    Claims(context(node, "a")).claim("10.1.0.2", "ctr", "eth0")
-    monkeypatch.setattr(claims, "posix", Filtered())
-
-    assert Claims(context(node, "b")).other("10.1.0.2") == "a/ctr:eth0"
-    assert Claims(context(node, "b")).other("10.1.0.3") == ""
