@@ -273,7 +273,7 @@ class Cluster:
         if restored:
             self.repairs += len(restored)
             names = ", ".join(restored[:3]) + (", ..." if len(restored) > 3 else "")
-            self._log.info(f"routes and addresses given back to {len(restored)} links of pods: {names}")
+            self._log.info(f"restored routes and addresses of {len(restored)} links of pods: {names}")
 
     def _stand(self, planned: Changed) -> None:
         """Have every network find its ground, and follow what they stand on."""

@@ -29,10 +29,11 @@ class Forwarding:
         self._programs = forward_accept.Programs({"PATH": SBIN})
         self._seen: tuple[object, ...] = ()
         self._next = self._legacy_at = 0.0
+        self._unread: list[str] = []
         self.trouble = ""
 
     def keep_up(self, firewall: Firewall, site: Site, devices: Sequence[str]) -> list[str]:
-        """Have the accepts that the network asks for; what was done. `trouble` says what others drop."""
+        """Have the accepts that the network asks for; what was done, and once what cannot be looked at. `trouble` says what others drop."""
         now = time.monotonic()
         if now < self._next:
             return []
@@ -44,12 +45,15 @@ class Forwarding:
             return []
         try:
             with firewall.records.lock():
-                done = forward_accept.settle(firewall.host, network, self._programs)
-            refusals = forward_accept.View(firewall.host, self._programs).refusals(network)
+                done, view = forward_accept.settle(firewall.host, network, self._programs)
+            refusals = view.refusals(network)
         finally:
             ended = time.monotonic()
             self._next = ended + max(_SHORTEST, _TIMES * (ended - now))
         self._seen = found
         self._legacy_at = now + _LEGACY_SECONDS
         self.trouble = "; ".join(f"{one.msg}; {one.details}" for one in refusals)
-        return done
+        unread = view.unread if network.is_accepted else []
+        new = [text for text in unread if text not in self._unread]
+        self._unread = unread
+        return done + new

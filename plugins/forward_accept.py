@@ -140,12 +140,14 @@ class _LegacyTable:
 
 
 class View:
-    """What filters forwarded packets on this node: the tables of iptables, and the base chains of others."""
+    """What filters forwarded packets on this node: the tables of iptables, and the base chains of others. `unread` says
+    what cannot be looked at, whatever it does."""
 
     def __init__(self, host: Namespace, programs: Programs) -> None:
         self._host = host
         self.tables: list[_NftTable | _LegacyTable] = []
         self.others: list[NftChain] = []
+        self.unread: list[str] = []
         for chain in host.nft_chains():
             size = {NFPROTO_IPV4: 4, NFPROTO_IPV6: 16}.get(chain.family)
             if chain.hook != "forward":
@@ -158,6 +160,11 @@ class View:
             legacy = legacy_iptables.read(size, programs.environ, programs.through)
             if legacy is not None:
                 self.tables.append(_LegacyTable(legacy, size, programs))
+            elif legacy_iptables.is_used(size):
+                name = FAMILIES[size][1]
+                self.unread.append(
+                    f"{name} (legacy) has a filter table: expected {name}-legacy-save to look at it, found none"
+                )
 
     def refusals(self, network: Network) -> list[CniError]:
         """Who else drops the network's packets, as errors with what can be done."""
@@ -176,25 +183,26 @@ class View:
 
 def ensure(ctx: Context, network: Network) -> None:
     """Have the accepts that the network asks for, and no other of its. What others drop is logged."""
-    programs = Programs(ctx.request.environ, ctx.world.communicate)
-    for line in settle(ctx.host, network, programs):
+    done, view = settle(ctx.host, network, Programs(ctx.request.environ, ctx.world.communicate))
+    for line in (*done, *(view.unread if network.is_accepted else ())):
         ctx.log(line)
-    for refusal in View(ctx.host, programs).refusals(network):
+    for refusal in view.refusals(network):
         ctx.log(f"{refusal.msg}; {refusal.details}")
 
 
-def settle(host: Namespace, network: Network, programs: Programs) -> list[str]:
-    """The same; what was done."""
+def settle(host: Namespace, network: Network, programs: Programs) -> tuple[list[str], View]:
+    """The same without a word: what was done, and what there is beside it."""
     done: list[str] = []
     for attempt in range(1, _TRIES + 1):
+        view = View(host, programs)
         try:
-            for table in View(host, programs).tables:
+            for table in view.tables:
                 done += _settle(table, network)
             break
         except KernelError as error:
             if error.errno != ENOENT or attempt == _TRIES:  # somebody else has changed the chain meanwhile
                 raise
-    return done
+    return done, view
 
 
 def check(ctx: Context, network: Network) -> None:

@@ -30,7 +30,7 @@ from plugins.masquerade import FAMILIES, HOOK, TABLE, chain_name, commit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any, Protocol
 
     from cni.kernel import Namespace
@@ -38,9 +38,8 @@ if TYPE_CHECKING:
     from plugins.peers import Subnet
     from plugins.pod_network import Site
 
-    Expressions = list[tuple[Any, ...]]
-    Rules = dict[str, Expressions]  # by their comments
-    Rule = tuple[str, str, Expressions]  # for what, all that it says, and what it is
+    Expression = tuple[Any, ...]
+    Rule = tuple[Any, ...]  # what makes the expressions, and of what
 
     class Place(Protocol):
         """What is needed of a call's context; the agent has it without a call."""
@@ -100,8 +99,8 @@ def _changes(ctx: Place, site: Site, devices: Sequence[str]) -> list[ops.Op]:
         else:
             removed.append(ops.nft_rule_del(NFPROTO_INET, TABLE, chain, rule.handle))
     added = [
-        ops.nft_rule_add(NFPROTO_INET, TABLE, chain, expressions, comment)
-        for comment, expressions in wanted.items()
+        ops.nft_rule_add(NFPROTO_INET, TABLE, chain, make(*about), comment)
+        for comment, (make, *about) in wanted.items()
         if comment not in kept
     ]
     if added:
@@ -118,46 +117,48 @@ def _recorded(records: Records) -> list[Subnet]:
     return [subnet for section in sections for subnet in recorded_ranges(section)]
 
 
-def _wanted(site: Site, devices: Sequence[str], earlier: Iterable[Subnet]) -> Rules:
-    """The expressions of each rule by its comment; `earlier` are subnets beside the node's own."""
+def _wanted(site: Site, devices: Sequence[str], earlier: Iterable[Subnet]) -> dict[str, Rule]:
+    """Each rule by its comment; `earlier` are subnets beside the node's own."""
     if not site.conf.ip_masq:
         return {}
     networks = site.networks or site.own.subnets
-    found = [
-        *_of_pods((*site.own.subnets, *earlier), (*networks, *site.conf.exceptions)),
-        *_of_the_node(networks, devices),
-    ]
     # ADD, which looks at these rules only, knows by the hash that something else was switched on or off.
     also = "forwardAccept" if site.conf.forward_accept else ""
-    return {
-        f"{_MARK}{what} {names.digest(f'{content} {also}').hex()[:16]}": expressions
-        for what, content, expressions in found
-    }
+    rules: dict[str, Rule] = {}
+    for subnet in (*site.own.subnets, *earlier):
+        exceptions = _of_family(subnet, (*networks, *site.conf.exceptions, FAMILIES[len(subnet[0])][2]))
+        rules[_comment(addr.unpack_cidr(*subnet), exceptions, also)] = (_of_pods, subnet, exceptions)
+    for network in networks if devices else ():
+        family = _of_family(network, networks)
+        others = [one for one in family if one != network]  # none as a rule
+        text = addr.unpack_cidr(*network)
+        for device in devices:
+            rules[_comment(f"{text} {device}", others, also)] = (_of_the_node, network, family, device)
+    return rules
 
 
-def _of_pods(subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> Iterator[Rule]:
-    """What leaves these subnets for anything but the `exceptions`."""
+def _of_family(subnet: Subnet, others: Iterable[Subnet]) -> list[Subnet]:
+    return [one for one in dict.fromkeys(others) if len(one[0]) == len(subnet[0])]
+
+
+def _comment(what: str, others: Sequence[Subnet], also: str) -> str:
+    text = " ".join([what, *(addr.unpack_cidr(*one) for one in others), also])
+    return f"{_MARK}{what} {names.digest(text).hex()[:16]}"
+
+
+def _of_pods(subnet: Subnet, exceptions: Sequence[Subnet]) -> list[Expression]:
+    """What leaves a subnet for anything but the `exceptions`."""
     from cni.kernel.nftables import daddr_not_in, masquerade, nfproto, saddr_in
 
-    for subnet in subnets:
-        proto, _, multicast = FAMILIES[len(subnet[0])]
-        own = [one for one in dict.fromkeys((*exceptions, multicast)) if len(one[0]) == len(subnet[0])]
-        expressions = [nfproto(proto), saddr_in(proto, *subnet)]
-        expressions += [daddr_not_in(proto, *one) for one in own] + [masquerade()]
-        content = " ".join(addr.unpack_cidr(*one) for one in (subnet, *own))
-        yield addr.unpack_cidr(*subnet), content, expressions
+    proto = FAMILIES[len(subnet[0])][0]
+    others = [daddr_not_in(proto, *one) for one in exceptions]
+    return [nfproto(proto), saddr_in(proto, *subnet), *others, masquerade()]
 
 
-def _of_the_node(networks: Sequence[Subnet], devices: Sequence[str]) -> Iterator[Rule]:
-    """What the node sends to the network through these devices, from an address that is not the network's."""
+def _of_the_node(network: Subnet, family: Sequence[Subnet], device: str) -> list[Expression]:
+    """What the node sends to a network through a device, from an address in none of the `family`."""
     from cni.kernel.nftables import daddr_in, masquerade, nfproto, oifname, saddr_local, saddr_not_in
 
-    for network in networks:
-        proto, _, _ = FAMILIES[len(network[0])]
-        family = [one for one in networks if len(one[0]) == len(network[0])]
-        for device in devices:
-            expressions = [oifname(device), nfproto(proto)]
-            expressions += [saddr_not_in(proto, *one) for one in family]
-            expressions += [saddr_local(), daddr_in(proto, *network), masquerade()]
-            content = " ".join([device, *(addr.unpack_cidr(*one) for one in (network, *family))])
-            yield f"{addr.unpack_cidr(*network)} {device}", content, expressions
+    proto = FAMILIES[len(network[0])][0]
+    others = [saddr_not_in(proto, *one) for one in family]
+    return [oifname(device), nfproto(proto), *others, saddr_local(), daddr_in(proto, *network), masquerade()]

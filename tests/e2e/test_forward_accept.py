@@ -122,6 +122,18 @@ def test_nothing_is_put_where_nothing_drops(way: Way) -> None:
         assert accepts(node, "nft") == []
 
 
+def test_legacy_iptables_without_its_programs_is_reported(bin_dir: Path) -> None:
+    with Cluster(Way("one-shot", bin_dir), 1) as cluster:
+        node = cluster.nodes[0]
+        node.run("iptables-legacy", "-P", "FORWARD", "DROP")
+        node.run("mount", "--bind", "/dev/null", "/usr/sbin/iptables-legacy-save")
+
+        answer = node.call("vxlan", "ADD", cluster.conf("vxlan", ipMasq=True), node.pod())
+
+        assert answer.ok
+        assert "expected iptables-legacy-save to look at it, found none" in answer.stderr
+
+
 @pytest.mark.parametrize("kind", ["nft", "legacy"])
 def test_the_agent_follows_what_others_do(agent_way: AgentWay, kind: str) -> None:
     with ClusterNode(agent_way, "vxlan", [member(1), member(2)], ipMasq=True) as world:

@@ -117,12 +117,12 @@ class TestRouted:
         world.start()
 
         wait_until(lambda: state(pod, link) == before, f"{link} has what it had: {before}")
-        assert f"given back to 1 links of pods: {link}" in world.agent.log()
+        assert f"restored routes and addresses of 1 links of pods: {link}" in world.agent.log()
 
     def test_pods_that_come_and_go_are_nothing_to_restore(self, world: ClusterNode, pod: Pod) -> None:
         agent = world.agent
         assert agent is not None
-        before = agent.log().count("given back")
+        before = agent.log().count("restored routes")
         routes = world.node.ip("route")
         for _ in range(5):
             other = world.node.pod()
@@ -132,6 +132,6 @@ class TestRouted:
         world.node.run("ip", "link", "set", host_end(pod), "down")
         world.node.run("ip", "link", "set", host_end(pod), "up")
 
-        wait_until(lambda: agent.log().count("given back") > before, "the pod that stayed is restored")
-        assert agent.log().count("given back") == before + 1
+        wait_until(lambda: agent.log().count("restored routes") > before, "the pod that stayed is restored")
+        assert agent.log().count("restored routes") == before + 1
         assert world.node.ip("route") == routes
