@@ -74,6 +74,11 @@ def file_name(text: str) -> str:
     return text if len(text) <= LONGEST_FILE_NAME else f"sha512-{digest(text).hex()[:64]}"
 
 
+def attachment_lock(network: str, container_id: str, ifname: str, plugin: str) -> str:
+    """The file name of the lock that a plugin's call holds for an attachment."""
+    return file_name(f"{network}:{attachment_key(container_id, ifname)}:{plugin}")
+
+
 def host_end(network: str, container_id: str, ifname: str, attempt: int = 0) -> tuple[str, bytes]:
     """Name and MAC of the host's end of an attachment's veth: always the same, so that DEL finds it with no
     record, and knows by both that it is ours.
