@@ -206,7 +206,7 @@ class Cluster:
                 self._judged.append(reconciler)
             records = Records(RUN_DIR, conf.name, locks.take, log.warning)
             self._networks.append((reconciler, Firewall(conf.name, host, records)))
-        self._pod_links = PodLinks(host, [firewall.records for _, firewall in self._networks], log)
+        self._pod_links = PodLinks(host, [firewall.records for _, firewall in self._networks], RUN_DIR, log)
         self._thread = threading.Thread(target=self._run, name="cluster", daemon=True)
 
     def start(self) -> None:
@@ -269,6 +269,8 @@ class Cluster:
 
     def _restore_pod_links(self, only: set[int] | None) -> None:
         """Give these links of pods, or all, back what they have lost."""
+        if only is not None:
+            only = only | self._pod_links.pending
         restored = self._pod_links.restore(only) if only is None or only else []
         if restored:
             self.repairs += len(restored)

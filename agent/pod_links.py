@@ -6,13 +6,15 @@ What each has to have is in the pod's record. Bridges keep their addresses thems
 
 from __future__ import annotations
 
+import fcntl
+import os
 from errno import ENETDOWN, ENODEV
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cni import addr
 from cni.errors import KernelError
 from cni.kernel.watch import AddressEvent, LinkEvent, RouteEvent
-from cni.names import OWNER
+from cni.names import OWNER, call_lock
 from plugins import routed
 from plugins.attachment import is_whole, recorded_gateways
 
@@ -68,28 +70,44 @@ class Returned:
             self._links.add(index)
 
 
-class PodLinks:
-    """For the cluster's thread. `records` are those of its networks."""
+class End(NamedTuple):
+    """The host's end of a routed pod: the pod's addresses, its gateways', and the name of the attachment's lock."""
 
-    def __init__(self, host: Namespace, records: Iterable[Records], log: Log) -> None:
+    link: Link
+    pods: list[bytes]
+    gateways: list[bytes]
+    lock: str
+
+
+class PodLinks:
+    """For the cluster's thread. `records` are those of its networks, below `run_dir`. `pending` are links that lack
+    something while a call of a plugin is at work on them, to be looked at again.
+    """
+
+    def __init__(self, host: Namespace, records: Iterable[Records], run_dir: str, log: Log) -> None:
         self._host = host
+        self._run_dir = run_dir
+        self.pending: set[int] = set()
         self._records = list(records)
         self._log = log
         self._told: set[str] = set()
 
     def restore(self, only: set[int] | None) -> list[str]:
         """Give these links, or all (None), what they lack; the names of those that lacked something."""
+        self.pending = set()
         there = self._host.links() if only is None else filter(None, map(self._host.link, only))
         links = {link.name: link for link in there if link.alias.startswith(OWNER)}
-        found = [one for one in self._ends(links) if one[0].up]
+        found = [one for one in self._ends(links) if one.link.up]
         if not found:
             return []
         routes = {(route.dst, route.prefix, route.oif) for route in self._host.routes(routed.PROTOCOL)}
         restored = []
-        for link, pods, gateways in found:
+        for link, pods, gateways, lock in found:
             led = all((packed, len(packed) * 8, link.index) in routes for packed in pods)
-            addresses = {one.packed for one in self._host.addresses(link.index)}
-            if led and addresses.issuperset(gateways):
+            if led and (only is None or self._has(link, gateways)):  # of all, routes are enough: both go together
+                continue
+            if is_held(f"{self._run_dir}/locks/{lock}"):
+                self.pending.add(link.index)
                 continue
             try:
                 routed.lead(self._host, link, pods, gateways)
@@ -98,6 +116,9 @@ class PodLinks:
                 self._tell(link, error)
         return restored
 
+    def _has(self, link: Link, addresses: list[bytes]) -> bool:
+        return {one.packed for one in self._host.addresses(link.index)}.issuperset(addresses)
+
     def _tell(self, link: Link, error: KernelError) -> None:
         """Once; the other pods are none the worse for it."""
         text = f"{link.name}: {error.msg}"
@@ -105,15 +126,16 @@ class PodLinks:
             self._told.add(text)
             self._log.warning(f"{text}; its pod is not reached")
 
-    def _ends(self, links: dict[str, Link]) -> Iterator[tuple[Link, list[bytes], list[bytes]]]:
-        """Those of routed pods, each with the pod's addresses and its gateways'."""
+    def _ends(self, links: dict[str, Link]) -> Iterator[End]:
+        """Those of routed pods."""
         for records in self._records if links else ():
             for record in records.all():
-                for section in record["plugins"].values():
+                for plugin, section in record["plugins"].items():
                     link = _host_end(section, links)
                     if link is not None:
                         pods = [one[0] for one in map(addr.pack_cidr, section["addresses"]) if one]
-                        yield link, pods, recorded_gateways(section)
+                        lock = call_lock(records.network, record["containerID"], record["ifname"], plugin)
+                        yield End(link, pods, recorded_gateways(section), lock)
 
 
 def _host_end(section: dict[str, Any], links: dict[str, Link]) -> Link | None:
@@ -123,3 +145,18 @@ def _host_end(section: dict[str, Any], links: dict[str, Link]) -> Link | None:
     described = section["links"][0]
     link = links.get(described["name"])
     return link if link is not None and link.mac == addr.pack_mac(described["mac"]) else None
+
+
+def is_held(lock: str) -> bool:
+    """Whether somebody holds the lock of this file."""
+    try:
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
