@@ -24,7 +24,7 @@ from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import outside, subnet_file_of
 from plugins.peers import SIZES, Entries, Local, Node, vtep_mac
-from plugins.pod_network import Site
+from plugins.pod_network import Site, carried_to
 from plugins.vxlan_device import remove_former
 
 if TYPE_CHECKING:
@@ -333,8 +333,7 @@ class Reconciler:
     def _site_of(self, host: Namespace, own: Node, there: Places) -> Site:
         conf = self.conf
         underlays, lost = this_node.underlays(conf, own, there)
-        others = [packed for node in self._roster if node.name != own.name for packed in node.addresses.values()]
-        underlays = this_node.narrowed(host, underlays, others)
+        underlays = this_node.narrowed(host, underlays, carried_to(conf, self._backend, own, self._roster))
         before = self._ground.local.underlays if self._ground else {}
         known = _of(before, lost) | underlays
         mtu = this_node.pods_mtu(own, self._backend.overhead, known, conf.mtu, "mtu")
