@@ -19,26 +19,29 @@ import select
 import threading
 import time
 import traceback
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 from agent.exposition import lean
+from agent.log import MOST_NOTES
 from agent.membership import Network, source
 from agent.mirror import Changed, Mirror
+from agent.pod_links import PodLinks
 from agent.reconciler import Firewall, Reconciler
 from cni import addr
 from cni.addr import overlap
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
+from cni.execute import plugin_behind
 from cni.lock import Locks
 from cni.netlist import read
 from cni.record import Records
 from plugins.cluster_conf import ClusterConf, subnet_file_of
-from plugins.peers import Entries
-from plugins.reconcile import Difference, Scope, attempt, blocked_text, is_blocked
+from plugins.reconcile import Difference, Scope, Wanted, attempt, blocked_text, is_blocked, repair_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from cni.kernel.linux import Namespace
     from cni.kernel.ops import Op
     from plugins.pod_network import Backend
+    from plugins.reconcile import Failed
 
 RUN_DIR = "/run/cnikit"
 KINDS = ("vxlan", "host-gw")
@@ -74,18 +78,36 @@ class Options:
         self.conf = conf
         vni = conf.vni if conf.kind == "vxlan" else 0
         self.source: Source = source(membership, Network(conf.name, conf.networks, conf.peers or (), conf.kind, vni))
-        self.lists_us = membership is None or membership.string("source") != "etcd"
+        self._kind = membership.string("source") if membership is not None else ""
+        self.lists_us = self._kind != "etcd"
+        self.is_judged = self._kind == "kubernetes"
+
+    def name(self, given: str, host_name: str) -> str:
+        """Which member this node is, by the name that the command line has `given`, by `nodeName` or the host's; empty
+        leaves it to the addresses.
+
+        Where nodes register themselves only the name says which one is ours: the address may have been another's, whose
+        entry is still there, or be another's by now. Kubernetes has names in lower case, and so registers the kubelet.
+        """
+        name = given or self.conf.node_name
+        if self._kind == "kubernetes":
+            return (name or host_name).lower()
+        return name or (host_name if self._kind == "etcd" else "")
 
 
-def networks_of(files: Sequence[str]) -> list[Options]:
-    """The networks of several nodes in these network lists. CniError that names the file and what is wrong in it."""
+def networks_of(files: Sequence[str], plugin_path: Sequence[str] = ()) -> list[Options]:
+    """The networks of several nodes in these network lists. CniError that names the file and what is wrong in it.
+
+    A copy of our executable on `plugin_path` is the plugin that it was copied from.
+    """
     found: list[Options] = []
     for file in files:
         network = read(file)
         before = len(found)
         for plugin in network.plugins:
-            if plugin.type in KINDS:
-                reader = Reader({**plugin.value, "name": network.name})
+            kind = plugin_behind(plugin.type, plugin_path)
+            if kind in KINDS:
+                reader = Reader({**plugin.value, "name": network.name, "type": kind})
                 try:
                     found.append(options_of(reader))
                 except CniError as error:
@@ -93,7 +115,7 @@ def networks_of(files: Sequence[str]) -> list[Options]:
         if len(found) == before:
             text = f"{file}: expected a plugin of type {' or '.join(KINDS)}, found none"
             raise CniError(INVALID_CONFIG, text, "--network is for networks that span nodes")
-    for _, two, what in twins([options.conf for options in found]):
+    for _, two, what in twins([options.conf for options in found], claims_of(found)):
         raise CniError(INVALID_CONFIG, f"network {two.name}: {what}")
     return found
 
@@ -109,10 +131,19 @@ def options_of(reader: Reader) -> Options:
     return Options(conf, membership)
 
 
-def twins(confs: Sequence[ClusterConf]) -> Iterator[tuple[ClusterConf, ClusterConf, str]]:
+def claims_of(networks: Iterable[Options]) -> dict[str, frozenset[str]]:
+    """Where the nodes of networks claim what they have (`Source.claims`), by the network's name."""
+    return {options.conf.name: options.source.claims for options in networks}
+
+
+def twins(
+    confs: Sequence[ClusterConf], claims: Mapping[str, frozenset[str]]
+) -> Iterator[tuple[ClusterConf, ClusterConf, str]]:
     """Two networks that would take something from each other, and what the second was to have and has."""
     for one, two in combinations(confs, 2):
         what = _shared(one, two)
+        if not what and not claims.get(one.name, frozenset()).isdisjoint(claims.get(two.name, ())):
+            what = f"a membership.prefix of its own, found that of {one.name} in one etcd"
         if what:
             yield one, two, f"expected {what}"
 
@@ -151,7 +182,7 @@ class Cluster:
         self._log = log
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
-        self._wanted = Entries()
+        self._wanted = Wanted()
         self._mirror = Mirror(host, self._wanted)
         self._again = Changed()
         self._again_at = 0.0
@@ -162,15 +193,20 @@ class Cluster:
         self.changes = self.repairs = 0
         locks = Locks(time.monotonic)
         self._networks: list[tuple[Reconciler, Firewall]] = []
+        self._judged: list[Reconciler] = []
+        host_name = os.uname().nodename
         for network in networks:
             conf = network.conf
-            conf.node_name = node_name or conf.node_name
+            conf.node_name = network.name(node_name, host_name)
             reconciler = Reconciler(
-                conf, network.source, backend_of(conf.kind), os.uname().nodename, RUN_DIR, self.wake, log,
+                conf, network.source, backend_of(conf.kind), host_name, RUN_DIR, self.wake, log,
                 lists_us=network.lists_us,
             )  # fmt: skip
+            if network.is_judged:
+                self._judged.append(reconciler)
             records = Records(RUN_DIR, conf.name, locks.take, log.warning)
             self._networks.append((reconciler, Firewall(conf.name, host, records)))
+        self._pod_links = PodLinks(host, [firewall.records for _, firewall in self._networks], log)
         self._thread = threading.Thread(target=self._run, name="cluster", daemon=True)
 
     def start(self) -> None:
@@ -190,6 +226,8 @@ class Cluster:
         os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
+        for reconciler, _ in self._networks:
+            reconciler.recall()
         while not self._stopping:
             try:
                 self._round()
@@ -210,6 +248,7 @@ class Cluster:
             mirror.look(mirror.devices)
         else:
             mirror.read()
+        self._restore_pod_links(mirror.returned.take())
         planned = Changed()
         for reconciler, _ in self._networks:
             mirror.moved = reconciler.hear(wanted, planned) or mirror.moved
@@ -222,11 +261,19 @@ class Cluster:
             self._keep_up_at = now + _KEEP_UP_SECONDS
             for reconciler, firewall in self._networks:
                 reconciler.keep_up(firewall)
+            self._judge()
         mirror.moved = False
-        by_plan = bool(planned)
         mirror.changed.update(planned)
         if mirror.changed:
-            self._put_right(by_plan=by_plan)
+            self._put_right(planned)
+
+    def _restore_pod_links(self, only: set[int] | None) -> None:
+        """Give these links of pods, or all, back what they have lost."""
+        restored = self._pod_links.restore(only) if only is None or only else []
+        if restored:
+            self.repairs += len(restored)
+            names = ", ".join(restored[:3]) + (", ..." if len(restored) > 3 else "")
+            self._log.info(f"routes and addresses given back to {len(restored)} links of pods: {names}")
 
     def _stand(self, planned: Changed) -> None:
         """Have every network find its ground, and follow what they stand on."""
@@ -242,25 +289,31 @@ class Cluster:
         if planned.everything:  # what failed until now is tried at once
             self._pause, self._again_at = _FIRST_PAUSE, 0.0
 
-    def _put_right(self, *, by_plan: bool) -> None:
-        """Compare what has to be compared and do what is to be done, in one batch."""
+    def _judge(self) -> None:
+        """Have the cluster know whether pods can be attached here: its node is one, so all of its networks have one answer."""
+        faults = [reconciler.fault for reconciler in self._judged]
+        known = [fault for fault in faults if fault is not None]
+        if len(known) == len(faults) or any(known):
+            for reconciler in self._judged:
+                reconciler.judge("; ".join(filter(None, known)))
+
+    def _put_right(self, planned: Changed) -> None:
+        """Compare what has to be compared and do what is to be done, in one batch. What is not `planned` are repairs."""
         mirror = self._mirror
         changed, mirror.changed = mirror.changed, Changed()
-        everyone = [reconciler for reconciler, _ in self._networks]
-        links = frozenset().union(*(one.devices for one in everyone))
-        scope = Scope(links, [subnet for one in everyone for subnet in one.ranges])
+        known = [reconciler for reconciler, _ in self._networks if reconciler.knows_all]
+        links = frozenset().union(*(one.devices for one in known))
+        scope = Scope(links, [subnet for one in known for subnet in one.ranges])
         difference = Difference(self._wanted, mirror.held, scope)
         changed.compare(difference)
         operations = difference.operations()
         is_many = len(operations) > _MANY
         if is_many:
             mirror.close()
+        repairs = [op for op in operations if not planned.covers(op)]
+        story = self._story(repairs)
         failed = attempt(self._host, operations, mirror.held)
-        done = len(operations) - len(failed)
-        if by_plan:
-            self.changes += done
-        else:
-            self.repairs += done
+        self._count(operations, repairs, story, failed)
         replaced = mirror.replaced(op for op, error in failed if is_blocked(op, error))
         failed = [(op, error) for op, error in failed if op not in replaced]
         self._take_failures(failed)
@@ -269,6 +322,28 @@ class Cluster:
             if failed:  # as many would fail again at once
                 self._again.update(mirror.changed)
                 mirror.changed = Changed()
+
+    def _story(self, repairs: list[Op]) -> dict[int, str]:
+        """What is to be logged of repairs, of as many as there may be lines in a second. A nexthop goes with its routes."""
+        entries = [op for op in repairs if not op.verb.startswith("nexthop")] or repairs
+        texts = {id(op): "" for op in entries}
+        for op in entries[:MOST_NOTES]:
+            texts[id(op)] = repair_text(op, self._mirror.held, self._link_name)
+        return texts
+
+    def _count(self, operations: list[Op], repairs: list[Op], story: dict[int, str], failed: Failed) -> None:
+        """Count what was done, and log the repairs."""
+        undone = {id(op) for op, _ in failed}
+        repaired = [op for op in repairs if id(op) not in undone]
+        self.repairs += len(repaired)
+        self.changes += len(operations) - len(undone) - len(repaired)
+        for op in repaired:
+            if id(op) in story:
+                self._log.note("repairs", partial(_told, story[id(op)], op))
+
+    def _link_name(self, index: int) -> str:
+        link = self._host.link(index)
+        return link.name if link is not None else f"link {index}"
 
     def _take_failures(self, failed: list[tuple[Op, KernelError]]) -> None:
         """Tell what failed, once, and remember it for another try. Why it fails while a network has nothing to stand on
@@ -342,3 +417,7 @@ class Cluster:
             ("cnikit_cluster_losses", "Times that the kernel dropped notices.", self._mirror.losses),
         ):
             yield core.CounterMetricFamily(name, text, value=count)
+
+
+def _told(text: str, op: Op) -> str:
+    return text or f"repaired: {op.text}"

@@ -45,7 +45,7 @@ class Reply(NamedTuple):
 
 
 def beside(agent_socket: str) -> str:
-    """Where an agent answers HTTP unless told otherwise: `agent-http.sock` for `agent.sock`."""
+    """Where an agent answers HTTP when no other place is given: `agent-http.sock` for `agent.sock`."""
     return f"{agent_socket.removesuffix('.sock')}-http.sock"
 
 
@@ -62,7 +62,7 @@ def parse(where: str) -> str | tuple[str, int]:
     except (OSError, ValueError):
         raise AddressError(f"--http: expected {expected}, found {where!r}") from None
     if not (packed[0] == 127 if len(packed) == 4 else packed == socket.inet_pton(socket.AF_INET6, "::1")):
-        raise AddressError(f"--http: expected {expected}, found {where!r}: nobody else is to see this node's pods")
+        raise AddressError(f"--http: expected {expected}, found {where!r}: other users must not see this node's pods")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
         raise AddressError(f"--http: expected {expected}, found the port {port!r}")
     return host, int(port)
@@ -160,12 +160,12 @@ class HttpServer:
                 found = reply()
             except Exception as error:  # noqa: BLE001 - the next request is answered in any case
                 self._failed(f"{path}: {type(error).__name__}: {error}")
-                found = Reply(500, b"this failed; the agent's log tells why\n")
+                found = Reply(500, b"this failed; the agent's log says why\n")
         return _response(found, body=method == "GET")
 
 
 class _Client:
-    """One connection: first it tells, then it is told, then it ends."""
+    """One connection: it sends its request, is sent the reply, and ends."""
 
     __slots__ = ("answer", "deadline", "ended", "head", "peer")
 

@@ -27,7 +27,7 @@ class ListenError(Exception):
 
 
 class Listener:
-    """The listening socket. `own` tells whether the socket file is ours to remove."""
+    """The listening socket. `own` says whether the socket file is ours to remove."""
 
     def __init__(self, listening: socket.socket, path: str, *, own: bool) -> None:
         self.socket = listening

@@ -1,7 +1,8 @@
 """The agent's log: JSON lines on stderr, one object each, written by a thread of their own.
 
 Whoever logs never waits. When stderr is a pipe that nobody reads, lines pile up to a bound, and those that come
-after are dropped and counted.
+after are dropped and counted. What may happen thousands of times at once is noted: a few lines in a second, and then one
+that counts the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import select
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,18 +24,29 @@ ERROR = "error"
 
 _ROOM = 1 << 20  # bytes that wait to be written
 _AT_ONCE = 1 << 16
+MOST_NOTES = 10  # in a second
 
 # ensure_ascii: what is no UTF-8 (surrogate escapes) and what would disturb a terminal comes out as \uXXXX.
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), default=str).encode
 
 
 class Log:
-    """Writes lines to a file descriptor. `clock` tells the time of day in seconds."""
+    """Writes lines to a file descriptor. `clock` gives the time of day in seconds, `monotonic` the time since any moment."""
 
-    def __init__(self, fd: int, clock: Callable[[], float] = time.time, room: int = _ROOM) -> None:
+    def __init__(
+        self,
+        fd: int,
+        clock: Callable[[], float] = time.time,
+        room: int = _ROOM,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._fd = fd
         self._clock = clock
+        self._monotonic = monotonic
         self._room = room
+        self._second_ends = 0.0
+        self._notes = 0  # in this second
+        self._unsaid: Counter[str] = Counter()  # those that came after the most, by kind
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._closing = False
@@ -51,6 +63,19 @@ class Log:
     def error(self, message: str, **fields: Any) -> None:
         self.write(ERROR, message=message, **fields)
 
+    def note(self, kind: str, text: Callable[[], str], **fields: Any) -> None:
+        """One line of what happened, unless this second has too many: then it is counted by its kind (a plural noun)."""
+        with self._changed:
+            if self._monotonic() >= self._second_ends:
+                self._count_unsaid()
+                self._second_ends, self._notes = self._monotonic() + 1, 0
+            self._notes += 1
+            if self._notes <= MOST_NOTES:
+                self.info(text(), **fields)
+            else:
+                self._unsaid[kind] += 1
+                self._changed.notify_all()
+
     def write(self, level: str, at: float = 0.0, **fields: Any) -> None:
         """One line, about now or the time of day `at`."""
         self._put(f"{_encode({'time': rfc3339(at or self._clock()), 'level': level, **fields})}\n".encode())
@@ -58,6 +83,7 @@ class Log:
     def close(self, seconds: float) -> None:
         """Wait until all is written, but no longer than `seconds`."""
         with self._changed:
+            self._count_unsaid()
             self._closing = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._bytes == 0, seconds)
@@ -76,7 +102,7 @@ class Log:
         told = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._lines or self._closing)
+                self._wait_for_lines()
                 if not self._lines:
                     return
                 count, size = self._batch()
@@ -92,6 +118,21 @@ class Log:
             if written and lost:
                 told += lost
                 self.warning(f"{lost} lines are missing here: stderr did not take them in time")
+
+    def _wait_for_lines(self) -> None:
+        """Until there are some, or none will come any more."""
+        while not self._lines and not self._closing:
+            left = self._second_ends - self._monotonic() if self._unsaid else None
+            if left is not None and left <= 0:
+                self._count_unsaid()
+            else:
+                self._changed.wait(left)
+
+    def _count_unsaid(self) -> None:
+        if self._unsaid:
+            counts = ", ".join(f"{count} {kind}" for kind, count in self._unsaid.items())
+            self.info(f"and more within a second: {counts}")
+            self._unsaid.clear()
 
     def _batch(self) -> tuple[int, int]:
         """How many lines to write at once, and their bytes."""

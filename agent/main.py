@@ -76,7 +76,7 @@ class Signals:
             signal.signal(number, self._handle)
 
     def tell(self, end: Callable[[str], None]) -> None:
-        """Whom to tell how to end, also of what has come already."""
+        """Who is called with the way to end, also for signals that have come already."""
         self._tell = end
         for ending in self._early:
             end(ending)
@@ -101,7 +101,7 @@ def set_usual_signals() -> None:
 
 
 class Agent:
-    """One agent, from its listening socket to its end. `http` says where it tells about itself, empty for nowhere;
+    """One agent, from its listening socket to its end. `http` says where it answers about itself, empty for nowhere;
     `networks` are those that span nodes, and `node_name` who this one is in them; `sysctl_dir` is where /proc/sys is.
     """
 
@@ -157,7 +157,7 @@ class Agent:
         self.server.stop()
 
     def run(self, can_reload: Callable[[], bool], ending: Callable[[str], None]) -> None:
-        """Serve, and return when it has ended and every call is answered; `ending` is told when that begins.
+        """Serve, and return when it has ended and every call is answered; `ending` is called when that begins.
 
         A reload that cannot succeed is none: it goes on as it was.
         """
@@ -265,13 +265,14 @@ def run(
     files: Sequence[str] = (),
     node_name: str = "",
     sysctl_dir: str = "",
+    plugin_path: Sequence[str] = (),
 ) -> None:
     """Run an agent in the foreground until its end. `argv` is what this process was started with.
 
-    `codes` are digests of what the plugins of `registry` run (`Service`). `http` is where it tells about itself (None for
+    `codes` are digests of what the plugins of `registry` run (`Service`). `http` is where it answers about itself (None for
     a socket beside its own), `otlp` where spans go, `files` are the network lists of the networks that span nodes,
-    `sysctl_dir` is where /proc/sys is mounted (empty: CNIKIT_SYSCTL_DIR says it, else there). CniError for one of these
-    that cannot be used.
+    `sysctl_dir` is where /proc/sys is mounted (empty: CNIKIT_SYSCTL_DIR says it, else there), `plugin_path` where the
+    plugins that the lists name are. CniError for one of these that cannot be used.
     """
     signals = Signals()
     use_one_arena()
@@ -283,13 +284,13 @@ def run(
     http = beside(path) if http is None else http
     if http:
         parse(http)
-    networks = networks_of(files)
+    networks = networks_of(files, plugin_path)
     sysctl_dir = sysctl_dir or environ.get("CNIKIT_SYSCTL_DIR") or SYSCTL_DIR
     Conf(sysctl_dir, AF_INET).close()
     preload(registry)
     log = Log(2)
     sys.excepthook = lambda *what: log.error("unexpected", traceback="".join(traceback.format_exception(*what)))
-    threading.excepthook = lambda what: sys.excepthook(what.exc_type, what.exc_value, what.exc_traceback)  # type: ignore[arg-type]  # exc_value: None only for a thread that exits, which is not told
+    threading.excepthook = lambda what: sys.excepthook(what.exc_type, what.exc_value, what.exc_traceback)  # type: ignore[arg-type]  # exc_value: None only for a thread that exits, which is not reported
     traces = tracing(environ, otlp, log)
     listener = Listener.inherited(environ, path) or Listener.make(path, time.monotonic, replace=replace)
     close_folder(path, log)
@@ -301,7 +302,7 @@ def run(
     notifier.tell("READY=1")
     where = f"listening at {path}"
     log.info(where, version=__version__, pid=os.getpid())
-    agent.run(lambda: starts(argv, environ, log) and are_usable(files, log), notifier.tell_ending)
+    agent.run(lambda: starts(argv, environ, log) and are_usable(files, plugin_path, log), notifier.tell_ending)
     signals.hold()
     if agent.ending == "reload":
         log.info(agent.ending)
@@ -314,7 +315,7 @@ def run(
 
 
 def close_folder(path: str, log: Log) -> None:
-    """See that nobody but root gets at the socket through its folder: our own is closed, another is complained of."""
+    """See that nobody but root gets at the socket through its folder: our own is closed, another is logged."""
     folder = os.path.dirname(path)
     if path == SOCKET:
         os.chmod(folder, 0o700)
@@ -349,21 +350,24 @@ def starts(argv: list[str], environ: Mapping[str, str], log: Log) -> bool:
     return status == 0
 
 
-def networks_of(files: Sequence[str]) -> Sequence[Options]:
+def networks_of(files: Sequence[str], plugin_path: Sequence[str]) -> Sequence[Options]:
     """The networks of these files. An agent without any keeps the memory that they cost."""
     if not files:
         return ()
     from agent import cluster
 
-    for module in ("cni.kernel.ethtool", "cni.kernel.rtpeers", "plugins.range_masquerade", "plugins.vxlan_device"):
+    for module in (
+        "cni.kernel.ethtool", "cni.kernel.nftsteps", "cni.kernel.rtpeers", "plugins.forward_accept",
+        "plugins.range_masquerade", "plugins.vxlan_device",
+    ):  # fmt: skip
         __import__(module)  # as in `preload`
-    return cluster.networks_of(files)
+    return cluster.networks_of(files, plugin_path)
 
 
-def are_usable(files: Sequence[str], log: Log) -> bool:
+def are_usable(files: Sequence[str], plugin_path: Sequence[str], log: Log) -> bool:
     """Whether the network lists, as they lie there now, can be used."""
     try:
-        networks_of(files)
+        networks_of(files, plugin_path)
     except CniError as error:
         fault = error.msg
     else:
@@ -393,9 +397,10 @@ def preload(registry: Mapping[str, str]) -> None:
     """Import now what would be imported when it is first needed: the files may be another version's by then."""
     for module in (
         *registry.values(), "cni.delegate", "cni.kernel.nfnetlink", "cni.kernel.nftables", "cni.result",
-        "ipam.ranges", "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan", "plugins.bridged",
-        "plugins.cluster_conf", "plugins.iptables", "plugins.macspoof", "plugins.range_masquerade",
-        "plugins.reconcile", "plugins.routed", "plugins.routed_check", "plugins.this_node", "plugins.vxlan_device",
+        "cni.kernel.nftsteps", "ipam.ranges", "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan",
+        "plugins.bridged", "plugins.cluster_conf", "plugins.contradictions", "plugins.forward_accept", "plugins.iptables",
+        "plugins.macspoof", "plugins.range_masquerade", "plugins.reconcile", "plugins.routed", "plugins.routed_check",
+        "plugins.this_node", "plugins.vxlan_device",
     ):  # fmt: skip
         __import__(module)
     for part in ("metrics_core", "process_collector"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.pod_links import Returned
 from cni.errors import KernelError
 from cni.kernel.watch import (
     AddressEvent,
@@ -28,6 +29,7 @@ from plugins.reconcile import PROTOCOL, Held, look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
     from cni.kernel.linux import Namespace
     from cni.kernel.ops import Op
@@ -64,15 +66,27 @@ class Changed:
         self.fdb |= other.fdb
 
     def add_key(self, op: Op) -> None:
-        """What an operation was about."""
+        """What an operation was about. Nexthops follow from routes."""
+        place = self._place(op)
+        if place is not None:
+            place[0].add(place[1])
+
+    def covers(self, op: Op) -> bool:
+        """Whether an operation is about one of these keys. A nexthop's is, with whatever there is."""
+        place = self._place(op)
+        return place[1] in place[0] if place is not None else bool(self)
+
+    def _place(self, op: Op) -> tuple[set[Any], Any] | None:
+        """The keys of the operation's kind, and its own."""
         args = op.args
         match op.verb:
             case "route_replace" | "route_del":
-                self.routes.add((args["dst"], args["prefix"]))
+                return self.routes, (args["dst"], args["prefix"])
             case "neigh_replace" | "neigh_del":
-                self.neighbours.add((args["index"], args["packed"]))
+                return self.neighbours, (args["index"], args["packed"])
             case "fdb_replace" | "fdb_del":
-                self.fdb.add((args["index"], args["mac"]))
+                return self.fdb, (args["index"], args["mac"])
+        return None
 
     def compare(self, difference: Difference) -> None:
         if self.everything:
@@ -88,8 +102,9 @@ class Changed:
 
 class Mirror:
     """For one thread. `wanted` are the entries that are to be held. `stand_on` says what the networks stand on, whose
-    changes `moved` tells: the indexes of their devices and underlays, the node's own addresses there, and routes of
-    others to the networks that it `goes_by`.
+    changes `moved` names: the indexes of their devices and underlays, the node's own addresses there, and routes of
+    others to the networks that it `goes_by`. `returned` are
+    the other links that may have lost something.
     """
 
     def __init__(self, host: Namespace, wanted: Entries) -> None:
@@ -104,6 +119,7 @@ class Mirror:
         self._missed: set[Subnet] = set()
         self.changed = Changed()
         self.moved = True
+        self.returned = Returned()
         self.looks = 0
         self.losses = 0
 
@@ -134,7 +150,7 @@ class Mirror:
                 self._missed.add(subnet)
             else:  # it was known to have been replaced
                 self.held.set_route(subnet, 0)
-        self.changed.everything = True
+        self.changed.everything = self.returned.everything = True
         self.looks += 1
 
     def replaced(self, operations: Iterable[Op]) -> set[Op]:
@@ -174,6 +190,7 @@ class Mirror:
         stale = False
         altered: set[int] = set()
         for event in events:
+            self.returned.see(event)
             match event:
                 case RouteEvent(value=route):
                     self._take_route(route, gone=event.gone)

@@ -14,6 +14,7 @@ from agent.exposition import lean
 from cni import addr
 from cni.config import Reader
 from cni.errors import CniError
+from cni.execute import plugin_behind
 from ipam.index import Index
 from ipam.ranges import read_sets
 from ipam.store import DEFAULT_DATA_DIR, OWN_FOLDER
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from agent.report import Account
     from agent.service import Served
     from ipam.ranges import RangeSet
+
+HOST_LOCAL = "host-local"
 
 MOST_POOLS = 100  # the ones that were named last
 MOST_SETS = 8  # of one pool
@@ -114,14 +117,14 @@ class Pools:
             return
         config = call.context.config
         try:
-            self._note(account.network, config)
+            self._note(account.network, config, call.request.path)
         except CniError:
             pass  # a configuration that was refused
 
-    def _note(self, network: str, config: Reader) -> None:
+    def _note(self, network: str, config: Reader, path: Sequence[str]) -> None:
         ipam = config.object("ipam")
-        data_dir = ipam.string("dataDir") or DEFAULT_DATA_DIR
-        if ipam.raw("type") != "host-local" or not data_dir.startswith("/"):
+        kind, data_dir = ipam.string("type"), ipam.string("dataDir") or DEFAULT_DATA_DIR
+        if not data_dir.startswith("/") or not (kind == HOST_LOCAL or plugin_behind(kind, path) == HOST_LOCAL):
             return
         key = (network, data_dir)
         asked = (ipam.value, config.object("runtimeConfig").raw("ipRanges"))

@@ -15,21 +15,25 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent import subnet_file
+from agent import memory, subnet_file
+from agent.forwarding import Forwarding
+from agent.membership.troubles import few
 from agent.roster import Roster
+from agent.stranded import Stranded
 from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
-from plugins.cluster_conf import outside, subnet_file_of
-from plugins.peers import SIZES, Entries, Local, Node, vtep_mac
-from plugins.pod_network import Site, carried_to
+from plugins.cluster_conf import subnet_file_of
+from plugins.peers import ADDRESS_KEYS, SIZES, Local, Node, vtep_mac
+from plugins.pod_network import Site, carried_to, overlay
 from plugins.vxlan_device import remove_former
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import TypeVar
+    from collections.abc import Callable, Collection, Iterable
+    from typing import Any, TypeVar
 
     from agent.log import Log
     from agent.membership import Source
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from plugins.cluster_conf import ClusterConf
     from plugins.peers import Subnet
     from plugins.pod_network import Backend
+    from plugins.reconcile import Wanted
     from plugins.this_node import Places
 
     T = TypeVar("T")
@@ -47,32 +52,40 @@ if TYPE_CHECKING:
 _STAYS = "what is in force stays"
 
 
+class News(NamedTuple):
+    """Nodes that are there and names that are gone (None: all others, but for those that are there and `unread`)."""
+
+    put: list[Node]
+    gone: list[str] | None
+    unread: frozenset[str] = frozenset()
+
+
 class Inbox:
     """What a source tells, from its threads to ours."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._mutex = threading.Lock()
-        self._news: deque[tuple[list[Node], list[str] | None]] = deque()
+        self._news: deque[News] = deque()
         self.trouble_text = ""
 
-    def replace(self, nodes: list[Node]) -> None:
+    def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:
         with self._mutex:
             self._news.clear()  # it says it all
-            self._news.append((nodes, None))
+            self._news.append(News(nodes, None, frozenset(unread)))
         self._wake()
 
     def change(self, put: list[Node], gone: list[str]) -> None:
         with self._mutex:
-            self._news.append((put, gone))
+            self._news.append(News(put, gone))
         self._wake()
 
     def trouble(self, text: str) -> None:
         self.trouble_text = text
         self._wake()
 
-    def next(self) -> tuple[list[Node], list[str] | None] | None:
-        """Nodes that are there and names that are gone (None: all others); None when there is no more news."""
+    def next(self) -> News | None:
+        """None when there is no more news."""
         with self._mutex:
             return self._news.popleft() if self._news else None
 
@@ -130,19 +143,32 @@ class Reconciler:
         self._source = source
         self._lists_us = lists_us
         self._offered: Node | None = None
+        self._stated: tuple[bytes, ...] = ()  # what an offer was made by
         self._inbox = Inbox(wake)
-        self._roster = Roster(lambda node: outside(node, conf.networks) if conf.networks else "")
+        self._roster = Roster(conf.networks, conf.vni if conf.kind == "vxlan" else 0)
+        self._roster.own = conf.node_name
+        self._memory = memory.path_of(run_dir, conf.name)
+        self._has_memory = False
+        self._to_remember = False
+        self._masqueraded: tuple[Subnet | str, ...] | None = None
         self._ground: Ground | None = None
         self._lost: frozenset[int] = frozenset(SIZES)
         self._site: Site | None = None
         self._here: frozenset[bytes] = frozenset()
+        self._located: frozenset[Subnet] | None = None
         self._faults: dict[str, str] = {}
         self._told: dict[str, str] = {}
+        self._forwarding = Forwarding()
+        self._stranded = Stranded()
         self.settled = False
         self.is_sure = False
+        self._knows_all = False
+        self._unfit: str | None = None  # why it has no ground; None before that is known
+        self._judged: str | None = None
 
     def close(self) -> None:
         self._source.close()
+        self._remember()
 
     @property
     def nodes(self) -> int:
@@ -168,9 +194,15 @@ class Reconciler:
         return self.devices | {underlay.index for underlay in underlays}
 
     @property
+    def knows_all(self) -> bool:
+        """Whether what the kernel holds beside what is wanted may be taken away."""
+        return self._knows_all and self._ground is not None
+
+    @property
     def addresses(self) -> frozenset[bytes]:
+        """Those that this node has, or may have: any of them may be where a connection to the source comes from."""
         own = self._ground.own if self._ground else self._offered
-        return frozenset(own.addresses.values()) if own else frozenset()
+        return self._here.union(own.addresses.values() if own else (), self._source.stated)
 
     def goes_by(self, subnet: Subnet) -> bool:
         """Whether the way to another node, which the entries follow from, may lead by a route to this network."""
@@ -184,46 +216,67 @@ class Reconciler:
 
     # The members
 
-    def hear(self, wanted: Entries, changed: Changed) -> bool:
+    def recall(self) -> None:
+        """Begin with the members that the agent before this one went by."""
+        self._roster.remember(memory.read(self._memory))
+        self._has_memory = len(self._roster) > 0
+
+    def hear(self, wanted: Wanted, changed: Changed) -> bool:
         """Take the source's news; whether this node itself is concerned."""
         self._tell("membership", self._inbox.trouble_text)
         concerned = False
         heard = False
         while (news := self._inbox.next()) is not None:
-            put, gone = news
-            left, came = self._roster.replace(put) if gone is None else self._roster.change(put, gone)
+            if news.gone is None:
+                left, came = self._roster.replace(news.put, news.unread)
+                self._take_as_whole(changed)
+            else:
+                left, came = self._roster.change(news.put, news.gone)
             heard = True
+            self._to_remember = self._to_remember or bool(left or came)
+            self._note(left, came)
             for node in left:
                 self._faults.pop(node.name, None)
             concerned = concerned or not self.settled or self._concerns(left) or self._concerns(came)
-            self.settled = self.settled or gone is None
+            self.settled = self.settled or news.gone is None
             if self._ground is not None:
                 self._leave(left, self._ground, wanted, changed)
                 if self._ground.local.direct is not None:
                     self._ground.local.direct.forget(packed for node in left for packed in node.addresses.values())
                 self._join(came, self._ground, wanted, changed)
         if heard:
-            self._tell("members", "; ".join(list(self._roster.faults.values())[:3]))
-        return concerned
+            self._tell("members", few(list(self._roster.faults.values())))
+        return concerned or self._source.stated != self._stated
+
+    def _take_as_whole(self, changed: Changed) -> None:
+        """See whether all members are known now: what the kernel holds of one that cannot be read and is not remembered
+        stays, whichever that is."""
+        before, self._knows_all = self._knows_all, self._has_memory or not self._roster.unread
+        if self._knows_all:
+            self._has_memory = True
+            changed.everything = changed.everything or not before
+
+    def _note(self, left: Iterable[Node], came: Iterable[Node]) -> None:
+        """Log who has joined, changed and left."""
+        before, now = ({node.name: node for node in nodes} for nodes in (left, came))
+        for name in before | now:
+            if before.get(name) != now.get(name):
+                what = partial(_story, before.get(name), now.get(name))
+                self._log.note("members", what, network=self.conf.name, node=name)
 
     def _concerns(self, nodes: Iterable[Node]) -> bool:
         own = self._ground.own.name if self._ground else self.conf.node_name
         return any(node.name == own or not self._here.isdisjoint(node.addresses.values()) for node in nodes)
 
-    def _leave(self, nodes: Iterable[Node], ground: Ground, wanted: Entries, changed: Changed) -> None:
+    def _leave(self, nodes: Iterable[Node], ground: Ground, wanted: Wanted, changed: Changed) -> None:
         for node in nodes:
             if node.name == ground.own.name:
                 continue
             old = self._backend.entries(ground.own, node, ground.local)
             changed.add(old)
-            for subnet in old.routes:
-                wanted.routes.pop(subnet, None)
-            for key in old.neighbours:
-                wanted.neighbours.pop(key, None)
-            for key in old.fdb:
-                wanted.fdb.pop(key, None)
+            wanted.remove(old)
 
-    def _join(self, nodes: Iterable[Node], ground: Ground, wanted: Entries, changed: Changed) -> None:
+    def _join(self, nodes: Iterable[Node], ground: Ground, wanted: Wanted, changed: Changed) -> None:
         for node in nodes:
             if node.name == ground.own.name:
                 continue
@@ -233,9 +286,7 @@ class Reconciler:
             new = self._backend.entries(ground.own, node, ground.local)
             self._fault(node, "; ".join(new.faults))
             changed.add(new)
-            wanted.routes.update(new.routes)
-            wanted.neighbours.update(new.neighbours)
-            wanted.fdb.update(new.fdb)
+            wanted.add(new)
 
     def _fault(self, node: Node, text: str) -> None:
         """Say what is wrong with a peer, empty for nothing, once."""
@@ -247,11 +298,16 @@ class Reconciler:
 
     # The ground
 
-    def stand(self, host: Namespace, wanted: Entries, changed: Changed) -> None:
+    def stand(self, host: Namespace, wanted: Wanted, changed: Changed) -> None:
         """Find this node and its links, make sure of its devices, and plan anew when that is not as before."""
         there = this_node.places(host)
-        self._here = frozenset(address.packed for _, address in there)
-        self._offer(host, there)
+        self._here = self._roster.here = frozenset(address.packed for _, address in there)
+        located = frozenset((address.packed, address.prefix) for _, address in there)
+        if located != self._located:
+            self._located = located
+            self._source.locate(located)
+        if self._offer(host, there):
+            self.hear(wanted, changed)  # a source that lists this node answers at once
         self.is_sure = False
         if not self.settled:
             return
@@ -259,15 +315,20 @@ class Reconciler:
         try:
             own = self._own()
             if own is None:
-                name = self.conf.node_name or self._host_name
+                name = self._name()
                 found = self._roster.faults.get(name, "it missing")
                 raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found {found}")
             site = self._site_of(host, own, there)
+            damage = self._damage(host, site) if self._ground is not None else {}
             ground = Ground(own, self._prepare(host, site), self._twins(own))
+            if damage:
+                self._note_repairs(damage, self._damage(host, site))
         except CniError as error:
+            self._unfit = error.msg
             self._tell("node", f"{error.msg}; {_STAYS}")
             return
         self._site, self._lost = site, frozenset(site.lost)
+        self._unfit = ""
         self.is_sure = not site.lost
         self._tell("node", "; ".join([*(error.msg for error in site.lost.values()), _STAYS]) if site.lost else "")
         if before - self._lost:
@@ -278,10 +339,27 @@ class Reconciler:
         if self._ground is not None:
             self._tell_of_moved_pods(self._ground.own, ground.own)
             self._leave(nodes, self._ground, wanted, changed)
+        else:
+            changed.everything = True  # what nobody wants may be taken away from now on
         self._ground = ground
         self._join(nodes, ground, wanted, changed)
         if self.is_sure:
             remove_former(host, self.conf.name, ground.local.devices.values(), self._warn)
+
+    def _damage(self, host: Namespace, site: Site) -> dict[int, str]:
+        """What is not as it has to be of the devices, by the family of their underlay."""
+        found = {}
+        for size, underlay in site.underlays.items():
+            try:
+                self._backend.check(host, Site(site.conf, site.own, {size: underlay}, site.networks, site.mtu))
+            except CniError as error:
+                found[size] = error.msg
+        return found
+
+    def _note_repairs(self, before: dict[int, str], after: dict[int, str]) -> None:
+        for size, text in before.items():
+            if size not in after:
+                self._log.note("repairs", partial(str, f"repaired: {text}"), network=self.conf.name)
 
     def _prepare(self, host: Namespace, site: Site) -> Local:
         """What the backend makes sure of, for each family by itself, and of one that is away what there was before.
@@ -323,12 +401,17 @@ class Reconciler:
         holders = filter(None, map(self._roster.holder, self._here))
         return frozenset(node.name for node in holders if node.name != own.name)
 
+    def _name(self) -> str:
+        """What this node is called where its addresses do not tell."""
+        return self.conf.node_name or self._host_name
+
     def _own(self) -> Node | None:
         """The node that this is, as the members know it: by its name, else by an address, else by the host's name."""
         if self.conf.node_name:
             return self._roster.get(self.conf.node_name)
         holders = filter(None, map(self._roster.holder, sorted(self._here)))
-        return next(holders, None) or self._roster.get(self._host_name)
+        host_name = self._host_name
+        return next(holders, None) or self._roster.get(host_name) or self._roster.get(host_name.lower())
 
     def _site_of(self, host: Namespace, own: Node, there: Places) -> Site:
         conf = self.conf
@@ -339,38 +422,70 @@ class Reconciler:
         mtu = this_node.pods_mtu(own, self._backend.overhead, known, conf.mtu, "mtu")
         return Site(conf, own, underlays, conf.networks or own.subnets, mtu, lost)
 
-    def _offer(self, host: Namespace, there: Places) -> None:
-        """Have the source tell the others where this node is: at the start, when its address has gone, and when it has
-        one of a family that it had none of.
+    def _offer(self, host: Namespace, there: Places) -> bool:
+        """Have the source tell the others where this node is, when that has changed: its address has gone and there is
+        another, or it has one of a family that it had none of. Whether there was something to tell.
 
-        With no default route to go by, a source that lists this node says where it is.
+        No address at all is no news: what was told stands until there is one. A source that lists this node is asked
+        first, because it may know which of several addresses counts.
         """
+        self._stated = self._source.stated
+        if self._offered is None and self._lists_us:
+            self._offered = Node(self.conf.node_name or self._host_name, {}, self._written())
+            self._source.start(self._offered, self._inbox)
+        if self._lists_us and not self.settled:
+            return False
         before = self._offered.addresses if self._offered is not None else {}
         lasting = {size: packed for size, packed in before.items() if packed in self._here}
-        if self._offered is not None and lasting == before and not self._offers_more(lasting, there):
-            return
-        name = self.conf.node_name or self._host_name
         try:
-            addresses = this_node.of_links(host, self.conf, self.conf.networks, there).addresses | lasting
+            self._refuse_elsewhere()
+            preferred = (*self._stated, *lasting.values())
+            found = this_node.of_links(host, self.conf, self.conf.networks, there, preferred).addresses
             self._tell("underlay", "")
         except CniError as error:
             if not self._lists_us:
                 self._tell("underlay", error.msg)
-                return
-            addresses = lasting
+            return False
+        told = {} if self._lists_us else {len(packed): packed for packed in self._stated}
+        return self._tell_source(lasting | found | told)
+
+    def _refuse_elsewhere(self) -> None:
+        """CniError 50 when the address that others are to reach this node at is not here: they would be misled."""
+        for packed in () if self._lists_us else self._stated:
+            if packed not in self._here:
+                key, here = ADDRESS_KEYS[len(packed)], ", ".join(sorted(map(addr.unpack, self._here))) or "none"
+                text = f"membership.{key}: expected an address of this host ({here}), found {addr.unpack(packed)}"
+                raise CniError(NOT_AVAILABLE, text)
+
+    def _tell_source(self, addresses: dict[int, bytes]) -> bool:
+        """Offer these addresses, unless they are what was offered last."""
+        if self._offered is not None and self._offered.addresses == addresses:
+            return False
         vni = self.conf.vni
         macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if self.conf.kind == "vxlan" else {}
-        own = Node(name, addresses, self._written(), macs)
+        own = Node(self.conf.node_name or self._host_name, addresses, self._written(), macs)
         if self._offered is None:
             self._source.start(own, self._inbox)
-        elif own != self._offered:
+        else:
             self._source.update(own)
         self._offered = own
+        return True
 
-    def _offers_more(self, offered: dict[int, bytes], there: Places) -> bool:
-        """Whether there may be an address of a family that has pods and was not offered."""
-        lacking = {len(packed) for packed, _ in self.conf.networks}.difference(offered)
-        return bool(offered) and any(len(one.packed) in lacking for _, one in there)
+    # Whether pods can be attached
+
+    @property
+    def fault(self) -> str | None:
+        """Why no pod can be attached in this network, empty when one can, and None before that is known."""
+        if self._unfit is None or self._site is None:
+            return self._unfit
+        missing = "" if self._site.own.subnets else f"{self._site.own}: expected a subnet for its pods, found none"
+        return self._unfit or self._told.get("upkeep") or missing
+
+    def judge(self, fault: str) -> None:
+        """Have the source tell it, when it has changed."""
+        if fault != self._judged:
+            self._judged = fault
+            self._source.judge(fault)
 
     def _written(self) -> tuple[Subnet, ...]:
         """The subnets of an earlier time, which running pods have their addresses from."""
@@ -382,24 +497,48 @@ class Reconciler:
     # What else is this node's own
 
     def keep_up(self, firewall: Firewall) -> None:
-        """Make sure of the subnet file and of the masquerade rules."""
+        """Make sure of the subnet file, the masquerade rules and that forwarded packets are accepted."""
         if not self.settled:
             return
+        self._remember()
         own, site = self._own(), self._site
         try:
-            if own is None or not own.subnets:
+            if own is None and self._roster.may_be_in(self.conf.node_name, self._here):
+                pass  # as it was, it stays
+            elif own is None or not own.subnets:
                 self._write("")
             elif site is not None and site.own.subnets == own.subnets:
                 self._write(subnet_file.text_of(site))
                 from plugins import range_masquerade
 
-                masqueraded = own.subnets if self.conf.ip_masq else ()
-                range_masquerade.ensure(firewall, masqueraded, (*site.networks, *self.conf.exceptions))
+                devices = overlay(site, self._backend)
+                masqueraded: tuple[Subnet | str, ...] = (*own.subnets, *devices) if self.conf.ip_masq else ()
+                if range_masquerade.ensure(firewall, site, devices) and masqueraded == self._masqueraded:
+                    text = "repaired: masquerade rules: they were not as they have to be"
+                    self._log.note("repairs", partial(str, text), network=self.conf.name)
+                self._masqueraded = masqueraded
+                for line in self._forwarding.keep_up(firewall, site, devices):
+                    self._log.info(line, network=self.conf.name)
+                self._tell("forwarding", self._forwarding.trouble)
             self._tell("upkeep", "")
+            if own is not None:
+                self._tell("pods", self._stranded.look(firewall.records, own.subnets))
         except OSError as error:
             self._tell("upkeep", f"{self._subnet_file}: {error.strerror}")
         except CniError as error:
             self._tell("upkeep", error.msg)
+
+    def _remember(self) -> None:
+        """Write down who is in, for the process after this one. Without it this one serves all the same."""
+        if not self._to_remember:
+            return
+        try:
+            memory.write(self._memory, self._roster)
+        except OSError as error:
+            self._tell("memory", f"{self._memory}: {error.strerror}; written as soon as that is possible")
+        else:
+            self._to_remember = False
+            self._tell("memory", "")
 
     def _write(self, text: str) -> None:
         if subnet_file.settle(self._subnet_file, text):
@@ -419,6 +558,28 @@ class Reconciler:
             self._log.warning(f"{what}: {text}", network=self.conf.name)
         else:
             self._log.info(f"{what}: all is well again", network=self.conf.name)
+
+
+def _story(before: Node | None, now: Node | None) -> str:
+    """What has become of a member, None where it was or is not in."""
+    was, has = (node.described() if node else {} for node in (before, now))
+    name = has.pop("name", None) or was["name"]
+    was.pop("name", None)
+    if now is None:
+        return f"node {name} has left"
+    if before is None:
+        return f"node {name} has joined: {_listed(has)}"
+    changed = [key for key in was | has if was.get(key) != has.get(key)]
+    changes = [f"{key} from {_text(was.get(key))} to {_text(has.get(key))}" for key in changed]
+    return f"node {name} has changed: {', '.join(changes)}"
+
+
+def _listed(found: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {_text(value)}" for key, value in found.items())
+
+
+def _text(value: str | list[str] | None) -> str:
+    return (" and ".join(value) if isinstance(value, list) else value) or "none"
 
 
 def _of(found: dict[int, T], sizes: Iterable[int]) -> dict[int, T]:

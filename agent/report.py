@@ -1,7 +1,7 @@
-"""What is told of a call that has come to its end: a line of the log, the metrics, the spans.
+"""What is reported of a call that has come to its end: a line of the log, the metrics, the spans.
 
 The thread that served the call only hands it over. A thread of the reporter's own takes what has come together
-a moment later, so that telling of one call does not delay the next.
+a moment later, so that reporting one call does not delay the next.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # How long calls are collected. A line in the log is this late, and lost when the agent is killed before.
 _PAUSE = 0.1
-# Calls that wait to be told of. A thread that finds more tells of them itself.
+# Calls that wait to be reported. A thread that finds more reports them itself.
 _MOST_WAITING = 32
 # Characters of a text that somebody else chose the length of.
 _LONGEST = 4096
@@ -99,13 +99,13 @@ class Reporter:
             account = account_of(served)
             for teller in self._tellers:
                 teller(account, served)
-        except Exception as error:  # noqa: BLE001 - the next call is told of in any case
+        except Exception as error:  # noqa: BLE001 - the next call is reported in any case
             self._failed(f"report: {type(error).__name__}: {error}")
         served.forget()
 
 
 def account_of(served: Served) -> Account:
-    """What is to be told of a call."""
+    """What is to be reported of a call."""
     environ, steps, call = served.environ, served.steps, served.call
     error = _error(served.error)
     arguments = _arguments(environ.get("CNI_ARGS", ""))

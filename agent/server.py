@@ -70,7 +70,7 @@ class Server:
         try:
             self._stopping.send(b"\0")
         except BlockingIOError:
-            pass  # it has been told often enough
+            pass  # it has been woken often enough
 
     def finish(self, *, accept: bool) -> None:
         """Wait for the rest of the requests that have begun; `accept` also those of launchers that are connecting."""

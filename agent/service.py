@@ -93,7 +93,7 @@ class Service:
         try:
             request.exchange_pod(self.kernel.opened_anew)
         except KernelError:
-            pass  # it is no network namespace, or may not be entered: the call will tell, and closes it before it does
+            pass  # it is no network namespace, or may not be entered: the call will report that, and closes it first
         served = Served(self, peer, request)
         if request.environ.get("CNI_COMMAND") == "VERSION" and len(request.stdin) <= _LITTLE:
             served.run()  # its answer fits into the socket
@@ -133,7 +133,7 @@ class Service:
             )
         command = request.environ.get("CNI_COMMAND")
         if not command:
-            return "no CNI_COMMAND: the one-shot executable tells people about itself"
+            return "no CNI_COMMAND: the one-shot executable describes itself to people"
         if command == "VERSION":
             return ""
         if request.net < 0 or _identity(os.fstat(request.net)) != self._net:
@@ -158,7 +158,7 @@ class Service:
 
 
 class Trace(Protocol):
-    """What following a call (`tracing.py`) has to say here: its name for the log, and what its programs are told."""
+    """What following a call (`tracing.py`) has to say here: its name for the log, and what its programs are given."""
 
     trace_id: str
 
@@ -208,7 +208,7 @@ class Served:
         self._end()
 
     def forget(self) -> None:
-        """Let go of what refers back to this, when all is told: memory is free at once, not at the next collection."""
+        """Let go of what refers back to this, when all is reported: memory is free at once, not at the next collection."""
         self.call = None
 
     def run(self) -> None:
@@ -299,7 +299,7 @@ class Served:
     def _deliver(self, status: int, stdout: bytes) -> None:
         """dispatch.Deliver: for a successful ADD, also hear that its result has arrived."""
         if self.outcome == "undelivered":
-            return  # dispatch tells that the ADD was taken back, to nobody
+            return  # dispatch reports that the ADD was taken back, to nobody
         self._request.close()
         with self.steps("answer", ""):
             self._send(wire.frame(wire.ANSWER, status, stdout, self._stderr()))
@@ -351,7 +351,7 @@ class Served:
         try:
             stamp = self._service.stamp_of(executable, self._request.launcher)
         except OSError:
-            return None  # whatever is wrong with it, executing it will tell
+            return None  # whatever is wrong with it, executing it will show
         return stamp.plugin if stamp is not None and self._service.runs(stamp.plugin, stamp.code) else None
 
     def _communicate(self, argv: Sequence[str], environ: Mapping[str, str], stdin: bytes) -> tuple[int, bytes]:

@@ -84,9 +84,8 @@ class Running:
 # The verbs that talk to the kernel (`cni/kernel/__init__.py`).
 _VERBS = (
     "addresses", "apply", "attempt", "conf", "fdb", "has_vlan_filtering", "link", "links", "neighbours", "nexthops",
-    "nft", "nft_comment", "nft_comments", "nft_elements", "nft_has", "nft_has_element", "nft_rules", "refuse_conf",
-    "routes", "set_conf", "set_tx_checksum",
-    "tx_checksum", "vlans", "wait_port", "way",
+    "nft", "nft_chains", "nft_comment", "nft_comments", "nft_elements", "nft_generation", "nft_has", "nft_has_element",
+    "nft_rules", "nft_steps", "refuse_conf", "routes", "set_conf", "set_tx_checksum", "tx_checksum", "vlans", "wait_port", "way",
 )  # fmt: skip
 # Those that wait for something, in which another thread may work.
 _WAITING = ("delete_link", "wait_addresses", "wait_gone")

@@ -1,7 +1,7 @@
 """Spans of calls, sent over OTLP/HTTP: the call itself, and in it what `agent/steps.py` has timed.
 
 Imported only when an endpoint is configured: the OpenTelemetry SDK takes as much memory as the agent itself. The
-call's own span begins with the call, because a foreign program that it runs is told of it. Everything else is made
+call's own span begins with the call, because its ID is passed on to a foreign program that it runs. Everything else is made
 when the call has been answered, from the times that were noted.
 """
 

@@ -35,7 +35,8 @@ from cni.errors import CniError
 )  # fmt: skip
 @click.option(
     "--node-name", metavar="NAME", default="",
-    help="This node's name in these networks. Default: their nodeName, else the member that has an address of this host.",
+    help="This node's name in these networks. Default: their nodeName, else the host's name, with a list of members the "
+    "one that has an address of this host.",
 )  # fmt: skip
 @click.option(
     "--sysctl-dir", metavar="DIR", default="",
@@ -60,6 +61,7 @@ def agent(
     from agent.listener import ListenError
     from agent.main import run
     from cli.identity import codes
+    from cli.main import plugin_path
 
     # The command line that starts this program as it was started.
     argv = sys.argv if getattr(sys, "frozen", False) else sys.orig_argv
@@ -69,6 +71,7 @@ def agent(
         run(
             registry, codes(plugins), argv, os.environ,
             replace=replace, http=http, otlp=otlp, files=files, node_name=node_name, sysctl_dir=sysctl_dir,
+            plugin_path=plugin_path(os.environ),
         )  # fmt: skip
     except CniError as error:
         raise click.ClickException(": ".join(filter(None, (error.msg, error.details)))) from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to mend: where, what was found and expected, and the remedy. A warning when `error` is false."""
+    """One thing to fix: where, what was found and expected, and the remedy. A warning when `error` is false."""
 
     file: str
     path: str

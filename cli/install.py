@@ -126,7 +126,7 @@ def filter_on_bridges(settings: Path = BRIDGE_SETTINGS, load: tuple[str, ...] = 
         try:
             subprocess.run(load, capture_output=True, timeout=60, check=False)
         except (OSError, subprocess.TimeoutExpired):
-            pass  # what is missing then is told below
+            pass  # what is missing then is reported below
     if not settings.is_dir():
         return f"expected br_netfilter in this kernel, found no {settings}; {need}: try {' '.join(load)}"
     for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):

@@ -88,7 +88,6 @@ def up(
     bin_dir: str | None,
 ) -> None:
     """Build a lab: nodes with agents, and pods that reach each other."""
-    from cli import lab_process
     from cli.lab_cluster import Lab, option
 
     if ipv6 and dual:
@@ -97,7 +96,7 @@ def up(
     families = (16,) if ipv6 else (4, 16) if dual else (4,)
     start = time.monotonic()
     plugins = os.path.realpath(bin_dir or bundled_plugins())
-    lab_process.join_parents_mounts()
+    _go_where_labs_are()
     made = Lab.up(Plan(name, nodes, pods, backend, source, families), plugins)
     took = time.monotonic() - start
     _show(made)
@@ -265,8 +264,8 @@ def down(name: str) -> None:
     """Remove a lab, including one that is only half built."""
     from cli.lab_cluster import remove
 
-    Plan(name)  # a name that no lab can have is told
-    _need_root()
+    Plan(name)  # a name that no lab can have is refused
+    _go_where_labs_are()
     click.echo(f"The lab named {name} is gone" if remove(name) else f"There is no lab named {name}")
 
 
@@ -274,13 +273,17 @@ def _find(name: str) -> Lab:
     from cli.lab_cluster import Lab
 
     Plan(name)
-    _need_root()
+    _go_where_labs_are()
     return Lab.find(name)
 
 
-def _need_root() -> None:
+def _go_where_labs_are() -> None:
+    """Every command looks for labs in the mount namespace of whoever called it: one of its own ends with it."""
+    from cli import lab_process
+
     if os.geteuid() != 0:
-        raise LabError("a lab needs root, to enter its network namespaces: run it with sudo")
+        raise LabError("a lab needs root, to make and enter network namespaces: run it with sudo")
+    lab_process.join_parents_mounts()
 
 
 def _search_path() -> str:

@@ -133,7 +133,7 @@ class Plan:
         """The network list that every node has. `nodes_file` is where the nodes find the list of members."""
         plugin: dict[str, Any] = {"type": self.backend}
         plugin |= {RANGE_KEYS[size]: RANGES[size] for size in self.families}
-        # The nodes have no default route that would tell which link leads to the others.
+        # The nodes have no default route that would show which link leads to the others.
         plugin |= {"iface": UPLINK, "ipam": {"type": "host-local"}, "membership": self._membership(nodes_file)}
         return {"cniVersion": "1.1.0", "name": NETWORK, "plugins": [plugin]}
 

@@ -18,6 +18,7 @@ from cli.lint_files import parse
 from cli.lint_schema import SCHEMAS, get, join, load, spelled, violations
 from cni import jsonio, netlist
 from cni.errors import CniError
+from cni.execute import plugin_behind
 from cni.names import identifier_fault
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Folder:
         name = value.get("name") if isinstance(value.get("name"), str) else ""
         if not file.endswith(".conflist") and "plugins" not in value:
             self._plugin(value, "", report, str(value.get("cniVersion") or "0.1.0"), name)
-            lint_rules.order([value], report, "")
+            lint_rules.order([(value, report, "type")])
             if not name:
                 report.error("name", "expected the network's name, found none", 'add "name"')
         else:
@@ -114,17 +115,23 @@ class Folder:
         for index, plugin in enumerate(plugins):
             if isinstance(plugin, dict):
                 self._plugin(plugin, f"plugins[{index}]", report, version or "1.1.0", name)
-        lint_rules.order(plugins, report)
+        chain = [(plugin, report, f"plugins[{index}].type") for index, plugin in enumerate(plugins)]
+        parts: list[Report] = []
         if name and not identifier_fault(name) and value.get("loadOnlyInlinedPlugins") is not True:
             for part in netlist.files(os.path.join(folder, name), (".conf",)):
-                own = Report(part)
+                parts.append(own := Report(part))
                 found = parse(part, own)
                 if found is not None:
                     self._plugin(found, "", own, version or "1.1.0", name)
-                report.findings += own.findings
+                    chain.append((found, own, "type"))
+        lint_rules.order(chain)
+        for own in parts:
+            report.findings += own.findings
 
     def _plugin(self, plugin: dict[str, Any], path: str, report: Report, version: str, name: str) -> None:
         """One plugin's configuration: its schema and its IPAM's when we have them, what ADD refuses, the rules."""
+        lint_rules.executables(plugin, path, report, self._plugin_path)
+        plugin = self._meant(plugin)
         kind = get(plugin, "type")
         schema = load(kind) if isinstance(kind, str) and kind != "host-local" else None
         unfit: list[Violation] = []
@@ -144,11 +151,22 @@ class Folder:
         found = lint_refusals.of({**plugin, "name": name}, version)
         fits = report.sound(path) and not _take(found, unfit, path, report)
         lint_rules.reserved_keys(plugin, path, report)
-        lint_rules.executables(plugin, path, report, self._plugin_path)
         lint_rules.capabilities(plugin, path, report)
         self.plugins.append(lint_folder.Plugin(report, name, path, found))
         if fits:
             lint_rules.plugin(plugin, path, report, found)
+
+    def _meant(self, plugin: dict[str, Any]) -> dict[str, Any]:
+        """The configuration with the names of the plugins that its types start, which may be copies under other names."""
+        meant = {key: self._meant(found) if _is_ipam(key, found) else found for key, found in plugin.items()}
+        for key, kind in plugin.items():
+            if key.casefold() == "type" and isinstance(kind, str):
+                meant[key] = plugin_behind(kind, self._plugin_path)
+        return meant
+
+
+def _is_ipam(key: str, found: Any) -> bool:
+    return key.casefold() == "ipam" and isinstance(found, dict)
 
 
 def _take(found: lint_refusals.Found, unfit: list[Violation], path: str, report: Report) -> bool:

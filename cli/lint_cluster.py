@@ -64,7 +64,7 @@ def _files(membership: Reader, report: Report, conf: ClusterConf) -> None:
             own = Report(path)
             value = parse(path, own)
             if value is not None:
-                lint_members.check(value, own, conf.networks)
+                lint_members.check(value, own, conf)
             report.findings += own.findings
 
 

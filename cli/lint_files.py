@@ -107,7 +107,7 @@ def _at(text: str, at: int, problem: str) -> str:
     if problem.startswith("Invalid \\"):
         return 'write \\\\ for a backslash, or one of \\" \\/ \\b \\f \\n \\r \\t \\uXXXX'
     if problem.startswith("Extra data"):
-        return "keep one JSON object in the file, and remove what is behind it"
+        return "keep one JSON object in the file, and remove what comes after it"
     if problem.endswith("delimiter") and rest[:1] in ('"', "{", "["):
         return "put a comma before it" if "','" in problem else "put a colon between the key and its value"
     if not rest or problem.startswith("Unterminated"):

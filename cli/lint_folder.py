@@ -138,12 +138,14 @@ def _taken(plugin: Plugin, path: str, subnet: Subnet, place: Place) -> None:
 
 
 def _clusters(plugins: Sequence[Plugin]) -> None:
-    from agent.cluster import twins
+    from agent.cluster import claims_of, twins
 
     there = {id(conf): plugin for plugin in plugins if (conf := _conf(plugin))}
-    for one, two, what in twins([conf for plugin in plugins if (conf := _conf(plugin))]):
+    claims = claims_of(plugin.found.options for plugin in plugins if plugin.found.options)
+    for one, two, what in twins([conf for plugin in plugins if (conf := _conf(plugin))], claims):
         mine, other = there[id(two)], there[id(one)]
-        key = "vni" if "VNI" in what else "network" if "range" in what else "subnetFile"
+        of_etcd = "membership.prefix"
+        key = "vni" if "VNI" in what else "network" if "range" in what else of_etcd if of_etcd in what else "subnetFile"
         if one.name != two.name:  # said of the file already
             mine.report.error(mine.at(key), f"{what} ({other.where})", "give each network its own")
 

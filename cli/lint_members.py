@@ -8,11 +8,10 @@ from agent.membership.static import nodes_of
 from agent.roster import Roster
 from cni import jsonio
 from cni.errors import CniError
-from plugins.cluster_conf import outside
 
 if TYPE_CHECKING:
     from cli.findings import Report
-    from plugins.peers import Subnet
+    from plugins.cluster_conf import ClusterConf
 
 _REMEDY = "correct the entry: until then the agent leaves this node as it was"
 
@@ -23,18 +22,19 @@ def is_one(value: Any) -> bool:
     return "nodes" in keys and keys.isdisjoint(("plugins", "type"))
 
 
-def check(value: Any, report: Report, networks: tuple[Subnet, ...] = ()) -> None:
-    """Report what the agent would not take of a file, for a cluster with these ranges if they are known."""
+def check(value: Any, report: Report, conf: ClusterConf | None = None) -> None:
+    """Report what the agent would not take of a file, in this cluster if it is known."""
     try:
-        nodes, faults = nodes_of(jsonio.encode(value), {})
+        found = nodes_of(jsonio.encode(value))
     except CniError as error:
         report.error("nodes", error.msg.removeprefix("nodes: "), 'write {"nodes": [{"name": ..., "publicIP": ...}]}')
         return
-    for text in faults:
+    for text in found.faults:
         path, _, message = text.partition(": ")
         report.error(path, message, _REMEDY)
-    roster = Roster(lambda node: outside(node, networks) if networks else "")
-    roster.replace(nodes)
+    vni = conf.vni if conf is not None and conf.kind == "vxlan" else 0
+    roster = Roster(conf.networks if conf is not None else (), vni)
+    roster.replace(found.nodes)
     for name, text in sorted(roster.faults.items()):
         report.error(_path(value, name), text, _REMEDY)
 

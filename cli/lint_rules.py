@@ -17,6 +17,8 @@ from cni.errors import CniError
 from cni.execute import find
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cli.findings import Report
     from cli.lint_refusals import Found
     from ipam.ranges import Range
@@ -92,15 +94,14 @@ def _installed(plugin_path: list[str]) -> list[str]:
     ]
 
 
-def order(plugins: list[Any], report: Report, path: str = "plugins[{}]") -> None:
-    """A chained plugin stands behind the one whose pods it is for."""
-    kinds = [str(Reader(one).raw("type")) if isinstance(one, dict) else "" for one in plugins]
-    for index, kind in enumerate(kinds):
+def order(chain: Sequence[tuple[Any, Report, str]]) -> None:
+    """A chained plugin stands after the one whose pods it is for. Each comes with the file that it is in, and where in it."""
+    kinds = [str(Reader(one).raw("type")) if isinstance(one, dict) else "" for one, _, _ in chain]
+    for index, (kind, (_, report, where)) in enumerate(zip(kinds, chain, strict=True)):
         before = [one for one in kinds[:index] if one not in CHAINED]
-        where = f"{path.format(index)}.type" if path else "type"
         if kind in CHAINED and not before:
             message = f"expected a plugin before {kind} that makes an interface, found none: it needs prevResult"
-            report.error(where, message, f"list {kind} behind the plugin that attaches the pod, in a .conflist")
+            report.error(where, message, f"list {kind} after the plugin that attaches the pod, in a .conflist")
         elif kind in CHAINED and set(before) == {"loopback"} and len(set(kinds[index:]) - {*CHAINED, "loopback"}) > 0:
             message = f"expected the plugin that attaches the pod before {kind}, found only loopback"
             report.warning(where, message, f"move {kind} to the end")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMAS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "conf", "schema")
 
-# What a reader is told, by JSON Schema type: what was expected, and how to write it.
+# What a message says, by JSON Schema type: what was expected, and how to write it.
 TYPES = {
     "boolean": ("true or false", "write true or false, without quotes"),
     "integer": ("an integer", "write a whole number, without quotes"),
@@ -113,7 +113,7 @@ def _unknown_key(key: str, known: list[str], path: str, report: Report) -> None:
     if key.casefold() in EVERYWHERE or key.casefold().startswith("cni.dev/"):
         return
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    remedy = f"did you mean {close[0]}?" if close else "remove it if nobody else reads it"
+    remedy = f"did you mean {close[0]}?" if close else "remove it if no other program reads it"
     report.warning(join(path, key), "unknown key: it has no effect here", remedy)
 
 

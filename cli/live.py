@@ -59,7 +59,7 @@ def look(where: str) -> Page:
     except (OSError, http.client.HTTPException, ValueError) as error:
         what = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise click.ClickException(
-            f"no agent tells about itself at {where}: {what}; start one with `cnikit agent`, or give --http the place "
+            f"no agent answers at {where}: {what}; start one with `cnikit agent`, or give --http the place "
             "that the agent was given"
         ) from None
 

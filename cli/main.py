@@ -26,7 +26,7 @@ from cni.errors import INVALID_ENVIRONMENT, CniError
 from cni.names import digest
 from cni.netlist import NetworkList, NotFoundError
 from cni.runtime import Runtime
-from cni.start import LARGEST_LAUNCHER, Stamp
+from cni.start import LARGEST_LAUNCHER, SYSTEM_BUNDLES, Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -327,9 +327,11 @@ def plugins_on(path: list[str]) -> list[tuple[str, str]]:
 
 
 def is_launcher(file: str) -> bool:
-    """Whether a file is a launcher of cnikit, of whatever build."""
+    """Whether a file is a launcher of cnikit, of whatever build: the first ones have no stamp, but they too name the
+    folder where they look for their bundle last."""
     with open(file, "rb") as opened:
-        return Stamp.read(opened.read(LARGEST_LAUNCHER)) is not None
+        content = opened.read(LARGEST_LAUNCHER + 1)
+    return len(content) <= LARGEST_LAUNCHER and (Stamp.read(content) is not None or SYSTEM_BUNDLES.encode() in content)
 
 
 def _list_attachments(world: World, network: NetworkList) -> None:

@@ -164,7 +164,7 @@ def _answer(writer: int, function: Callable[[], Any]) -> NoReturn:
         answer = {"value": function()}
     except KeyboardInterrupt:
         answer = {"error": "interrupted"}
-    except Exception as error:  # noqa: BLE001 - the parent tells what it was
+    except Exception as error:  # noqa: BLE001 - the parent reports what it was
         answer = {"error": f"{type(error).__name__}: {error}"}
     try:
         os.write(writer, json.dumps(answer).encode())

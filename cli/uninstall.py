@@ -5,7 +5,8 @@
     ... --force         although pods are attached, whose DEL nobody can make then
 
 Launchers of our plugins and command go, under whatever names; they are known by the stamps in them. Bundles go that no
-launcher names any more and nobody runs. What pods, leases and networks have left on the node stays: docs/uninstall.md.
+launcher names any more and nobody runs. So do the accepts in iptables (`forwardAccept`). What else pods, leases and networks have left on the node stays:
+docs/uninstall.md.
 Calling it again is success.
 """
 
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,12 +33,23 @@ from cli.install import (
     sweep,
 )
 from cli.registry import PLUGINS
+from cni import names
+from cni.cache import Cache
+from cni.config import Reader
+from cni.errors import CniError
+from cni.kernel.background import fork_background
+from cni.kernel.linux import Kernel
+from cni.netlist import NetworkList
 from cni.start import BUNDLES
+from plugins import forward_accept
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from cni.cache import Cached
+
 RECORDS = Path("/run/cnikit/networks")
+RESULTS = Path("/var/lib/cni")
 SOCKET = Path("/run/cnikit/agent.sock")
 
 
@@ -69,15 +83,24 @@ def main() -> None:
     named = (arguments.plugins, arguments.command, arguments.units, RECORDS, socket)
     places = Places(*(below(arguments.root, place) for place in named))
     try:
-        pods = attached(places.records)
+        found = {f"records in {places.records}": attached(places.records)}
+        if not arguments.root:
+            found["labels of links"] = attached_by_label()
+            found[f"results in {RESULTS}/results"] = attached_by_result(RESULTS, places.plugins)
     except OSError as error:
         sys.exit(f"not uninstalled: cannot see whether pods are attached: {error.filename}: {error.strerror}")
+    except CniError as error:
+        sys.exit(f"not uninstalled: cannot see whether pods are attached: {error.msg}")
+    pods = set().union(*found.values())
     if pods and not arguments.force:
+        where = ", ".join(f"{len(some)} by {what}" for what, some in found.items() if some)
         sys.exit(
-            f"not uninstalled: expected no attached pods, found {len(pods)} (in {places.records}); remove them from the "
+            f"not uninstalled: expected no attached pods, found {len(pods)} ({where}); remove them from the "
             "node first, or force it (make uninstall FORCE=1), after which their links and leases stay"
         )
     outcome = uninstall(places)
+    if not arguments.root:
+        withdraw(outcome)
     print("\n".join(f"removed {item}" for item in outcome.removed) or "nothing of cnikit is installed")
     for line in outcome.notes:
         print(f"note: {line}", file=sys.stderr)
@@ -90,6 +113,36 @@ def attached(records: Path) -> set[str]:
     read."""
     found = (name for folder in records.glob("*/attachments") for name in os.listdir(folder))
     return {name.rpartition(":")[0] for name in found if not name.startswith(".")}
+
+
+def attached_by_label() -> set[str]:
+    """The containers that links of the node are labelled with: a record may be lost."""
+    with Kernel(time.monotonic, fork_background).own() as host:
+        return {holder[0] for link in host.links() if (holder := names.holder(link.alias))}
+
+
+def attached_by_result(folder: Path, plugins: Path) -> set[str]:
+    """The containers that a runtime has in its cache, where one of our plugins in this folder is in their network and
+    their namespace is there: of `loopback`, and of an IPAM plugin that serves another maker's, nothing else is left."""
+    ours = {launcher.path.name for launcher in launchers(plugins, BUNDLES) if launcher.plugin in PLUGINS}
+    return {
+        entry.attachment.container_id
+        for entry in Cache(str(folder), _unread).all()
+        if entry.attachment.netns and os.path.exists(entry.attachment.netns) and not ours.isdisjoint(_types(entry))
+    }
+
+
+def _unread(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
+
+
+def _types(entry: Cached) -> set[str]:
+    """The plugins of a cached attachment's network, IPAM's among them."""
+    try:
+        plugins = NetworkList(entry.config or b"{}").plugins
+        return {kind for one in plugins for kind in (one.type, Reader(one.value).object("ipam").string("type"))}
+    except CniError:
+        return set()
 
 
 def uninstall(places: Places) -> Outcome:
@@ -105,6 +158,15 @@ def uninstall(places: Places) -> Outcome:
             "systemctl stop cnikit-agent.socket cnikit-agent.service"
         )
     return outcome
+
+
+def withdraw(outcome: Outcome) -> None:
+    """Take what networks have put among the rules of iptables on this node."""
+    try:
+        with Kernel(time.monotonic, fork_background).own() as host:
+            outcome.removed.extend(forward_accept.remove_all(host, forward_accept.Programs(os.environ)))
+    except CniError as error:
+        outcome.faults.append(f"accepts in iptables: {error.msg}")
 
 
 class Removal:
@@ -150,7 +212,7 @@ class Removal:
             for unit in ours:
                 self._files([link for link in folder.glob(f"*.wants/{unit.name}") if link.is_symlink()])
                 if is_edited(unit):
-                    kept = unit.with_name(f"{unit.name}.kept")
+                    kept = unused(unit.with_name(f"{unit.name}.kept"))
                     unit.replace(kept)
                     self._outcome.notes.append(f"{unit} was edited: it is now {kept}, where systemd does not read it")
                 else:
@@ -182,6 +244,12 @@ def builds(place: Path) -> list[str]:
 def users_of(bundle: Path) -> list[str]:
     """The PIDs of what runs out of a bundle."""
     return [pid for pid, program in programs() if program.startswith(f"{bundle.resolve()}/")]
+
+
+def unused(path: Path) -> Path:
+    """The path, with a number after it (`NAME.2`) where that is taken."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([path], numbered) if not os.path.lexists(one))
 
 
 def is_ours(unit: Path) -> bool:

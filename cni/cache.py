@@ -77,7 +77,7 @@ class Cached:
 
 
 class Cache:
-    """The cache below one folder. `log` is told of files that cannot be used."""
+    """The cache below one folder. `log` gets a line for each file that cannot be used."""
 
     __slots__ = ("_log", "_results")
 

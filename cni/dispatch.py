@@ -13,7 +13,7 @@ from cni.config import Reader, text
 from cni.context import Context
 from cni.errors import DECODING_FAILURE, INTERNAL, INVALID_CONFIG, INVALID_NETNS, CniError, io_failure
 from cni.kernel import NetnsError
-from cni.names import attachment_key, file_name, identifier_fault
+from cni.names import call_lock, identifier_fault
 from cni.request import ATTACHMENT, CLEANING, Request
 from cni.version import LATEST, SUPPORTED, negotiate
 
@@ -244,8 +244,7 @@ class Call:
         """The attachment's lock. DEL goes on without one where no file can be made, or a full or read-only /run
         would keep dead pods and their leases."""
         request, world = self.request, self.context.world
-        key = attachment_key(request.container_id, request.ifname)
-        name = file_name(f"{self.context.network}:{key}:{self.context.plugin_type}")
+        name = call_lock(self.context.network, request.container_id, request.ifname, self.context.plugin_type)
         try:
             return world.lock(f"{world.run_dir}/locks/{name}", transient=True)
         except OSError as error:

@@ -21,7 +21,7 @@ INTERNAL = 999
 
 
 class CniError(Exception):
-    """A refusal or failure that the runtime is told about.
+    """A refusal or failure that is reported to the runtime.
 
     `msg` is one line with what was found and what was expected; `details` is the next step for whoever
     reads it, or empty. Only `cni/dispatch.py` turns it into JSON.
@@ -62,11 +62,13 @@ def remedy(number: int) -> str:
     import errno
 
     remedies = {
+        errno.E2BIG: "a limit of the kernel is reached, which `dmesg` may name: delete pods, or raise it",
         errno.EDQUOT: "raise the quota, or remove files",
         errno.EMFILE: "raise the limit of open files of this process (LimitNOFILE in its systemd unit, `ulimit -n`)",
         errno.ENFILE: "raise the node's limit of open files: sysctl fs.file-max",
-        errno.ENOBUFS: "free memory on the node",
+        errno.ENOBUFS: "free memory on the node, or raise the limit that `dmesg` names",
         errno.ENOMEM: "free memory on the node, or raise the memory limit of the cgroup",
+        errno.ENOSPC: "a limit of the kernel is reached, which `dmesg` may name: delete pods, or raise it",
         errno.EROFS: "mount it writable",
     }
     return remedies.get(number, "")
@@ -85,7 +87,8 @@ def io_failure(error: OSError, about: str = "I/O failure", code: int = IO_FAILUR
     number = error.errno or 0
     if number != errno.ENOSPC or not isinstance(path, str):
         place = f" at {path}" if path else ""
-        return CniError(code, f"{about}{place}: {errno_text(number) if number else error}", remedy(number))
+        details = "make room on its file system" if number == errno.ENOSPC else remedy(number)
+        return CniError(code, f"{about}{place}: {errno_text(number) if number else error}", details)
     folder = path.rpartition("/")[0] or "/"
     try:
         # Whichever is scarcer: what was made before the failure may have been taken back by now.
@@ -98,7 +101,7 @@ def io_failure(error: OSError, about: str = "I/O failure", code: int = IO_FAILUR
 
 
 def merge_errors(errors: list[CniError]) -> CniError | None:
-    """One error that tells all of `errors` (DEL and GC collect and go on); None when there are none.
+    """One error that reports all of `errors` (DEL and GC collect and go on); None when there are none.
 
     The first error's code is kept, because it is the one that the caller's next step depends on.
     """

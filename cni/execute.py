@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from cni.world import Communicate
 
-    # Starts a program with an environment and with files (ours, theirs); returns its process.
-    Start = Callable[[Sequence[str], Mapping[str, str], Sequence[tuple[int, int]]], int]
+    # Starts a program with an environment, with files (ours, theirs) and signals set to their defaults; its process.
+    Start = Callable[[Sequence[str], Mapping[str, str], Sequence[tuple[int, int]], Sequence[int]], int]
 
 _CHUNK = 65536
 
 _SIGCHLD = 17
 
-# SIGPIPE and SIGXFSZ: the interpreter ignores them, and a child would inherit that.
+# SIGPIPE and SIGXFSZ: the interpreter ignores them, and a child would inherit that, also where the caller does not.
 _IGNORED_BY_PYTHON = (13, 25)
 
 
@@ -45,6 +45,18 @@ def find(plugin: str, path: Sequence[str]) -> str:
         f"failed to find plugin {plugin!r} in path {list(path)}",
         "install it there, or add its folder to CNI_PATH" if path else "set CNI_PATH to the folders with the plugins",
     )
+
+
+def plugin_behind(kind: str, path: Sequence[str]) -> str:
+    """The plugin that a configuration's `type` starts. An executable of ours may have been copied under another name
+    (`cnv-bridge`): its stamp says what it is. Anything else is what it is called."""
+    # Imported here: a call that runs a plugin does without.
+    from cni.start import plugin_of
+
+    try:
+        return plugin_of(find(kind, path)) or kind
+    except (CniError, OSError):
+        return kind  # whoever runs it will report that
 
 
 def run(executable: str, environ: Mapping[str, str], stdin: bytes, through: Communicate | None = None) -> Any:
@@ -70,7 +82,7 @@ def command(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, throu
     """Run a program of the node (iptables-restore) to its end; its stdout. CniError 999 when it fails."""
     status, stdout = (through or communicate)(argv, environ, stdin)
     if status != 0:
-        raise CniError(INTERNAL, f"{' '.join(argv)} failed with status {status}", "its stderr tells why")
+        raise CniError(INTERNAL, f"{' '.join(argv)} failed with status {status}", "its stderr says why")
     return stdout
 
 
@@ -83,33 +95,41 @@ def _failure(name: str, status: int, stdout: bytes) -> CniError:
         return CniError(found["code"], str(found.get("msg", "")), str(found.get("details", "")))
     how = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
     said = ascii(stdout[:200].decode("utf-8", "replace"))
-    return CniError(
-        INTERNAL, f"plugin {name} {how} with no error object; stdout was {said}", "its stderr may tell more"
-    )
+    return CniError(INTERNAL, f"plugin {name} {how} with no error object; stdout was {said}", "its stderr may say more")
 
 
-def communicate(argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, stderr: int = 2) -> tuple[int, bytes]:
+def communicate(
+    argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, stderr: int = 2, ignored: Sequence[int] = ()
+) -> tuple[int, bytes]:
     """Run a program with `stdin` on its standard input and `stderr` as its standard error; its exit code
-    (negative: the signal that killed it) and stdout. It inherits the caller's signals."""
+    (negative: the signal that killed it) and stdout. It inherits the caller's signals; of those that the interpreter
+    ignores by itself the caller ignores `ignored`."""
+    defaults = [number for number in _IGNORED_BY_PYTHON if number not in ignored]
     if _signal.getsignal(_SIGCHLD) != _signal.SIG_IGN:
-        return _communicate(_spawn, argv, environ, stdin, stderr)
+        return _communicate(_spawn, argv, environ, stdin, stderr, defaults)
     # Ours is ignored too, and so the kernel would throw the exit status away.
     _signal.signal(_SIGCHLD, _signal.SIG_DFL)
     try:
-        return _communicate(_fork, argv, environ, stdin, stderr)
+        return _communicate(_fork, argv, environ, stdin, stderr, defaults)
     finally:
         _signal.signal(_SIGCHLD, _signal.SIG_IGN)
 
 
 def _communicate(
-    start: Start, argv: Sequence[str], environ: Mapping[str, str], stdin: bytes, stderr: int
+    start: Start,
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    stdin: bytes,
+    stderr: int,
+    defaults: Sequence[int],
 ) -> tuple[int, bytes]:
     their_in, our_in = posix.pipe2(posix.O_CLOEXEC)
     our_out, their_out = posix.pipe2(posix.O_CLOEXEC)
+    unclosed = [our_out, our_in]  # also when Ctrl-C ends this anywhere
     try:
         try:
             named = {name: value for name, value in environ.items() if name}
-            pid = start(argv, named, ((their_in, 0), (their_out, 1), (stderr, 2)))
+            pid = start(argv, named, ((their_in, 0), (their_out, 1), (stderr, 2)), defaults)
         except OSError as error:
             raise CniError(
                 INTERNAL, f"cannot execute {argv[0]}: {error.strerror}", "check its mode and its architecture"
@@ -119,22 +139,25 @@ def _communicate(
             posix.close(their_out)
         posix.set_blocking(our_in, False)
         try:
-            stdout, our_in = _exchange(our_in, our_out, stdin)
+            stdout = _exchange(our_out, stdin, unclosed)
         finally:
             _, status = posix.waitpid(pid, 0)
         return posix.waitstatus_to_exitcode(status), stdout
     finally:
-        posix.close(our_out)
-        if our_in >= 0:
-            posix.close(our_in)
+        for fd in unclosed:
+            posix.close(fd)
 
 
-def _spawn(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]]) -> int:
+def _spawn(
+    argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]], defaults: Sequence[int]
+) -> int:
     actions = [(posix.POSIX_SPAWN_DUP2, ours, theirs) for ours, theirs in files if ours != theirs]
-    return posix.posix_spawn(argv[0], list(argv), environ, file_actions=actions, setsigdef=_IGNORED_BY_PYTHON)
+    return posix.posix_spawn(argv[0], list(argv), environ, file_actions=actions, setsigdef=defaults)
 
 
-def _fork(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]]) -> int:
+def _fork(
+    argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple[int, int]], defaults: Sequence[int]
+) -> int:
     """Like `_spawn`, for a program that shall ignore SIGCHLD though this process no longer does: posix_spawn cannot
     say so. Only for a process without other threads."""
     reader, writer = posix.pipe2(posix.O_CLOEXEC)
@@ -142,7 +165,7 @@ def _fork(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple
     if pid == 0:
         try:
             _signal.signal(_SIGCHLD, _signal.SIG_IGN)
-            for number in _IGNORED_BY_PYTHON:
+            for number in defaults:
                 _signal.signal(number, _signal.SIG_DFL)
             for ours, theirs in files:
                 posix.dup2(ours, theirs)
@@ -161,8 +184,10 @@ def _fork(argv: Sequence[str], environ: Mapping[str, str], files: Sequence[tuple
     return pid
 
 
-def _exchange(our_in: int, our_out: int, stdin: bytes) -> tuple[bytes, int]:
-    """Feed stdin and collect stdout side by side, so that neither pipe can fill up and block both."""
+def _exchange(our_out: int, stdin: bytes, unclosed: list[int]) -> bytes:
+    """Feed stdin, the last of `unclosed`, and collect stdout side by side, so that neither pipe can fill up and block
+    both. The program's input ends where `stdin` does: it is closed then, and taken from `unclosed`."""
+    our_in = unclosed[-1]
     poll = select.poll()
     poll.register(our_out, select.POLLIN)
     poll.register(our_in, select.POLLOUT)
@@ -176,10 +201,9 @@ def _exchange(our_in: int, our_out: int, stdin: bytes) -> tuple[bytes, int]:
                     stdin = b""  # it did not want all of it, which is its right
                 if not stdin:
                     poll.unregister(our_in)
-                    posix.close(our_in)
-                    our_in = -1
+                    posix.close(unclosed.pop())
             else:
                 data = posix.read(our_out, _CHUNK)
                 if not data:
-                    return b"".join(collected), our_in
+                    return b"".join(collected)
                 collected.append(data)

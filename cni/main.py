@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from cni.kernel import Kernel, Namespace
+    from cni.world import Communicate
 
 SILENCE = 10.0  # seconds without a byte until a configuration is given up (code 5)
 PROBE_SILENCE = 0.1  # seconds VERSION waits for a writer that may never come
@@ -53,7 +54,7 @@ def main(registry: Mapping[str, str], argv: list[str]) -> NoReturn:
     own = OwnPlugins(registry, folder_of(start.program))
     world = World(
         registry, _LazyKernel(environ.get("CNIKIT_SYSCTL_DIR", "")), time.monotonic, _log(name),
-        own_plugin=own.name_of, boot_id=_boot_id, host_id=host_id,
+        own_plugin=own.name_of, boot_id=_boot_id, host_id=host_id, communicate=_communicate(start.ignored),
     )  # fmt: skip
     try:
         status = dispatch.serve(world, name, environ, Stdin(0), lambda _, data: _stdout(data))
@@ -61,6 +62,15 @@ def main(registry: Mapping[str, str], argv: list[str]) -> NoReturn:
         _stderr(f"cnikit {name}: cannot write to stdout: {error.strerror}\n")
         status = 1
     posix._exit(status)
+
+
+def _communicate(ignored: tuple[int, ...]) -> Communicate | None:
+    """How programs are run for a caller that ignores these signals; None for the usual way."""
+    if not ignored:
+        return None
+    from cni.execute import communicate
+
+    return lambda argv, environ, stdin: communicate(argv, environ, stdin, ignored=ignored)
 
 
 class Stdin:

@@ -46,7 +46,7 @@ def interface_fault(value: str) -> str:
     if any(char in "/:\0" or char.isspace() for char in value):
         return "must not contain '/', ':', NUL or white space"
     if any("\ud800" <= char <= "\udfff" for char in value):
-        return "must be UTF-8: no result could tell its name otherwise"
+        return "must be UTF-8: no result could contain its name otherwise"
     if "%" in value:
         return "must not contain '%', which the kernel takes for a pattern"
     if b"\xa0" in raw:
@@ -67,6 +67,11 @@ def attachment_key(container_id: str, ifname: str) -> str:
     """
     key = f"{container_id}:{ifname}"
     return key if len(key) <= LONGEST_FILE_NAME else f"sha512-{digest(key).hex()[:64]}:{ifname}"
+
+
+def call_lock(network: str, container_id: str, ifname: str, plugin: str) -> str:
+    """The file name of the lock that a call of a plugin holds for its attachment (`<run_dir>/locks/`)."""
+    return file_name(f"{network}:{attachment_key(container_id, ifname)}:{plugin}")
 
 
 def file_name(text: str) -> str:

@@ -128,7 +128,7 @@ def _version(path: str, found: str) -> str:
 
 
 def load(folder: str, name: str, log: Log) -> NetworkList:
-    """The network called `name`. A second file with the same name is not used, and `log` is told so.
+    """The network called `name`. A second file with the same name is not used, which is logged.
 
     Raises NotFoundError, or CniError with the file's path in front.
     """

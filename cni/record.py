@@ -16,7 +16,7 @@ from __future__ import annotations
 import posix
 from errno import ENOSPC
 
-from cni import jsonio
+from cni import addr, jsonio
 from cni.errors import CniError, io_failure
 from cni.names import attachment_key, file_name
 from cni.paths import is_folder, make_folders
@@ -53,7 +53,11 @@ class Records:
 
     def read(self, container_id: str, ifname: str) -> dict[str, Any] | None:
         """An attachment's record; None when there is none, or one that cannot be read (which is logged)."""
-        return self._read(attachment_key(container_id, ifname))
+        return self.at(attachment_key(container_id, ifname))
+
+    def at(self, key: str) -> dict[str, Any] | None:
+        """The same by the record's file name."""
+        return self._read(key)
 
     def all(self) -> list[dict[str, Any]]:
         """Every readable record of the network."""
@@ -167,6 +171,20 @@ def describe(network: str, container_id: str, ifname: str, args: dict[str, str])
     """The part of a record that all plugins share. Of CNI_ARGS the pod's name is kept, which policy will need."""
     pod = {key: args[key] for key in K8S_ARGS if key in args}
     return {"version": VERSION, "network": network, "containerID": container_id, "ifname": ifname, "args": pod}
+
+
+def host_ends(section: dict[str, Any]) -> list[str]:
+    """The names of the links on the node that a plugin's section lists."""
+    links = section.get("links")
+    names = [link.get("name") for link in links if isinstance(link, dict)] if isinstance(links, list) else []
+    return [name for name in names if isinstance(name, str)]
+
+
+def addresses(section: dict[str, Any]) -> list[tuple[bytes, int]]:
+    """The pod's addresses that a plugin's section lists: bytes and prefix length."""
+    texts = section.get("addresses")
+    found = [addr.pack_cidr(text) for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
+    return [one for one in found if one]
 
 
 def _checked(record: Any) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Result:
 
     @classmethod
     def read(cls, reader: Reader) -> Result:
-        """From the JSON of any version (its form tells which); CniError 7 on wrong types."""
+        """From the JSON of any version (its form shows which); CniError 7 on wrong types."""
         result = cls()
         result.interfaces = [Interface.read(item) for item in reader.objects("interfaces")]
         result.ips = [IPConfig.read(item) for item in reader.objects("ips")]

@@ -51,7 +51,7 @@ class Runtime:
     """Runs the plugins of a network, found in the folders of `path`.
 
     `environ` is what plugins inherit besides the CNI variables. Every verb raises CniError: the plugin's
-    own, with the plugin's name in front. `clock` is monotonic; `log` is told what went wrong on the side.
+    own, with the plugin's name in front. `clock` is monotonic; `log` gets what went wrong without making the call fail.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Runtime:
     def gc(self, network: NetworkList, valid: Sequence[tuple[str, str]]) -> None:
         """DEL every remembered attachment that is not `valid`, then let each plugin clean up (from 1.1.0).
 
-        Goes on after an error; raises one that tells all. Does nothing when the list has `disableGC`.
+        Goes on after an error; raises one that reports all. Does nothing when the list has `disableGC`.
         """
         if network.disable_gc:
             return

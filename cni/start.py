@@ -20,6 +20,8 @@ SYSTEM_BUNDLES = "/usr/lib/cnikit"  # where a launcher looks next
 
 LARGEST_LAUNCHER = 1 << 18  # bytes: a larger file is none and need not be read
 
+_SIGNALS = {"SIGPIPE=ignored": 13, "SIGXFSZ=ignored": 25}
+
 _MARK = b"\x7fcnikit-stamp1\n\0"
 _SIZES = (256, 64, 64)  # of plugin, build and code
 _SIZE = len(_MARK) + sum(_SIZES)
@@ -70,17 +72,19 @@ class Stamp:
 class Start:
     """What the launcher passes on: `PROGRAM PLUGIN SELF [NAME=VALUE...] "" [ARGUMENT...]` (launcher/launcher.c).
 
-    `program` is the bundle's, `plugin` the name in the launcher's stamp, `launcher` that file's real path.
+    `program` is the bundle's, `plugin` the name in the launcher's stamp, `launcher` that file's real path. `ignored` are
+    the signals that the caller ignores, of those that Python does from its start on.
     """
 
-    __slots__ = ("_replaced", "arguments", "launcher", "plugin", "program")
+    __slots__ = ("_replaced", "arguments", "ignored", "launcher", "plugin", "program")
 
     def __init__(self, argv: list[str]) -> None:
         if "" not in argv[3:]:
             raise SystemExit(f"{argv[0]}: started by hand; call the file beside the folder {BUNDLES}")
         end = argv.index("", 3)
         self.program, self.plugin, self.launcher = argv[:3]
-        self._replaced = argv[3:end]
+        self._replaced = [entry for entry in argv[3:end] if entry not in _SIGNALS]
+        self.ignored = tuple([_SIGNALS[entry] for entry in argv[3:end] if entry in _SIGNALS])
         self.arguments = argv[end + 1 :]
 
     def restore(self, environ: MutableMapping[str, str]) -> None:
@@ -113,7 +117,7 @@ class OwnPlugins:
                 executable = real_path(executable)
             return stamp.plugin if self._starts_here(folder_of(executable)) else None
         except OSError:
-            return None  # whatever is wrong with it, executing it will tell
+            return None  # whatever is wrong with it, executing it will show
 
     def _starts_here(self, folder: str) -> bool:
         """Whether a launcher in this folder finds this bundle: the launcher's own rule."""
@@ -137,6 +141,14 @@ def stamp_of(executable: str, launcher: str) -> Stamp | None:
     if at < 0 or content[:at] != original[:at] or content[after:] != original[after:]:
         return None
     return Stamp.read(content[at:after])
+
+
+def plugin_of(executable: str) -> str:
+    """The plugin in the stamp of a launcher of whatever build; empty for a file without one. OSError."""
+    if posix.stat(executable).st_size > LARGEST_LAUNCHER:
+        return ""
+    stamp = Stamp.read(content_of(executable))
+    return stamp.plugin if stamp else ""
 
 
 def content_of(path: str) -> bytes:

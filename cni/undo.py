@@ -40,7 +40,7 @@ class Undo:
 
 
 class Teardown:
-    """The steps of a DEL or GC: each is tried, failures are collected and told together at the end."""
+    """The steps of a DEL or GC: each is tried, failures are collected and reported together at the end."""
 
     __slots__ = ("errors",)
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 class World:
     """Made by `cni/main.py` and by the agent, and by tests.
 
-    `registry` maps a plugin's name to its module's path. `own_plugin` tells whether an executable found on
+    `registry` maps a plugin's name to its module's path. `own_plugin` says whether an executable found on
     CNI_PATH is one of this build's, by the plugin name or None. `clock` is monotonic, in seconds. `lock`
     takes a lock, `communicate` runs a foreign program (None: as `cni/execute.py` does), `resolve` makes a path that
     begins at the caller's working directory absolute, `step` is given the kind of a step and what it is about. `host_id` is

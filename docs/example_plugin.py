@@ -2,7 +2,7 @@
 
 The balancer passes a packet on with its destination, the virtual IP, unchanged. So the pod must own that address
 and must not speak ARP for it, or it would take the address from the balancer: the address goes on `lo`, and the
-pod's interface is told to keep quiet about it. It stands in a chain behind the plugin that makes
+pod's interface is set to keep quiet about it. It stands in a chain behind the plugin that makes
 the interface:
 
     {"type": "vip", "addresses": ["203.0.113.10", "2001:db8::10"]}

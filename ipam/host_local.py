@@ -100,7 +100,7 @@ def add(ctx: Context, conf: Conf) -> Result:
     holder = (ctx.request.container_id, ctx.request.ifname)
     try:
         with _store(ctx, conf, make=True) as store:
-            claims = Claims(ctx.world, ctx.network) if conf.in_routing else None
+            claims = Claims(ctx, store.leases_beside) if conf.in_routing else None
             chosen = _lease(store, conf, wishes, holder, claims)
     except OSError as error:
         raise _store_failure(ctx, conf, error) from error
@@ -160,11 +160,12 @@ def status(ctx: Context, conf: Conf) -> None:
         raise CniError(NOT_AVAILABLE, f"ipam.dataDir: {fault}", "host-local keeps its leases there")
     if not conf.status_on_exhausted:
         return
-    routed = Claims(ctx.world, ctx.network).others() if conf.in_routing else []
-    leased = {packed for packed in map(addr.pack, [*store.names(), *routed]) if packed is not None}
+    claims = Claims(ctx) if conf.in_routing else None
+    claimed = claims.listed() if claims else []
+    leased = {packed for packed in map(addr.pack, [*store.names(), *claimed]) if packed is not None}
     for item in conf.sets:
         used = [packed for packed in leased if _counts(item, packed)]
-        if len(used) >= item.size and not any(_is_reclaimable(store, packed, routed) for packed in used):
+        if len(used) >= item.size and not any(_is_reclaimable(store, packed, claims) for packed in used):
             raise CniError(
                 NOT_AVAILABLE,
                 f"no IP addresses available in range set: {item}: all {item.size} addresses are leased",
@@ -172,9 +173,9 @@ def status(ctx: Context, conf: Conf) -> None:
             )
 
 
-def _is_reclaimable(store: Store, packed: bytes, routed: list[str]) -> bool:
+def _is_reclaimable(store: Store, packed: bytes, claims: Claims | None) -> bool:
     address = addr.unpack(packed)
-    return address not in routed and store.is_reclaimable(address)
+    return store.is_reclaimable(address) and not (claims and claims.other(address))
 
 
 def gc(ctx: Context, conf: Conf) -> None:
@@ -306,10 +307,11 @@ def _next(store: Store, item: RangeSet, claims: Claims | None) -> tuple[Range, b
 
 def _exhausted(store: Store, item: RangeSet, claims: Claims | None) -> CniError:
     inside = []
-    for address in claims.others() if claims else ():
+    for address in claims.listed() if claims else ():
         packed = addr.pack(address)
-        if packed and _counts(item, packed) and address not in store.leases:
-            inside.append((packed, f"{address} by {shown(claims.other(address) if claims else '')}"))
+        other = claims.other(address) if claims and packed and _counts(item, packed) else ""
+        if packed and other and address not in store.leases:
+            inside.append((packed, f"{address} by {shown(other)}"))
     routed = " or routed to pods of other networks" if inside else ""
     for address, holder in store.leases.items():
         packed = addr.pack(address)

@@ -14,7 +14,7 @@ whenever we write it: its modification time is set to a moment in the past that 
 `state`. Every other write puts the present there. Other times prove nothing: a folder's misses changes.
 
 ORIGIN and MTIME say that a lease is cnikit's, and of which host and boot, because hosts may share the folder. A
-foreign lease has `-`, and so has one of a host that cannot be told from others. MTIME is the low part of the lease
+foreign lease has `-`, and so has one of a host that cannot be distinguished from others. MTIME is the low part of the lease
 file's modification time: a lease that Go has made again with the very same text is Go's.
 
 Version 1 had no host in its entries, which are foreign here. Ours are foreign there: their MTIME has another length.

@@ -48,7 +48,7 @@ class Range:
             )
             order = f"the range would begin at {self.text(self.first)} and end at {self.text(self.last)}"
             what = f"{name} {addr.unpack(found or b'')} not in network {self.subnet()}"
-            expected = f"an address not behind the range's end, {self.text(self.last)}"
+            expected = f"an address not after the range's end, {self.text(self.last)}"
             reader.refuse(
                 _invalid(
                     reader, key, f"{what} in this order: {order}", expected, self.text(self.first),

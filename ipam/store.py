@@ -58,7 +58,7 @@ class Lease:
 class Store:
     """One network's leases, from `with` on under its lock; CniError 11 when that takes too long.
 
-    `make` creates the folder, otherwise `exists` tells whether there is one to work on.
+    `make` creates the folder, otherwise `exists` says whether there is one to work on.
     """
 
     __slots__ = (
@@ -129,7 +129,7 @@ class Store:
     def _known(self, holder: Holder) -> list[str]:
         """What the index knows a holder to have.
 
-        When it tells of leases that are not there, a writer died or somebody else released them: then we walk.
+        When it lists leases that are not there, a writer died or somebody else released them: then we walk.
         """
         entry = self._index.get(key_of(holder))
         found = self._verified(holder)
@@ -143,19 +143,7 @@ class Store:
 
     def lease(self, address: str) -> Lease | None:
         """The lease file of an address; None when there is none."""
-        try:
-            fd = posix.open(f"{self.folder}/{address}", posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        try:
-            data = posix.read(fd, _USUAL_LEASE)
-            if len(data) == _USUAL_LEASE:
-                data += posix.read(fd, _LONGEST_LEASE)
-            return Lease(data, posix.fstat(fd).st_mtime_ns)
-        except IsADirectoryError:
-            return Lease(b"(a folder)", 0)
-        finally:
-            posix.close(fd)
+        return _lease(f"{self.folder}/{address}")
 
     def holder_of(self, address: str) -> Holder | None:
         """Who holds an address; None also when its file is nobody's lease."""
@@ -330,6 +318,18 @@ class Store:
             else:
                 yield address, packed, lease
 
+    def leases_beside(self) -> Iterator[tuple[str, str, str]]:
+        """The leases of the other networks in the same `dataDir`: path, container ID, interface."""
+        data_dir, _, own = self.folder.rpartition("/")
+        for network in sorted(posix.listdir(data_dir)):
+            folder = f"{data_dir}/{network}"
+            if network in (own, OWN_FOLDER) or not is_folder(folder):
+                continue
+            for address in sorted(posix.listdir(folder)):
+                lease = _lease(f"{folder}/{address}") if addr.pack(address) else None
+                if lease and lease.holder:
+                    yield f"{folder}/{address}", *lease.holder
+
     def names(self) -> list[str]:
         """What lies in the folder; read without the lock, for counting."""
         return posix.listdir(self.folder) if self.exists else []
@@ -375,6 +375,22 @@ def _entry(before: Entry | None, leases: list[tuple[str, Lease]]) -> Entry:
     if before is None or not all(before.vouches(address, lease.mtime) for address, lease in leases):
         before = before if before and before.origin == FOREIGN else foreign(addresses)
     return before if sorted(before.addresses) == addresses else Entry(before.origin, before.mtime, addresses)
+
+
+def _lease(path: str) -> Lease | None:
+    try:
+        fd = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        data = posix.read(fd, _USUAL_LEASE)
+        if len(data) == _USUAL_LEASE:
+            data += posix.read(fd, _LONGEST_LEASE)
+        return Lease(data, posix.fstat(fd).st_mtime_ns)
+    except IsADirectoryError:
+        return Lease(b"(a folder)", 0)
+    finally:
+        posix.close(fd)
 
 
 def _create(path: str, data: bytes) -> str:

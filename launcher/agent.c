@@ -4,7 +4,7 @@
  * Whatever is wrong with the agent, the bundle serves the call instead, as if nobody had been asked: stdin is
  * read only when somebody listens, and what was read is there to be read again; nothing else of the caller's is
  * changed, and every file that is opened here closes itself when the bundle is executed. The one exception is an
- * ADD that the agent was told to begin, which is never begun a second time. No byte of an answer is written
+ * ADD that the agent was sent GO for, which is never begun a second time. No byte of an answer is written
  * before all of it is there.
  *
  * What a call costs is its system calls (VERSION: 18) and the pages it touches, so both are few.
@@ -83,7 +83,7 @@ static int64_t now(void)
     return time.tv_sec * INT64_C(1000) + time.tv_nsec / 1000000;
 }
 
-/* Whether `fd` is ready (or broken) before the deadline; if not, errno tells why. */
+/* Whether `fd` is ready (or broken) before the deadline; if not, errno says why. */
 static int wait_for(int fd, short events, int64_t deadline)
 {
     struct pollfd waited = {fd, events, 0};
@@ -99,7 +99,7 @@ static int wait_for(int fd, short events, int64_t deadline)
     return ready > 0;
 }
 
-/* Read (POLLIN) or write (POLLOUT) exactly so many bytes; if that fails, errno tells why. */
+/* Read (POLLIN) or write (POLLOUT) exactly so many bytes; if that fails, errno says why. */
 static int transfer(int fd, short direction, char *bytes, size_t size, int64_t deadline)
 {
     ssize_t moved;
@@ -277,7 +277,7 @@ static int fail_output(int error, int64_t deadline)
     return 1;
 }
 
-/* Write an answer out, and tell the agent whether the result of an ADD was taken; returns the exit code. */
+/* Write an answer out, and report to the agent whether the result of an ADD was taken; returns the exit code. */
 static int deliver(int agent, const struct frame *answer, char *texts, int added)
 {
     const int64_t deadline = now() + OUTPUT_BOUND;

@@ -15,7 +15,8 @@
  *     PROGRAM PLUGIN SELF [NAME=VALUE...] "" [ARGUMENT...]
  *
  * PLUGIN is the name in the stamp, SELF the real path of this file, NAME=VALUE what the caller had, ARGUMENT what the
- * caller gave.
+ * caller gave. SIGPIPE=ignored or SIGXFSZ=ignored among the variables says that the caller ignores the signal: Python
+ * ignores both from its start on, and could not say any more what a program that it runs should inherit.
  */
 
 #include "launcher.h"
@@ -23,6 +24,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <locale.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -69,6 +71,22 @@ static char *joined(const char *left, const char *right)
 static int find_self(const char *called)
 {
     return realpath(called, self) != NULL || readlink("/proc/self/exe", self, sizeof self - 1) > 0;
+}
+
+/* Append what the caller ignores of the signals that Python ignores. */
+static char **ignored(char **argument)
+{
+    static const struct {
+        int number;
+        char *text;
+    } signals[] = {{SIGPIPE, "SIGPIPE=ignored"}, {SIGXFSZ, "SIGXFSZ=ignored"}};
+    struct sigaction found;
+    size_t i;
+
+    for (i = 0; i < sizeof signals / sizeof *signals; i++)
+        if (sigaction(signals[i].number, NULL, &found) == 0 && found.sa_handler == SIG_IGN)
+            *argument++ = signals[i].text;
+    return argument;
 }
 
 /* What the bootloader of `program` would have put into its environment before its second start. */
@@ -146,7 +164,7 @@ static int start(int argc, char **argv)
 
     while (environ[variables] != NULL)
         variables++;
-    argument = arguments = calloc((size_t)(variables + argc) + 5, sizeof *arguments);
+    argument = arguments = calloc((size_t)(variables + argc) + 7, sizeof *arguments);
     environment = calloc((size_t)variables + 4, sizeof *environment);
     if (arguments == NULL || environment == NULL || (variable = prepared(environment)) == NULL)
         return ENOMEM;
@@ -158,6 +176,7 @@ static int start(int argc, char **argv)
             *argument++ = environ[i];
         else
             *variable++ = environ[i];
+    argument = ignored(argument);
     *argument++ = "";
     for (i = 1; i < argc; i++)
         *argument++ = argv[i];

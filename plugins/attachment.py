@@ -1,7 +1,7 @@
 """A pod's attachment by a veth pair, whatever its host's end is joined to: its lease, its record, its result, and how it
 is found again and taken away. Shared by every plugin that makes one.
 
-The host's end is a bridge's port (`bridged.py`) or has a route to the pod (`routed.py`). Either way the record tells
+The host's end is a bridge's port (`bridged.py`) or has a route to the pod (`routed.py`). Either way the record lists
 what was made, so DEL and GC are the same for both, and work after the configuration has changed.
 """
 
@@ -15,7 +15,7 @@ from cni.config import Refusal
 from cni.errors import INTERNAL, TRY_AGAIN, CniError, KernelError
 from cni.kernel import ops
 from cni.names import interface_fault, owner, owner_of_all
-from cni.record import describe
+from cni.record import addresses, describe
 from cni.result import Interface, Result, Route
 from cni.undo import Teardown
 from plugins import masquerade, ownership, veth
@@ -159,6 +159,8 @@ def record(ctx: Context, conf: Conf, pair: veth.Pair, lease: Result) -> None:
         "macspoofchk": conf.mac_spoof_check,
     }
     common = describe(ctx.network, request.container_id, request.ifname, request.args.values)
+    if not conf.bridge:
+        section["gateways"] = [addr.unpack(gateway) for gateway in gateways_of(lease)]
     ctx.records.write(common, ctx.plugin_type, section)
     ctx.undo.push(
         "remove the record", lambda: ctx.records.remove(request.container_id, request.ifname, ctx.plugin_type)
@@ -174,7 +176,7 @@ def in_routing(conf: Conf) -> bool:
 
 def _claim(ctx: Context, lease: Result) -> None:
     """Refuse addresses that the node routes to pods of other networks, and keep other networks from these."""
-    who, claims = (ctx.request.container_id, ctx.request.ifname), Claims(ctx.world, ctx.network)
+    who, claims = (ctx.request.container_id, ctx.request.ifname), Claims(ctx)
     for text in [addr.unpack(ip.packed) for ip in lease.ips]:
         holder = claims.claim(text, *who)
         if holder:
@@ -208,10 +210,21 @@ def result(
 
 
 def recorded_ranges(section: dict[str, Any]) -> list[Subnet]:
-    """The networks of the addresses that a record's section tells."""
-    texts = section.get("addresses")
-    found = [addr.pack_cidr(text) for text in texts if isinstance(text, str)] if isinstance(texts, list) else []
-    return [(addr.network(*one), one[1]) for one in found if one]
+    """The networks of the addresses that a record's section lists."""
+    return [(addr.network(*one), one[1]) for one in addresses(section)]
+
+
+def recorded_gateways(section: dict[str, Any]) -> list[bytes]:
+    """The gateways of a routed pod by its record's section; one of an earlier build leaves them to the ranges."""
+    texts = section.get("gateways")
+    if not isinstance(texts, list):
+        return [addr.following(packed) for packed, _ in dict.fromkeys(recorded_ranges(section))]
+    return [one for one in (addr.pack(text) for text in texts if isinstance(text, str)) if one]
+
+
+def gateways_of(lease: Result) -> list[bytes]:
+    """Each once, in order."""
+    return list(dict.fromkeys(ip.gateway for ip in lease.ips if ip.gateway))
 
 
 def subnets(lease: Result) -> list[Subnet]:
@@ -277,16 +290,21 @@ def _has_ipam(ctx: Context) -> bool:
 def _section(ctx: Context, record: dict[str, Any]) -> dict[str, Any] | None:
     """Our section of an attachment's record; None when there is none, or one that lacks what `_remove` needs."""
     section: dict[str, Any] = record["plugins"].get(ctx.plugin_type, {})
+    return section if is_whole(section) else None
+
+
+def is_whole(section: dict[str, Any]) -> bool:
+    """Whether a record's section has what tells an attachment's links and addresses."""
     if not all(isinstance(section.get(key), kind) for key, kind in _NEEDED.items()):
-        return None
+        return False
     texts = list(section["addresses"])
     for link in section["links"]:
         texts += [link.get("name"), link.get("mac")] if isinstance(link, dict) else [None]
-    return section if all(isinstance(text, str) for text in texts) else None
+    return all(isinstance(text, str) for text in texts)
 
 
 def _remove(ctx: Context, section: dict[str, Any], container_id: str, ifname: str, teardown: Teardown) -> None:
-    """Remove what a record tells: link, neighbours, masquerade, MAC check."""
+    """Remove what a record lists: link, neighbours, masquerade, MAC check."""
     gone: list[Link] = []
     teardown.step("link", lambda: _remove_links(ctx, section, gone))
     subnets = [subnet for subnet in map(addr.pack_cidr, section["addresses"]) if subnet]
@@ -316,7 +334,7 @@ def _remove_links(ctx: Context, section: dict[str, Any], gone: list[Link]) -> No
 
 
 def _made_in(section: dict[str, Any]) -> tuple[object, object] | None:
-    """Device and inode of the namespace that a record's section tells."""
+    """Device and inode of the namespace that a record's section names."""
     netns = section.get("netns")
     return (netns.get("dev"), netns.get("ino")) if isinstance(netns, dict) else None
 
@@ -343,7 +361,7 @@ def _remove_unrecorded(ctx: Context, traces: Traces, teardown: Teardown) -> None
 
 
 def _release_claims(ctx: Context, subnets: list[Subnet], container_id: str, ifname: str) -> None:
-    claims = Claims(ctx.world, ctx.network)
+    claims = Claims(ctx)
     for packed, _ in subnets:
         claims.release(addr.unpack(packed), container_id, ifname)
 
@@ -362,9 +380,20 @@ def _stop_mac_check(ctx: Context, container_id: str, ifname: str) -> None:
     macspoof.remove(ctx.host, container_id, ifname)
 
 
+def _stop_stale_mac_checks(ctx: Context) -> None:
+    from plugins import macspoof
+
+    try:
+        macspoof.remove_stale(ctx.host, ctx.network, ctx.valid)
+    except KernelError as error:
+        if error.errno not in masquerade.NO_NFTABLES:
+            raise
+
+
 def _remove_stale(ctx: Context, teardown: Teardown) -> None:
-    """GC of what has no record: links by their label, masqueraded addresses by their holder, claims."""
-    teardown.step("claims", Claims(ctx.world, ctx.network).forget_stale)
+    """GC of what has no record: links by their label, masqueraded addresses by their holder, MAC checks by the link's
+    name, claims."""
+    teardown.step("claims", Claims(ctx).forget_stale)
     teardown.step("masquerade", lambda: masquerade.adopt(ctx, again=True))
     valid = {text for attachment in ctx.valid for text in masquerade.holder_texts(ctx.network, *attachment)}
     labels = {owner(ctx.network, *attachment) for attachment in ctx.valid}
@@ -375,12 +404,13 @@ def _remove_stale(ctx: Context, teardown: Teardown) -> None:
         subnet = addr.pack_cidr(cidr)
         if subnet:
             teardown.step("masquerade", lambda s=subnet, k=key: masquerade.remove_held(ctx, [s], (k,)))  # type: ignore[misc]
+    teardown.step("macspoofchk", lambda: _stop_stale_mac_checks(ctx))
 
 
 def _forget(ctx: Context, bridge: str, vlan: int, subnets: list[Subnet], own: tuple[str, ...], index: int = 0) -> None:
     """Remove the node's neighbour entries for a pod's addresses, unless another pod holds them by now.
 
-    `index` is the bridge's where the pod's link has told it.
+    `index` is the bridge's where it is known from the pod's link.
     """
     if not index and bridge:
         link = ctx.host.link(f"{bridge}.{vlan}" if vlan else bridge)

@@ -83,7 +83,7 @@ def has_address(host: Namespace, link: Link, packed: bytes) -> None:
 
 def alone(ctx: Context, ips: list[IPConfig]) -> None:
     """CniError 999 when the node routes an address of the pod to a pod of another network."""
-    claims = Claims(ctx.world, ctx.network)
+    claims = Claims(ctx)
     for text in [addr.unpack(ip.packed) for ip in ips]:
         holder = claims.other(text)
         if holder:

@@ -66,6 +66,8 @@ def status(ctx: Context, conf: Conf) -> None:
         if conf.layer3:
             ctx.ipam.forward()
         found = node_bridge.find(ctx.host, conf.bridge, vlan=conf.vlan_option)
+        if found is not None:
+            node_bridge.refuse_full(ctx.host, found, ctx.config.object("ipam"))
         if found is not None and conf.is_gateway and not conf.vlan:
             node_bridge.refuse_narrow(found, conf.ipv6_gateways())
         if conf.ip_masq:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import ETIMEDOUT, EXFULL
 
 from cni.addr import family
-from cni.errors import INTERNAL, TRY_AGAIN, CniError, KernelError
+from cni.errors import INTERNAL, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import OPER_UP
 from plugins import attachment, masquerade, node_bridge, veth
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 # Seconds an ADD waits for the bridge port to forward; it takes about 0.1 ms.
 PORT_TIMEOUT = 1.0
-
-MOST_PORTS = 1023  # of one bridge: BR_MAX_PORTS without port 0
 
 
 def add(ctx: Context, conf: Conf, kept: tuple[Subnet, ...] = ()) -> Result:
@@ -84,8 +82,7 @@ def _attach(ctx: Context, conf: Conf, pair: veth.Pair, bridge: Link) -> tuple[Li
     except KernelError as error:
         if error.errno != EXFULL:
             raise
-        what = f"bridge {bridge.name}: expected a free port, found all {MOST_PORTS} in use ({error.msg})"
-        raise CniError(TRY_AGAIN, what, "delete pods, or give the network another `bridge`") from None
+        raise node_bridge.no_port(bridge, f" ({error.msg})") from None
     if conf.vlan_option:
         from plugins import bridge_vlan
 
@@ -124,7 +121,7 @@ def _bring_up(ctx: Context, conf: Conf, host_link: Link, pod_link: Link, near: L
 
 
 def _wait_until_reachable(ctx: Context, pod_link: Link, gateway_link: Link | None, lease: Result) -> None:
-    """Return when pod and gateway answer at their addresses, and tell the segment about the pod's."""
+    """Return when pod and gateway answer at their addresses, and announce the pod's on the segment."""
     if not lease.ips:
         return
     veth.wait_usable(ctx.sandbox, pod_link, [ip.packed for ip in lease.ips])

@@ -10,12 +10,11 @@ from cni import addr
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.names import interface_fault
-from plugins.peers import Node, read_nodes, refuse_no_hosts, within
+from plugins.bridge_conf import DEFAULT_BRIDGE
+from plugins.peers import Node, outside, read_nodes, refuse_no_hosts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from plugins.peers import Subnet
 
 LAST_VNI = (1 << 24) - 1
@@ -29,11 +28,11 @@ class ClusterConf:
     `networks` are `network` and `ipv6Network`; `exceptions` what else is not masqueraded; `peers` the nodes when the
     configuration lists them and has no `membership`, else None; `has_agent` whether it has one, so that our agent
     follows the members and writes the subnet file; `subnet_file` the path as it was given, empty for the default
-    (`subnet_file_of`).
+    (`subnet_file_of`). `bridge` is where bridged pods are.
     """
 
     __slots__ = (
-        "direct", "exceptions", "gbp", "has_agent", "iface", "ip_masq", "kind", "learning", "mtu", "name", "networks", "node_name",
+        "bridge", "direct", "exceptions", "forward_accept", "gbp", "has_agent", "iface", "ip_masq", "kind", "learning", "mtu", "name", "networks", "node_name",
         "peers", "port", "subnet_file", "vni",
     )  # fmt: skip
 
@@ -46,6 +45,7 @@ class ClusterConf:
         self.node_name = config.string("nodeName")
         self.subnet_file = config.string("subnetFile")
         self.ip_masq = config.boolean("ipMasq")
+        self.forward_accept = config.boolean("forwardAccept", self.ip_masq)
         self.exceptions = _exceptions(config)
         self.vni = config.integer("vni", 1, 1, LAST_VNI)
         self.port = config.integer("port", 8472, 1, LAST_PORT)
@@ -56,34 +56,22 @@ class ClusterConf:
         if fault:
             config.refuse(wrong(config.at("iface"), f"an interface name ({fault})", self.iface))
         self.has_agent = config.raw("membership") is not None
+        bridge = config.raw("bridge")  # a wrong one is refused where pods are attached to it
+        self.bridge = bridge if isinstance(bridge, str) and bridge else DEFAULT_BRIDGE
         self.peers: tuple[Node, ...] | None = None
         if config.raw("peers") is not None:
             if not self.networks:
                 config.refuse(wrong(config.at("network"), "network or ipv6Network beside `peers`", None))
-            peers = read_nodes(config, "peers")
-            try:
-                refuse_outside(peers, self.networks)
-            except CniError as error:
-                config.refuse(error)
+            peers = read_nodes(config, "peers", self.networks, self.vni if self.kind == "vxlan" else 0)
             # With another source of membership the agent decides who is in the cluster.
             self.peers = None if self.has_agent else peers
 
 
-def refuse_outside(nodes: Iterable[Node], networks: tuple[Subnet, ...]) -> None:
+def refuse_outside(node: Node, networks: tuple[Subnet, ...]) -> None:
     """CniError 7 when a node's subnet is not part of the network."""
-    for node in nodes:
-        fault = outside(node, networks)
-        if fault:
-            raise CniError(INVALID_CONFIG, fault, "correct the subnet, or `network` and `ipv6Network`")
-
-
-def outside(node: Node, networks: tuple[Subnet, ...]) -> str:
-    """Which subnet of a node is not part of the network; empty when all are."""
-    for subnet in node.subnets:
-        if not within(subnet, networks):
-            ranges = " and ".join(addr.unpack_cidr(*network) for network in networks) or "none"
-            return f"{node}: expected a subnet inside the network ({ranges}), found {addr.unpack_cidr(*subnet)}"
-    return ""
+    fault = outside(node, networks)
+    if fault:
+        raise CniError(INVALID_CONFIG, fault, "correct the subnet, or `network` and `ipv6Network`")
 
 
 def subnet_file_of(conf: ClusterConf, run_dir: str) -> str:

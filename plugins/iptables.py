@@ -18,6 +18,8 @@ from cni.kernel.ops import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cni.context import Context
 
     Subnet = tuple[bytes, int]
@@ -64,7 +66,7 @@ def unmasquerade(ctx: Context, container_id: str) -> None:
     chain = chain_name(ctx.network, container_id)
     for size, (proto, program, tables, _) in FAMILIES.items():
         _remove_nft(ctx, proto, chain)
-        if NAT in _lines(tables):
+        if NAT in lines_of(tables):
             _remove_legacy(ctx, f"{program}-legacy", size, chain)
 
 
@@ -104,7 +106,7 @@ def _has_jump(ctx: Context, size: int) -> bool:
     proto, program, tables, _ = FAMILIES[size]
     if any(chain in rule.targets for rule in ctx.host.nft_rules(proto, NAT, POSTROUTING)):
         return True
-    return NAT in _lines(tables) and any(line.endswith(f"-j {chain}") for line in _save(ctx, f"{program}-legacy"))
+    return NAT in lines_of(tables) and any(line.endswith(f"-j {chain}") for line in _save(ctx, f"{program}-legacy"))
 
 
 def chain_name(network: str, container_id: str) -> str:
@@ -115,7 +117,7 @@ def chain_name(network: str, container_id: str) -> str:
 def find_restore(ctx: Context, size: int) -> str:
     """The `iptables-restore` of a family; CniError 50 when it is not installed."""
     program = f"{FAMILIES[size][1]}-restore"
-    found = _find(ctx, program)
+    found = find_program(program, ctx.request.environ)
     if not found:
         raise CniError(
             NOT_AVAILABLE, f'ipMasqBackend "iptables": expected the program {program}, found none',
@@ -134,13 +136,15 @@ def _remove_nft(ctx: Context, proto: int, chain: str) -> None:
 
 
 def _remove_legacy(ctx: Context, program: str, size: int, chain: str) -> None:
-    if not _find(ctx, f"{program}-save"):
+    if not find_program(f"{program}-save", ctx.request.environ):
         program = FAMILIES[size][1]  # a distribution with the legacy kind only
     saved = _save(ctx, program)
     if not any(line.startswith(f":{chain} ") for line in saved):
         return
     jumps = [f"-D{line[2:]}" for line in saved if line.startswith("-A ") and line.endswith(f"-j {chain}")]
-    _restore(ctx, _find(ctx, f"{program}-restore"), [f"*{NAT}", *jumps, f"-F {chain}", f"-X {chain}"])
+    _restore(
+        ctx, find_program(f"{program}-restore", ctx.request.environ), [f"*{NAT}", *jumps, f"-F {chain}", f"-X {chain}"]
+    )
 
 
 def _restore(ctx: Context, program: str, lines: list[str]) -> None:
@@ -149,7 +153,7 @@ def _restore(ctx: Context, program: str, lines: list[str]) -> None:
 
 
 def _save(ctx: Context, program: str) -> list[str]:
-    found = _find(ctx, f"{program}-save")
+    found = find_program(f"{program}-save", ctx.request.environ)
     return (
         command([found, "-t", NAT], ctx.request.environ, b"", ctx.world.communicate).decode().splitlines()
         if found
@@ -157,13 +161,15 @@ def _save(ctx: Context, program: str) -> list[str]:
     )
 
 
-def _find(ctx: Context, program: str) -> str:
-    folders = f"{ctx.request.environ.get('PATH', '')}:{SBIN}".split(":")
+def find_program(program: str, environ: Mapping[str, str]) -> str:
+    """The path of a program; empty when it is not installed."""
+    folders = f"{environ.get('PATH', '')}:{SBIN}".split(":")
     paths = (f"{folder}/{program}" for folder in folders if folder.startswith("/"))
     return next((path for path in paths if posix.access(path, posix.X_OK)), "")
 
 
-def _lines(path: str) -> list[str]:
+def lines_of(path: str) -> list[str]:
+    """The words of a file that lists the legacy tables in use, one on a line; none when there is no such file."""
     try:
         with open(path) as file:
             return file.read().split()

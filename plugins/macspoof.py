@@ -10,15 +10,19 @@ from cni.errors import INTERNAL, CniError
 from cni.kernel import ops
 from cni.kernel.nftables import drop, ether_saddr, iifname, jump, ret
 from cni.kernel.ops import NFPROTO_BRIDGE
-from cni.names import file_name
+from cni.names import file_name, host_end
+from plugins.veth import ATTEMPTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cni.kernel import Namespace
+    from cni.kernel.types import NftRule
 
 TABLE = "nat"
 BASE = "PREROUTING"
 HOOK = ("filter", "prerouting", -300)
+
+_CHAIN = "cni-br-iface-"
 
 
 def add(host: Namespace, container_id: str, ifname: str, host_link: str, mac: bytes) -> None:
@@ -55,6 +59,29 @@ def remove(host: Namespace, container_id: str, ifname: str) -> None:
         host.nft(*gone)
 
 
+def remove_stale(host: Namespace, network: str, valid: set[tuple[str, str]]) -> None:
+    """Remove the chains of a network's attachments that are not in `valid` (container ID, interface), with no record.
+
+    Chain and comment name the attachment but not the network. The host's end in the jump does: its name follows from
+    network, container and interface.
+    """
+    for rule in host.nft_rules(NFPROTO_BRIDGE, TABLE, BASE):
+        found = _attachment(network, rule) if rule.iifname else None
+        if found and found not in valid:
+            remove(host, *found)
+
+
+def _attachment(network: str, rule: NftRule) -> tuple[str, str] | None:
+    """The attachment of the network that a jump is for; None for another network's or another program's."""
+    for chain in rule.targets:
+        parts = chain.removeprefix(_CHAIN).split("-")
+        for at in range(1, len(parts)):
+            container_id, ifname = "-".join(parts[:at]), "-".join(parts[at:])
+            if rule.iifname in [host_end(network, container_id, ifname, one)[0] for one in range(ATTEMPTS)]:
+                return container_id, ifname
+    return None
+
+
 def check(host: Namespace, container_id: str, ifname: str) -> None:
     """CniError 999 when an attachment is not guarded."""
     chain, mac_chain, _ = _names(container_id, ifname)
@@ -68,4 +95,4 @@ def check(host: Namespace, container_id: str, ifname: str) -> None:
 
 def _names(container_id: str, ifname: str) -> tuple[str, str, str]:
     attachment = file_name(f"{container_id}-{ifname}")  # the kernel's limit for a chain's name is 255 bytes too
-    return f"cni-br-iface-{attachment}", f"cni-br-iface-{attachment}-mac", f"macspoofchk-{attachment}"
+    return f"{_CHAIN}{attachment}", f"{_CHAIN}{attachment}-mac", f"macspoofchk-{attachment}"

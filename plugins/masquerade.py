@@ -12,7 +12,7 @@ of its subnets; a pod is an element of that subnet's set, so the number of rules
         }
     }
 
-Who an element belongs to the network's `holders` (cni/record.py) tell, and both change together under the network's
+The network's `holders` (cni/record.py) say who an element belongs to, and both change together under the network's
 lock. So when two attachments came to the same address one after the other, the DEL of the first leaves the second
 alone. The element's comment is the owner's label; it decides where there is no holder, and the holders are made anew
 from the labels when /run was lost (`adopt`).
@@ -54,7 +54,7 @@ FAMILIES = {
 }
 
 # What a kernel without nftables says.
-_NO_NFTABLES = (EAFNOSUPPORT, EOPNOTSUPP, EPROTONOSUPPORT)
+NO_NFTABLES = (EAFNOSUPPORT, EOPNOTSUPP, EPROTONOSUPPORT)
 
 # nft's own limit for names is 256 bytes.
 _LONGEST_NETWORK = 128
@@ -123,7 +123,7 @@ def adopt(ctx: Context, *, again: bool = False) -> None:
     except OSError as error:
         ctx.log(f"{io_failure(error, 'cannot say who holds the masqueraded addresses')}; going on without")
     except KernelError as error:
-        if error.errno not in _NO_NFTABLES:
+        if error.errno not in NO_NFTABLES:
             raise
 
 

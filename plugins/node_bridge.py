@@ -6,7 +6,7 @@ from errno import EEXIST
 
 from cni import addr
 from cni.addr import IPV6_MTU
-from cni.errors import INTERNAL, INVALID_CONFIG, UNSUPPORTED_FIELD, CniError, KernelError
+from cni.errors import INTERNAL, INVALID_CONFIG, TRY_AGAIN, UNSUPPORTED_FIELD, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import IFF_PROMISC
 from plugins.settings import enable_ipv6, set_known
@@ -14,11 +14,15 @@ from plugins.veth import LINK_LOCAL, add_link_local, random_mac
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cni.config import Reader
     from cni.kernel import Namespace
     from cni.kernel.types import Link
     from cni.world import Log
 
     Subnet = tuple[bytes, int]
+
+
+MOST_PORTS = 1023  # of one bridge: BR_MAX_PORTS without port 0
 
 
 def find(host: Namespace, name: str, *, vlan: str) -> Link | None:
@@ -63,6 +67,9 @@ def ensure(host: Namespace, found: Link | None, name: str, mtu: int, *, promisc:
             if error.errno != EEXIST:  # another pod's ADD was faster
                 raise
         link = _existing(host, name)
+        # When it goes down and up again: with its gateways, and a link-local address that answers at once.
+        set_known(host, name, "keep_addr_on_down", "1")
+        set_known(host, name, "accept_dad", "0")
         add_link_local(host, link)
     set_known(host, name, "accept_ra", "0")
     if not link.up or (promisc and not link.flags & IFF_PROMISC):
@@ -86,6 +93,20 @@ def refuse_narrow(link: Link, gateways: list[bytes]) -> None:
                 f"{link.name}: expected an MTU of at least {IPV6_MTU} for the gateway {addr.unpack(packed)}, found {link.mtu}",
                 f"ip link set {link.name} mtu {IPV6_MTU} or more: Linux has no IPv6 on a link of less",
             )
+
+
+def refuse_full(host: Namespace, bridge: Link, ipam: Reader) -> None:
+    """CniError 11 when the bridge has no port left, unless `ipam.statusOnExhausted` says that a full node is no fault."""
+    if ipam.raw("statusOnExhausted") is False:
+        return
+    if sum(link.master == bridge.index for link in host.links()) >= MOST_PORTS:
+        raise no_port(bridge)
+
+
+def no_port(bridge: Link, reason: str = "") -> CniError:
+    """What ADD and STATUS say of a full bridge."""
+    what = f"bridge {bridge.name}: expected a free port, found all {MOST_PORTS} in use{reason}"
+    return CniError(TRY_AGAIN, what, "delete pods, or give the network another `bridge`")
 
 
 def keep_ipv6(host: Namespace, bridge: Link, mtu: int, log: Log) -> None:

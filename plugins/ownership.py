@@ -1,4 +1,4 @@
-"""Whose an interface in a pod's namespace is, as far as that can be told. What is not this attachment's stays.
+"""Whose an interface in a pod's namespace is, as far as that can be known. What is not this attachment's stays.
 
 A runtime repeats DEL until it succeeds. By then the path may lead to another pod: /proc/PID/ns/net when the process ID
 is used again, or a name below /run/netns. That pod's interface has the same name, so the name alone says nothing.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from cni import addr
 from cni.config import Reader, Refusal, mapping, wrong
-from cni.errors import INVALID_CONFIG, CniError
+from cni.errors import CniError
 from cni.names import OWNER, digest
 
 TYPE_CHECKING = False
@@ -35,6 +35,8 @@ SIZES = (4, 16)
 # What the addresses and MACs of a family are called in a node object.
 ADDRESS_KEYS = {4: "publicIP", 16: "publicIPv6"}
 MAC_KEYS = {4: "vtepMAC", 16: "vtepMACv6"}
+# All keys of a node object, by themselves in lower case.
+_KEYS = {key.lower(): key for key in ("name", *ADDRESS_KEYS.values(), "subnets", *MAC_KEYS.values())}
 
 # Networks whose addresses are no host's, or not the same one's on every node: "this", loopback, multicast and broadcast,
 # and IPv6's link-local ones, which mean nothing without a link (IANA's special-purpose registries).
@@ -195,8 +197,10 @@ def vtep_mac(vni: int, address: bytes) -> bytes:
     return bytes([found[0] & 0xFC | 0x02]) + found[1:6]
 
 
-def read_nodes(config: Reader, key: str) -> tuple[Node, ...]:
-    """The nodes of an array, which must agree with one another (`refuse_contradictions`)."""
+def read_nodes(config: Reader, key: str, networks: tuple[Subnet, ...] = (), vni: int = 0) -> tuple[Node, ...]:
+    """The nodes of an array, which must agree with one another and with the network (`contradictions.py`)."""
+    from plugins.contradictions import refuse_contradictions
+
     nodes = []
     for item in config.objects(key):
         try:
@@ -204,7 +208,7 @@ def read_nodes(config: Reader, key: str) -> tuple[Node, ...]:
         except CniError as error:
             config.refuse(error)
     try:
-        refuse_contradictions(nodes)
+        refuse_contradictions(nodes, networks, vni)
     except CniError as error:
         config.refuse(error)
     return tuple(nodes)
@@ -240,6 +244,20 @@ def read_described(path: str, value: Any) -> Node:
     return read_node(Reader(mapping(path, value), path))
 
 
+def read_written(path: str, value: Any) -> Node:
+    """A node that somebody has written down. CniError 7 also for a key that no node has and for no `subnets`: what is
+    misspelt would take from the node what it stands for.
+    """
+    config = Reader(mapping(path, value), path)
+    for key in config.value:
+        if key.casefold() not in _KEYS:
+            raise wrong(config.at(key), f"one of {', '.join(_KEYS.values())}", key)
+    node = read_node(config)
+    if config.raw("subnets") is None:
+        raise wrong(config.at("subnets"), "an array of subnets ([] for none)", None)
+    return node
+
+
 def refuse_no_hosts(path: str, subnet: Subnet) -> None:
     """CniError 7 for a network whose addresses no pod can be reached at from another node."""
     what = addr.no_hosts(subnet) or ("link-local addresses" if addr.is_link_local(subnet) else "")
@@ -262,53 +280,27 @@ def _subnets(config: Reader) -> tuple[Subnet, ...]:
     return tuple(found)
 
 
-def refuse_contradictions(nodes: Iterable[Node]) -> None:
-    """CniError 7 when two nodes have one name, one underlay address, one MAC or subnets that overlap."""
-    names: dict[str, Node] = {}
-    holders: dict[bytes, Node] = {}
-    macs: dict[bytes, Node] = {}
-    spans: list[tuple[int, int, int, Node]] = []
-    for node in nodes:
-        if names.setdefault(node.name, node) is not node:
-            raise CniError(INVALID_CONFIG, f"node {node.name}: expected a name that no other node has, found two of it")
+def outside(node: Node, networks: tuple[Subnet, ...]) -> str:
+    """Which subnet of a node is not part of the network; empty when all are."""
+    for subnet in node.subnets:
+        if not within(subnet, networks):
+            ranges = " and ".join(addr.unpack_cidr(*network) for network in networks) or "none"
+            return f"{node}: expected a subnet inside the network ({ranges}), found {addr.unpack_cidr(*subnet)}"
+    return ""
+
+
+def self_contradiction(node: Node) -> str:
+    """What of a node contradicts another part of it; empty when nothing. Others: `contradictions.py`."""
+    for index, subnet in enumerate(node.subnets):
+        for other in node.subnets[:index]:
+            if addr.overlap(subnet, other):
+                found = f"{addr.unpack_cidr(*other)} and {addr.unpack_cidr(*subnet)}"
+                return f"{node}: expected subnets that do not overlap, found {found}"
         for address in node.addresses.values():
-            _claim(holders, address, node, f"an address of its own, found {addr.unpack(address)}")
-        for mac in node.macs.values():
-            _claim(macs, mac, node, f"a VTEP MAC of its own, found {addr.unpack_mac(mac)}")
-        spans += [(len(packed), *span(packed, prefix), node) for packed, prefix in node.subnets]
-    spans.sort(key=lambda one: one[:3])
-    for one, two in zip(spans, spans[1:], strict=False):  # noqa: RUF007 - itertools is one import more
-        if one[0] == two[0] and two[1] <= one[2]:
-            raise CniError(
-                INVALID_CONFIG,
-                f"subnets of {one[3].name} and {two[3].name} overlap: expected ranges that are nobody else's, found "
-                f"{_span_text(one)} and {_span_text(two)}",
-            )
-    _refuse_addresses_among_pods(holders, spans)
-
-
-def _claim(holders: dict[bytes, Node], what: bytes, node: Node, expected: str) -> None:
-    """Make a node the holder of an address or MAC. CniError 7 when another one is."""
-    if holders.setdefault(what, node) is not node:
-        text = f"{node}: expected {expected}, which is {holders[what].name}'s"
-        raise CniError(INVALID_CONFIG, text, f"correct one of {node.name} and {holders[what].name}")
-
-
-def _refuse_addresses_among_pods(holders: dict[bytes, Node], spans: list[tuple[int, int, int, Node]]) -> None:
-    """CniError 7 when a node's own address is in a range of pods: the way to it would lead into the overlay."""
-    pods = iter(spans)
-    one = next(pods, None)
-    for size, number in sorted((len(address), int.from_bytes(address, "big")) for address in holders):
-        while one is not None and (one[0], one[2]) < (size, number):
-            one = next(pods, None)
-        if one is not None and one[0] == size and one[1] <= number:
-            address = number.to_bytes(size, "big")
-            raise CniError(
-                INVALID_CONFIG,
-                f"{holders[address]}: expected an address outside of every node's subnets, found "
-                f"{addr.unpack(address)} in {_span_text(one)} of {one[3].name or one[3]}",
-                "correct the address or the subnet",
-            )
+            if len(address) == len(subnet[0]) and addr.inside(address, *subnet):
+                found = f"{addr.unpack(address)} in {addr.unpack_cidr(*subnet)} of {node.name or node}"
+                return f"{node}: expected an address outside of every node's subnets, found {found}"
+    return ""
 
 
 def span(packed: bytes, prefix: int) -> tuple[int, int]:
@@ -320,8 +312,3 @@ def span(packed: bytes, prefix: int) -> tuple[int, int]:
 def within(subnet: Subnet, networks: Iterable[Subnet]) -> bool:
     """Whether a subnet lies as a whole in one of these networks."""
     return any(subnet[1] >= network[1] and addr.inside(subnet[0], *network) for network in networks)
-
-
-def _span_text(found: tuple[int, int, int, Node]) -> str:
-    size, first, last, _ = found
-    return addr.unpack_cidr(first.to_bytes(size, "big"), size * 8 - (last - first).bit_length())

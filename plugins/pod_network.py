@@ -148,7 +148,7 @@ def add(ctx: Context, conf: Conf, backend: Backend) -> Result:
     ctx.config = conf.with_ranges(site.own.subnets)
     _ = ctx.ipam  # a missing executable is found out before the first effect
     _connect(ctx, site, backend)
-    _masquerade(ctx, site)
+    _pass_firewalls(ctx, site, backend)
     if conf.attachment == BRIDGED:
         from plugins import bridged
 
@@ -199,7 +199,11 @@ def check(ctx: Context, conf: Conf, backend: Backend) -> None:
     if site.conf.ip_masq:
         from plugins import range_masquerade
 
-        range_masquerade.check(ctx, site.own.subnets, _not_masqueraded(site))
+        range_masquerade.check(ctx, site, overlay(site, backend))
+    if site.conf.forward_accept:
+        from plugins import forward_accept
+
+        forward_accept.check(ctx, forward_accept.Network(site, overlay(site, backend)))
 
 
 def status(ctx: Context, conf: Conf, backend: Backend) -> None:
@@ -222,9 +226,14 @@ def status(ctx: Context, conf: Conf, backend: Backend) -> None:
             bridge = node_bridge.find(ctx.host, link.bridge, vlan="")
             gateways = [(addr.following(packed), prefix) for packed, prefix in site.own.subnets]
             if bridge is not None:
+                node_bridge.refuse_full(ctx.host, bridge, ctx.config.object("ipam"))
                 node_bridge.refuse_gateways(ctx.host, bridge, gateways, site.networks)
         if site.conf.ip_masq:
             masquerade.status(ctx, masquerade.NFTABLES)
+        if site.conf.forward_accept:
+            from plugins import forward_accept
+
+            forward_accept.status(ctx, forward_accept.Network(site, overlay(site, backend)))
         refuse_forwarding(ctx.host)
     except CniError as error:
         code = error.code if NOT_AVAILABLE < error.code < INTERNAL else NOT_AVAILABLE
@@ -255,7 +264,7 @@ def site_of(host: Namespace, conf: ClusterConf, backend: Backend, subnet_file: s
         try:
             return _found(host, conf, backend, file, known, made)
         except CniError:
-            pass  # something has moved, and looking at every link will tell where
+            pass  # something has moved, and looking at every link will show where
     return _found(host, conf, backend, file, this_node.places(host), made)
 
 
@@ -305,7 +314,7 @@ def _site_at(
 ) -> Site:
     from plugins import this_node
     from plugins.cluster_conf import refuse_outside
-    from plugins.peers import refuse_contradictions
+    from plugins.peers import self_contradiction
 
     networks, given, source = conf.networks, conf.mtu, "mtu"
     if file is not None:
@@ -313,10 +322,12 @@ def _site_at(
         if not networks:
             text = "expected network or ipv6Network, or FLANNEL_NETWORK in the subnet file, found none"
             raise CniError(INVALID_CONFIG, f"network: {text}", 'add the cluster\'s range, for example "10.244.0.0/16"')
-        refuse_outside((own,), networks)
+        refuse_outside(own, networks)
         if not given:
             given, source = file.mtu, "FLANNEL_MTU of the subnet file"
-        refuse_contradictions((own,))  # peers are looked at when they are read
+        fault = self_contradiction(own)  # peers are looked at when they are read
+        if fault:
+            raise CniError(INVALID_CONFIG, fault)
     if underlays:
         mtu = this_node.pods_mtu(own, backend.overhead, underlays, given, source)
     else:  # whoever wrote the file knows what the underlay carries
@@ -372,15 +383,30 @@ def _check_peers(host: Namespace, site: Site, backend: Backend, local: Local) ->
         raise CniError(INTERNAL, text, "ADD of any pod does it, unless another program's route is in its place")
 
 
-def _masquerade(ctx: Context, site: Site) -> None:
+def _pass_firewalls(ctx: Context, site: Site, backend: Backend) -> None:
+    """Masquerade, and have forwarded packets accepted.
+
+    What others drop is looked at when the masquerade rules are not there as they have to be, so on a network's first
+    ADD and after a flush, and not for each pod; without such rules each time.
+    """
     from plugins import range_masquerade
 
-    subnets = site.own.subnets if site.conf.ip_masq else ()
-    range_masquerade.ensure(ctx, subnets, _not_masqueraded(site))
+    devices = overlay(site, backend)
+    if range_masquerade.is_settled(ctx, site, devices) and (site.conf.ip_masq or not site.conf.forward_accept):
+        return
+    from plugins import forward_accept
+
+    with ctx.records.lock():
+        forward_accept.ensure(ctx, forward_accept.Network(site, devices))
+    range_masquerade.ensure(ctx, site, devices)
 
 
-def _not_masqueraded(site: Site) -> tuple[Subnet, ...]:
-    return (*(site.networks or site.own.subnets), *site.conf.exceptions)
+def overlay(site: Site, backend: Backend) -> list[str]:
+    """The names of the devices that packets for other nodes may leave by, ours or flanneld's; empty without an overlay."""
+    from plugins.this_node import flannel_devices
+
+    ours = backend.devices(site.conf)
+    return ours if site.underlays or not ours else flannel_devices(site.conf)
 
 
 def _refuse_moved(site: Site, ips: list[IPConfig]) -> None:

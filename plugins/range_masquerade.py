@@ -1,15 +1,23 @@
-"""Masquerading by the node's pod ranges, for networks of several nodes: one rule for each range, and none for a pod.
+"""Masquerading by the node's pod ranges, for networks of several nodes: rules of the node's, and none for a pod.
 
     chain masq-NETWORK {
         type nat hook postrouting priority srcnat;
         ip saddr 10.244.1.0/24 ip daddr != 10.244.0.0/16 ip daddr != 192.0.2.0/24 ip daddr != 224.0.0.0/4 masquerade
             comment "range 10.244.1.0/24 1f2e3d4c5b6a7988"
+        oifname "cnikit.1" ip saddr != 10.244.0.0/16 fib saddr type local ip daddr 10.244.0.0/16 masquerade
+            comment "range 10.244.0.0/16 cnikit.1 8f7e6d5c4b3a2918"
     }
 
-What goes to the cluster's own networks, to `nonMasqueradeCIDRs` and to multicast keeps its source. The comment names
-the range and the rule's content by a hash, so a rule of another content is known and replaced. Every ADD looks, which
-heals a ruleset that was flushed. Ranges of an earlier time, which pods that still run have their addresses from, keep
-their rules.
+What pods send to the cluster's own networks, to `nonMasqueradeCIDRs` and to multicast keeps its source.
+
+What the node itself sends to a pod elsewhere leaves with its overlay device's address, as a rule by the choice of
+the kernel. Where a service's DNAT has led it there the source was chosen for another way: the other node, which
+expects that address on its underlay, drops it by its rp_filter. `fib saddr type local` keeps all that is forwarded out
+of this, as a client's address that `externalTrafficPolicy: Local` is to keep.
+
+The comment names the range, with a device for the node's own packets, and the rule's content by a hash, so a rule of
+another content is known and replaced. Every ADD looks, which heals a ruleset that was flushed. Ranges of an earlier
+time, which pods that still run have their addresses from, keep their rules.
 """
 
 from __future__ import annotations
@@ -22,12 +30,17 @@ from plugins.masquerade import FAMILIES, HOOK, TABLE, chain_name, commit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any, Protocol
 
     from cni.kernel import Namespace
     from cni.record import Records
     from plugins.peers import Subnet
+    from plugins.pod_network import Site
+
+    Expressions = list[tuple[Any, ...]]
+    Rules = dict[str, Expressions]  # by their comments
+    Rule = tuple[str, str, Expressions]  # for what, all that it says, and what it is
 
     class Place(Protocol):
         """What is needed of a call's context; the agent has it without a call."""
@@ -43,35 +56,42 @@ if TYPE_CHECKING:
 _MARK = "range "
 
 
-def ensure(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> None:
-    """Masquerade what leaves the node's `subnets`, or those of its recorded pods, for anything but `exceptions`, and
-    nothing else of this network.
+def is_settled(ctx: Place, site: Site, devices: Sequence[str]) -> bool:
+    """Whether `ensure` has nothing to do. It has when `forwardAccept` is another than at its last time."""
+    return not _changes(ctx, site, devices)
 
-    With no `subnets`, only what an earlier configuration left is taken away.
+
+def ensure(ctx: Place, site: Site, devices: Sequence[str]) -> bool:
+    """With the network's `ipMasq`, masquerade what leaves the subnets of the node and of its recorded pods for outside of
+    the network, and what the node itself sends through the overlay's `devices`. Nothing else of this network; whether
+    anything was to be done.
+
+    Without `ipMasq`, only what an earlier configuration left is taken away.
     """
-    if not _changes(ctx, subnets, exceptions):
-        return
+    if is_settled(ctx, site, devices):
+        return False
     with ctx.records.lock():  # two ADDs would both add what both found missing
-        commit(ctx.host, _changes(ctx, subnets, exceptions))
+        commit(ctx.host, _changes(ctx, site, devices))
+    return True
 
 
-def check(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> None:
+def check(ctx: Place, site: Site, devices: Sequence[str]) -> None:
     """CniError 999 that names the first range without its rule."""
     chain = chain_name(ctx.network)
     there = {rule.comment for rule in ctx.host.nft_rules(NFPROTO_INET, TABLE, chain)}
-    for comment in _rules(subnets, exceptions):
+    for comment in _wanted(site, devices, ()):
         if comment not in there:
-            what = comment.split(" ")[1]
+            what = comment.removeprefix(_MARK).rpartition(" ")[0]
             text = f"masquerade: expected a rule for {what} in nftables chain inet {TABLE} {chain}, found none"
             raise CniError(INTERNAL, text, "the next ADD makes it")
 
 
-def _changes(ctx: Place, subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> list[ops.Op]:
+def _changes(ctx: Place, site: Site, devices: Sequence[str]) -> list[ops.Op]:
     chain = chain_name(ctx.network)
-    wanted = _rules(subnets, exceptions)
+    wanted = _wanted(site, devices, ())
     found = [rule for rule in ctx.host.nft_rules(NFPROTO_INET, TABLE, chain) if rule.comment.startswith(_MARK)]
     if wanted and {rule.comment for rule in found} != wanted.keys():
-        wanted = _rules((*subnets, *_recorded(ctx.records)), exceptions)
+        wanted = _wanted(site, devices, _recorded(ctx.records))
     kept: set[str] = set()
     removed = []
     for rule in found:
@@ -98,16 +118,46 @@ def _recorded(records: Records) -> list[Subnet]:
     return [subnet for section in sections for subnet in recorded_ranges(section)]
 
 
-def _rules(subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> dict[str, list[tuple[Any, ...]]]:
-    """The expressions of each range's rule by its comment."""
+def _wanted(site: Site, devices: Sequence[str], earlier: Iterable[Subnet]) -> Rules:
+    """The expressions of each rule by its comment; `earlier` are subnets beside the node's own."""
+    if not site.conf.ip_masq:
+        return {}
+    networks = site.networks or site.own.subnets
+    found = [
+        *_of_pods((*site.own.subnets, *earlier), (*networks, *site.conf.exceptions)),
+        *_of_the_node(networks, devices),
+    ]
+    # ADD, which looks at these rules only, knows by the hash that something else was switched on or off.
+    also = "forwardAccept" if site.conf.forward_accept else ""
+    return {
+        f"{_MARK}{what} {names.digest(f'{content} {also}').hex()[:16]}": expressions
+        for what, content, expressions in found
+    }
+
+
+def _of_pods(subnets: Iterable[Subnet], exceptions: Iterable[Subnet]) -> Iterator[Rule]:
+    """What leaves these subnets for anything but the `exceptions`."""
     from cni.kernel.nftables import daddr_not_in, masquerade, nfproto, saddr_in
 
-    rules: dict[str, list[tuple[Any, ...]]] = {}
     for subnet in subnets:
         proto, _, multicast = FAMILIES[len(subnet[0])]
         own = [one for one in dict.fromkeys((*exceptions, multicast)) if len(one[0]) == len(subnet[0])]
         expressions = [nfproto(proto), saddr_in(proto, *subnet)]
         expressions += [daddr_not_in(proto, *one) for one in own] + [masquerade()]
         content = " ".join(addr.unpack_cidr(*one) for one in (subnet, *own))
-        rules[f"{_MARK}{addr.unpack_cidr(*subnet)} {names.digest(content).hex()[:16]}"] = expressions
-    return rules
+        yield addr.unpack_cidr(*subnet), content, expressions
+
+
+def _of_the_node(networks: Sequence[Subnet], devices: Sequence[str]) -> Iterator[Rule]:
+    """What the node sends to the network through these devices, from an address that is not the network's."""
+    from cni.kernel.nftables import daddr_in, masquerade, nfproto, oifname, saddr_local, saddr_not_in
+
+    for network in networks:
+        proto, _, _ = FAMILIES[len(network[0])]
+        family = [one for one in networks if len(one[0]) == len(network[0])]
+        for device in devices:
+            expressions = [oifname(device), nfproto(proto)]
+            expressions += [saddr_not_in(proto, *one) for one in family]
+            expressions += [saddr_local(), daddr_in(proto, *network), masquerade()]
+            content = " ".join([device, *(addr.unpack_cidr(*one) for one in (network, *family))])
+            yield f"{addr.unpack_cidr(*network)} {device}", content, expressions

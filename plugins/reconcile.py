@@ -23,7 +23,7 @@ from plugins.peers import Entries, within
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     from cni.errors import KernelError
     from cni.kernel import Namespace
@@ -267,13 +267,48 @@ def _each(compare: Callable[[K], None], wanted: dict[K, W], held: dict[K, H]) ->
         compare(key)
 
 
-def merged(wanted: Iterable[Entries]) -> Entries:
+class Wanted(Entries):
+    """The entries of several peers as one. Where two want the same key the first has it, and when it goes the other one:
+    to take a peer's entries out never takes away what another one still wants."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: dict[tuple[int, Any], list[Any]] = {}
+
+    def add(self, entries: Entries) -> None:
+        for kind, (have, more) in enumerate(self._beside(entries)):
+            for key, value in more.items():
+                if key not in have:
+                    have[key] = value
+                else:
+                    self._waiting.setdefault((kind, key), []).append(value)
+
+    def remove(self, entries: Entries) -> None:
+        for kind, (have, less) in enumerate(self._beside(entries)):
+            for key, value in less.items():
+                waiting = self._waiting.get((kind, key), [])
+                if value in waiting:
+                    waiting.remove(value)
+                elif have.get(key) != value:
+                    continue
+                elif waiting:
+                    have[key] = waiting.pop(0)
+                else:
+                    del have[key]
+                if not waiting:
+                    self._waiting.pop((kind, key), None)
+
+    def _beside(self, other: Entries) -> tuple[tuple[dict[Any, Any], dict[Any, Any]], ...]:
+        return (self.routes, other.routes), (self.neighbours, other.neighbours), (self.fdb, other.fdb)
+
+
+def merged(wanted: Iterable[Entries]) -> Wanted:
     """The entries of all peers as one."""
-    found = Entries()
+    found = Wanted()
     for entries in wanted:
-        found.routes.update(entries.routes)
-        found.neighbours.update(entries.neighbours)
-        found.fdb.update(entries.fdb)
+        found.add(entries)
     return found
 
 
@@ -300,6 +335,34 @@ def attempt(namespace: Namespace, operations: Sequence[Op], held: Held) -> Faile
         if id(op) not in failures:
             held.did(op)
     return [(op, error) for op, error in failed if id(op) in failures]
+
+
+def repair_text(op: Op, held: Held, name: Callable[[int], str]) -> str:
+    """What an operation puts right, before it is done: what was wrong and where. `name` gives a link's by its index."""
+    args = op.args
+    match op.verb:
+        case "route_replace" | "route_del":
+            subnet = (args["dst"], args["prefix"])
+            found = held.routes.get(subnet)
+            hop = held.hops.get(found) if found else None
+            what = f"route to {addr.unpack_cidr(*subnet)}"
+            was = "missing" if found is None else _hop_text(hop, name) if hop else "another one"
+        case "neigh_replace" | "neigh_del":
+            found_mac = held.neighbours.get((args["index"], args["packed"]))
+            what = f"neighbour {addr.unpack(args['packed'])} on {name(args['index'])}"
+            was = "missing" if found_mac is None else addr.unpack_mac(found_mac) if found_mac else "one that ages"
+        case "fdb_replace" | "fdb_del":
+            found_dst = held.fdb.get((args["index"], args["mac"]))
+            what = f"forwarding entry of {addr.unpack_mac(args['mac'])} on {name(args['index'])}"
+            was = "missing" if found_dst is None else addr.unpack(found_dst) if found_dst else "one that ages"
+        case _:
+            what, was = f"nexthop {args['id']}", "there" if op.verb == "nexthop_del" else "missing"
+    return f"repaired: {what}: " + (f"expected none, found {was}" if op.verb.endswith("_del") else f"it was {was}")
+
+
+def _hop_text(hop: Hop, name: Callable[[int], str]) -> str:
+    index, gateway, _ = hop
+    return f"one to {addr.unpack(gateway)} on {name(index)}" if gateway else f"one to {name(index)}"
 
 
 def is_blocked(op: Op, error: KernelError) -> bool:

@@ -7,9 +7,12 @@ of one node is forwarded, and passes the hooks at which policy and services sit.
 
 from __future__ import annotations
 
-from cni.addr import family
-from cni.errors import INTERNAL, CniError
+from errno import EEXIST
+
+from cni.addr import family, unpack
+from cni.errors import INTERNAL, TRY_AGAIN, CniError
 from cni.kernel import ops
+from cni.names import OWNER
 from plugins import attachment, veth
 from plugins.settings import enable_forwarding, enable_ipv6, set_known
 
@@ -19,8 +22,10 @@ if TYPE_CHECKING:
     from cni.kernel import Namespace
     from cni.kernel.ops import Op
     from cni.kernel.types import Link
-    from cni.result import IPConfig, Result
+    from cni.result import Result
     from plugins.bridge_conf import Conf
+
+PROTOCOL = 3  # of the routes to pods: RTPROT_BOOT, as those made by hand
 
 # Seconds an ADD waits until the host's end can send; it takes less than 0.1 ms.
 LINK_TIMEOUT = 1.0
@@ -39,7 +44,7 @@ def add(ctx: Context, conf: Conf) -> Result:
     if host_link is None:
         raise CniError(INTERNAL, f"expected {pair.host_name} after making it, found it gone", "try again")
     pod_link = veth.pod_end(pair, host_link)
-    _configure_host(ctx.host, host_link, lease.ips)
+    lead(ctx.host, host_link, [ip.packed for ip in lease.ips], attachment.gateways_of(lease))
     veth.configure(
         ctx.sandbox, pod_link, lease.ips, lease.routes, duplicate_detection=conf.duplicate_detection, routed=True
     )
@@ -49,14 +54,33 @@ def add(ctx: Context, conf: Conf) -> Result:
     return attachment.result(ctx, conf, [host_link], pod_link, lease)
 
 
-def _configure_host(host: Namespace, link: Link, ips: list[IPConfig]) -> None:
-    """Give the host's end the gateways' addresses, and lead the pod's addresses to it."""
-    if any(len(ip.packed) == 16 for ip in ips):
+def lead(host: Namespace, link: Link, pods: list[bytes], gateways: list[bytes]) -> None:
+    """Give the host's end the gateways' addresses, and lead the pod's addresses to it; what is there stays."""
+    if any(len(packed) == 16 for packed in pods):
         enable_ipv6(host, link.name)
         set_known(host, link.name, "accept_dad", "0")
         veth.add_link_local(host, link)
-    gateways = {ip.gateway: None for ip in ips if ip.gateway}  # in order, each once
     changes: list[Op] = [ops.addr_add(link.index, one, len(one) * 8, nodad=True) for one in gateways]
-    # In place of a route that a link of an earlier holder of the address left.
-    changes += [ops.route_replace(ip.packed, len(ip.packed) * 8, index=link.index, scope=veth.SCOPE_LINK) for ip in ips]
-    host.apply(*changes)
+    changes += [_route(link, one, exclusive=True) for one in pods]
+    for op, error in host.attempt(changes):
+        if error.errno != EEXIST or op.verb not in ("addr_add", "route_replace"):
+            raise error
+        if op.verb == "route_replace":
+            _refuse_anothers(host, op.args["dst"])
+            host.apply(_route(link, op.args["dst"], exclusive=False))
+
+
+def _route(link: Link, packed: bytes, *, exclusive: bool) -> Op:
+    full = len(packed) * 8
+    return ops.route_replace(packed, full, index=link.index, scope=veth.SCOPE_LINK, exclusive=exclusive)
+
+
+def _refuse_anothers(host: Namespace, packed: bytes) -> None:
+    """CniError 11 when the node leads an address to a link that is not ours: the pod of another program (the Go ptp). A
+    route over a link of ours was left by an earlier holder of the address, whose link is about to go."""
+    for route in host.routes():
+        link = host.link(route.oif) if (route.dst, route.prefix) == (packed, len(packed) * 8) and route.oif else None
+        if link is not None and not link.alias.startswith(OWNER):
+            what = f"address {unpack(packed)}: expected no route to it on this node, found one over {link.name}"
+            remedy = "try again for another address; `ip route get` and the link's other end show whose it is"
+            raise CniError(TRY_AGAIN, what, remedy)

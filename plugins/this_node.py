@@ -16,7 +16,7 @@ from plugins.peers import ADDRESS_KEYS, SIZES, Node, Underlay, label
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cni.kernel import Namespace
     from cni.kernel.types import Address, Link, Vxlan
@@ -105,9 +105,14 @@ def own_devices(host: Namespace, conf: ClusterConf, names: list[str]) -> list[Vx
     return [link.vxlan for link in links if link.vxlan is not None]
 
 
+def flannel_devices(conf: ClusterConf) -> list[str]:
+    """The names of flanneld's devices for the network's VNI."""
+    return [f"flannel.{conf.vni}", f"flannel-v6.{conf.vni}"]
+
+
 def flannelds_device(host: Namespace, conf: ClusterConf) -> Link | None:
     """flanneld's device with the network's number, where there is one."""
-    for name in (f"flannel.{conf.vni}", f"flannel-v6.{conf.vni}"):
+    for name in flannel_devices(conf):
         link = host.link(name)
         if link is not None and link.vxlan is not None and (link.vxlan.vni, link.vxlan.port) == (conf.vni, conf.port):
             return link
@@ -127,7 +132,7 @@ def places_under(host: Namespace, devices: list[Vxlan]) -> Places:
 
 
 def among(conf: ClusterConf, nodes: Iterable[Node], there: Places) -> Node:
-    """Which of these nodes this one is. CniError 50 when that cannot be told, 7 when two could be it."""
+    """Which of these nodes this one is. CniError 50 when none can be found, 7 when two could be it."""
     addresses = {one.packed for _, one in there}
     ours = [node for node in nodes if not addresses.isdisjoint(node.addresses.values())]
     if conf.node_name:
@@ -162,7 +167,7 @@ def of_devices(
 ) -> Node | None:
     """The node by the network's own `devices`; None when none has an address that is `there` and leads over `iface`.
 
-    The links alone do not tell which of several addresses the members know this node by. Who has made the devices, our
+    The links alone do not show which of several addresses the members know this node by. Who has made the devices, our
     agent or an earlier ADD, knew. An address that is away takes nothing from the other family (`underlays`).
     """
     iface = host.link(conf.iface) if conf.iface else None
@@ -172,21 +177,24 @@ def of_devices(
     return Node(conf.node_name, found, subnets) if not here.isdisjoint(found.values()) else None
 
 
-def of_links(host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], there: Places) -> Node:
+def of_links(
+    host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], there: Places, preferred: Sequence[bytes] = ()
+) -> Node:
     """The node by its links: its address of each family in which it has pods, else of whichever there is.
 
-    The link is `iface`, else the default route's. CniError 50 when it has no address.
+    It is the first of the `preferred` ones that is there, on `iface` when that is given; else that of `iface`; else that of
+    the default route's link. CniError 50 when there is none.
     """
     found: dict[int, bytes] = {}
     wanted = {len(packed) for packed, _ in subnets}
     for size in sorted(SIZES, key=lambda size: size not in wanted):
         if size not in wanted and found:
             break
-        name = conf.iface or _default_link(host, size)
-        usable = [one for link, one in there if link.name == name and len(one.packed) == size]
-        lasting = [one for one in usable if not one.flags & IFA_F_TEMPORARY] or usable
-        if lasting:
-            found[size] = lasting[0].packed
+        usable = [(link, one) for link, one in there if len(one.packed) == size and conf.iface in ("", link.name)]
+        here = {one.packed for _, one in usable}
+        best = next((packed for packed in preferred if packed in here), None) or _of_link(host, conf, size, usable)
+        if best is not None:
+            found[size] = best
     if not found:
         where = f"iface {conf.iface}" if conf.iface else "the link of the default route"
         text = f"no underlay: expected an address on {where}, found none"
@@ -194,6 +202,13 @@ def of_links(host: Namespace, conf: ClusterConf, subnets: tuple[Subnet, ...], th
             NOT_AVAILABLE, text, "set `iface` to the link that leads to the other nodes, and give it an address"
         )
     return Node(conf.node_name, found, subnets)
+
+
+def _of_link(host: Namespace, conf: ClusterConf, size: int, usable: Places) -> bytes | None:
+    name = conf.iface or (_default_link(host, size) if usable else "")
+    there = [one for link, one in usable if link.name == name]
+    lasting = [one for one in there if not one.flags & IFA_F_TEMPORARY] or there
+    return lasting[0].packed if lasting else None
 
 
 def underlays(conf: ClusterConf, own: Node, there: Places) -> tuple[dict[int, Underlay], dict[int, CniError]]:

@@ -45,7 +45,7 @@ LINK_LOCAL = b"\xfe\x80"
 
 
 class Pair:
-    """What a pair will be, decided before the first effect so that the record can tell it."""
+    """What a pair will be, decided before the first effect so that the record can list it."""
 
     __slots__ = ("alias", "host_mac", "host_name", "ifname", "mac", "mtu")
 
@@ -125,7 +125,7 @@ def create(ctx: Context, pair: Pair, master: int, *port: Op) -> None:
 
 
 def pod_end(pair: Pair, host_link: Link) -> Link:
-    """The pod's end as it was just made: the other end tells its index, and the rest is known."""
+    """The pod's end as it was just made: the other end has its index, and the rest is known."""
     link = Link(host_link.peer, pair.ifname)
     link.kind, link.mac, link.mtu = host_link.kind, pair.mac, host_link.mtu
     return link

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from cni.config import wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from cni.config import Reader
     from plugins.peers import Node, Subnet
@@ -39,8 +39,12 @@ _SOURCES = {
 class Listener(Protocol):
     """What a source tells to. Every method may be called from any thread of the source, and returns at once."""
 
-    def replace(self, nodes: list[Node]) -> None:
-        """Take this as the whole membership, the own node with its subnets included."""
+    def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:
+        """Take this as the whole membership, the own node with its subnets included.
+
+        `unread` are the names of members that are there and cannot be read, "" of one whose name cannot be read either:
+        as they were known they stay.
+        """
 
     def change(self, put: list[Node], gone: list[str]) -> None:
         """Take these nodes as they are now, and those names as gone."""
@@ -55,11 +59,33 @@ class Listener(Protocol):
 class Source(Protocol):
     """A source of membership. `start` is called once, by a thread that does not wait; `close` ends its threads."""
 
+    @property
+    def stated(self) -> tuple[bytes, ...]:
+        """The addresses that this node is to be known by, as the configuration or the cluster has it, the best first.
+
+        The listener hears something when they change. One that is not this host's counts for nothing.
+        """
+        return ()
+
+    @property
+    def claims(self) -> frozenset[str]:
+        """Where nodes claim what they have, one text for each way there. Two networks with one of them would be one."""
+        return frozenset()
+
+    def locate(self, here: frozenset[Subnet]) -> None:  # noqa: ARG002
+        """Take these as the addresses that this host has now, each with its prefix length. Called before `start` too."""
+        return
+
     def start(self, own: Node, listener: Listener) -> None:
-        """Begin. `own.subnets` may be empty: etcd claims them, Kubernetes knows them."""
+        """Begin. `own.subnets` may be empty: etcd claims them, Kubernetes knows them. `own.addresses` are empty for a
+        source that lists this node: `update` brings them."""
 
     def update(self, own: Node) -> None:
-        """Tell the others that this node's address or MAC has changed."""
+        """Tell the others that this node's address or MAC has changed. There is an address."""
+
+    def judge(self, fault: str) -> None:  # noqa: ARG002
+        """Tell whoever places pods that this node can take them (""), or why it cannot. Most sources know nobody who does."""
+        return
 
     def close(self) -> None:
         """End, and say nothing more. What this node claimed stays its own: pods go on while the agent is replaced."""

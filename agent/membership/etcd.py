@@ -8,6 +8,7 @@ somebody has them.
 
     "membership": {"source": "etcd", "endpoints": ["https://..."], "prefix": "/cnikit/NET", "ttl": 86400,
                    "caFile", "certFile", "keyFile", "username", "passwordFile",
+                   "publicIP", "publicIPv6",
                    "subnetLen": 24, "subnetMin", "subnetMax", "ipv6SubnetLen": 64, "ipv6SubnetMin", "ipv6SubnetMax"}
 """
 
@@ -21,11 +22,18 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from agent.membership import FIRST_PAUSE, LAST_PAUSE
+from agent.membership import FIRST_PAUSE, LAST_PAUSE, Source
 from agent.membership.etcd_claim import Claimer, Keys, read_pools
-from agent.membership.etcd_client import Client, after, leased, put
+from agent.membership.etcd_client import Client, after, delete, leased, put, unchanged
 from agent.membership.etcd_credentials import Credentials
-from agent.membership.etcd_faults import CompactedError, EtcdError, LostError, UnreachableError
+from agent.membership.etcd_faults import (
+    CompactedError,
+    EtcdError,
+    LostError,
+    NameTakenError,
+    UnreachableError,
+    name_fault,
+)
 from agent.membership.etcd_nodes import Nodes
 from agent.membership.troubles import Troubles
 from cni import addr
@@ -33,21 +41,25 @@ from cni.config import Refusal, text, wrong
 from cni.errors import CniError
 from cni.jsonio import decode, encode
 from cni.names import digest
-from plugins.peers import Node, read_described
+from plugins.peers import ADDRESS_KEYS, Node, read_described
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
 
     from agent.membership import Listener, Network
     from agent.membership.etcd_claim import Claim, Pool
-    from agent.membership.etcd_client import Answer, KeyValue
+    from agent.membership.etcd_client import Answer, Event, KeyValue
     from cni.config import Reader
+    from plugins.peers import Subnet
 
 # A lease is renewed three times in its life, and so often that an etcd that does not answer is noticed.
 _LONGEST_BEAT = 60.0
 # etcd's own bounds of a lease's seconds; shorter ones would end while etcd chooses a leader.
 _TTL = (5, 9_000_000_000)
 _CLOSING_PATIENCE = 5.0
+# Who is refused for its name knocks every few seconds; after so long without it has given up.
+_KNOCKS_STOPPED = 30.0
 
 
 class Settings(NamedTuple):
@@ -58,6 +70,7 @@ class Settings(NamedTuple):
     keys: Keys
     pools: dict[int, Pool]
     ttl: int
+    public: tuple[bytes, ...]  # this node's addresses, as far as they are given
 
 
 def make(config: Reader, network: Network) -> EtcdSource:
@@ -82,20 +95,38 @@ def read_settings(config: Reader, network: Network) -> Settings:
     if not network.ranges:
         config.refuse(Refusal("network", "network or ipv6Network to claim subnets of", "neither", "add the range"))
     pools = read_pools(config, network.ranges)
-    return Settings(endpoints, credentials, Keys(prefix), pools, config.integer("ttl", 86400, *_TTL))
+    ttl = config.integer("ttl", 86400, *_TTL)
+    return Settings(endpoints, credentials, Keys(prefix), pools, ttl, _public(config))
 
 
-class EtcdSource:
+class EtcdSource(Source):
     """The source of one network. `start` is called once."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._threads: list[threading.Thread] = []
         self._stopped = threading.Event()
-        self._guard = threading.Condition()  # of the three below
+        self._guard = threading.Condition()  # of those below
         self._own = Node("", {}, ())
         self._claim: Claim | None = None
+        self._here: frozenset[Subnet] = frozenset()
         self._published: deque[Node] = deque(maxlen=8)  # what this node's key may hold
+
+    @property
+    def stated(self) -> tuple[bytes, ...]:
+        return self._settings.public
+
+    @property
+    def claims(self) -> frozenset[str]:
+        return frozenset(f"{endpoint} {self._settings.keys.prefix}" for endpoint in self._settings.endpoints)
+
+    def locate(self, here: frozenset[Subnet]) -> None:
+        with self._guard:
+            before, self._here = self._here, here
+            self._guard.notify_all()
+        gone = {packed for packed, _ in before}.difference(packed for packed, _ in here)
+        for client in (self._follow_client, self._hold_client) if self._threads else ():
+            client.leave(gone)
 
     def start(self, own: Node, listener: Listener) -> None:
         """`own.subnets` are what the node had before, if that is known: they are taken again while they are free."""
@@ -110,6 +141,9 @@ class EtcdSource:
         self._hold_client = Client(settings.endpoints, settings.credentials, start)
         self._claimer = Claimer(self._follow_client, settings.keys, settings.pools, settings.ttl)
         self._revision, self._cluster, self._watching = 0, "", False
+        self._listed = False  # the listener has had a whole list
+        self._knock: KeyValue | None = None  # of another machine with our name, to be answered
+        self._knocked_at = math.inf
         for work in (self._follow, self._hold):
             thread = threading.Thread(target=work, name=f"etcd{work.__name__}", daemon=True)
             self._threads.append(thread)
@@ -154,6 +188,10 @@ class EtcdSource:
             except UnreachableError as error:
                 if not self._watching:  # a watch that was lost may be had from another endpoint at once
                     self._troubles.tell("etcd", f"{error}; what is known stays in force")
+            except NameTakenError as error:
+                self._troubles.tell("etcd", "")
+                self._troubles.tell("name", str(error))
+                self._yield(error.subnets)
             except EtcdError as error:
                 self._troubles.tell("etcd", f"{error}; what is known stays in force")
             except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
@@ -162,17 +200,23 @@ class EtcdSource:
             if self._watching:
                 pause = FIRST_PAUSE
             self._watching = False
-            self._stopped.wait(pause * self._spread)
+            self._rest(pause * self._spread)
             pause = min(2 * pause, LAST_PAUSE)
         self._follow_client.close()
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, but not when this node has other addresses than it had: what failed may work now."""
+        with self._guard:
+            here = self._here
+            self._guard.wait_for(lambda: self._stopped.is_set() or self._here != here, seconds)
 
     def _take(self) -> None:
         """Hold this node's subnets, unless they are held."""
         with self._guard:
-            own, claim = self._own, self._claim
+            own, claim, here = self._own, self._claim, self._here
         if claim is not None:
             return
-        claim = self._claimer.claim(own)
+        claim = self._claimer.claim(own, here)
         node = claim.node
         lost = set(own.subnets) - set(node.subnets)
         if lost:
@@ -186,11 +230,23 @@ class EtcdSource:
             self._own = Node(own.name, self._own.addresses, node.subnets, self._own.macs)
             self._claim = claim
             self._guard.notify_all()
+        self._troubles.tell("name", "")
+
+    def _yield(self, subnets: Collection[Subnet]) -> None:
+        """Have no subnet, when those that this node had are now another machine's, which lives under its name: two would
+        hand out one address."""
+        own = self._own
+        if not set(own.subnets).isdisjoint(subnets):
+            bare = Node(own.name, own.addresses, (), own.macs)
+            if self._listed:
+                self._listener.change([bare], [])
+            else:  # an earlier process had them
+                self._listener.replace([bare])
 
     def _lose(self) -> None:
         self._revision = 0
         with self._guard:
-            self._claim = None
+            self._claim = self._knock = None
 
     def _read(self) -> None:
         """Know all nodes, unless they are known."""
@@ -203,9 +259,9 @@ class EtcdSource:
             raise LostError("this node's key is gone")
         self._nodes = Nodes(keys.nodes, own)
         self._look_at_own(mine)
-        self._listener.replace(self._nodes.load(found))
+        self._listener.replace(self._nodes.load(found), self._nodes.unread)
         self._troubles.tell("values", self._nodes.complaint)
-        self._revision = revision
+        self._revision, self._listed = revision, True
 
     def _watch(self) -> None:
         """Follow the changes, until everything has to be read anew or an error ends it."""
@@ -214,7 +270,8 @@ class EtcdSource:
         if claim is None:
             raise LostError("this node's lease has ended")
         keys = self._settings.keys
-        watched = [(keys.nodes, after(keys.nodes)), *((keys.subnet(one), "") for one in claim.node.subnets)]
+        own_keys = [keys.knock(claim.node.name), *map(keys.subnet, claim.node.subnets)]
+        watched = [(keys.nodes, after(keys.nodes)), *((key, "") for key in own_keys)]
         with closing(self._follow_client.watch(watched, self._revision + 1)) as answers:
             for answer in answers:
                 if answer.cluster != self._cluster or (answer.created and answer.revision < self._revision):
@@ -232,7 +289,9 @@ class EtcdSource:
         for event in answer.events:
             if event.kv.key.startswith(keys.nodes):
                 events.append(event)
-            if event.kv.key == keys.node(own.name) and not event.gone:
+            if event.kv.key == keys.knock(own.name):
+                self._hear_knock(event)
+            elif event.kv.key == keys.node(own.name) and not event.gone:
                 self._look_at_own(event.kv)
             elif event.kv.key == keys.node(own.name):
                 raise LostError("this node's key is gone")
@@ -254,14 +313,22 @@ class EtcdSource:
         except CniError:
             raise LostError("this node's key is overwritten") from None
         with self._guard:
-            known = any(node == one for one in self._published)
-        if known:
-            self._nodes.replace_own(node)
-            self._troubles.tell("name", "")
+            ours = self._claim is not None and kv.lease == self._claim.lease and node in self._published
+        if not ours:  # an earlier value that somebody has put back misleads the others as well
+            raise LostError("this node's key is overwritten")
+        self._nodes.replace_own(node)
+
+    def _hear_knock(self, event: Event) -> None:
+        """Another machine has come that has our name. It is refused: the thread that keeps the lease answers."""
+        if event.gone:
             return
-        addresses = ", ".join(addr.unpack(one) for one in node.addresses.values())
-        text = f"another node, with {addresses}, also calls itself {node.name}; give each a nodeName of its own"
-        self._troubles.tell("name", text)
+        try:
+            self._troubles.tell("name", name_fault(read_described("", decode(event.kv.value))))
+        except CniError:
+            return
+        with self._guard:
+            self._knock, self._knocked_at = event.kv, time.monotonic()
+            self._guard.notify_all()
 
     # The thread that keeps the lease.
 
@@ -271,12 +338,13 @@ class EtcdSource:
         kept: Claim | None = None
         while not self._stopped.is_set():
             with self._guard:
-                self._guard.wait_for(lambda: self._stopped.is_set() or self._claim is not kept or self._moved, beat)  # noqa: B023 - called in this round only
+                self._guard.wait_for(lambda: self._is_due(kept), beat)  # noqa: B023 - called in this round only
                 claim, fresh, moved = self._claim, self._claim is not kept, self._moved
             kept = claim
             if claim is None or self._stopped.is_set() or (fresh and not moved):
                 continue
             try:
+                self._answer()
                 kept = self._kept(claim)
                 self._troubles.tell("lease", "")
                 pause = FIRST_PAUSE
@@ -285,9 +353,12 @@ class EtcdSource:
                     self._troubles.tell("lease", f"{error}; what is known stays in force")
                 if pause == FIRST_PAUSE:  # what does not answer here may only seem alive there
                     self._follow_client.disturb()
-                self._stopped.wait(pause * self._spread)
+                self._rest(pause * self._spread)
                 pause = min(2 * pause, LAST_PAUSE)
         self._hold_client.close()
+
+    def _is_due(self, kept: Claim | None) -> bool:
+        return self._stopped.is_set() or self._claim is not kept or self._moved or self._knock is not None
 
     @property
     def _moved(self) -> bool:
@@ -315,12 +386,29 @@ class EtcdSource:
                 return self._claim
         return claim
 
+    def _answer(self) -> None:
+        """Let who knocked know that we are here, and forget one that has not come again for long."""
+        with self._guard:
+            knock, self._knock = self._knock, None
+        if knock is not None:
+            self._hold_client.transact([unchanged(knock.key, knock.mod)], [delete(knock.key)])
+        elif time.monotonic() - self._knocked_at > _KNOCKS_STOPPED:
+            self._knocked_at = math.inf
+            self._troubles.tell("name", "")
+
     def _dropped(self, claim: Claim, why: str) -> Claim:
         """Have the other thread claim anew."""
         with self._guard:
             if self._claim is claim:
-                self._claim = None
+                self._claim = self._knock = None
         raise LostError(why)
+
+
+def _public(config: Reader) -> tuple[bytes, ...]:
+    given = {key: found for key in ADDRESS_KEYS.values() if (found := config.raw(key)) is not None}
+    if not given:
+        return ()
+    return tuple(read_described(config.path, {"name": "this node", **given}).addresses.values())
 
 
 def _endpoint(config: Reader, path: str, found: Any) -> str:

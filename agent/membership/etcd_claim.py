@@ -3,20 +3,27 @@
     PREFIX/config/subnetLen         24                     the length all IPv4 subnets have; ipv6SubnetLen beside it
     PREFIX/subnets/10.244.1.0-24    node2                  who holds a subnet
     PREFIX/nodes/node2              {"name": "node2", ...} the node, with its subnets (plugins/peers.py)
+    PREFIX/knocks/node2             {"name": "node2", ...} one who finds its name taken, and asks whether by a living one
 
 A subnet's key is created only if it is absent, together with the node's key: of two that try, etcd lets one. All
 subnets of a family have one length, which every claim compares too, so two of them never overlap. Which subnets are
 tried follows from the node's name, so thousands of nodes that start at once seldom try the same one, and a node that
 lost everything mostly gets what it had. Only after some that were taken are all claims read.
+
+A name is one machine's. A key of our name with an address of ours is ours, from before a restart. With other
+addresses it is ours from before a change of address, or another machine's, which then lives and deletes the knock.
 """
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.membership import etcd_client as etcd
-from agent.membership.etcd_faults import EtcdError
+from agent.membership.etcd_faults import EtcdError, NameTakenError
 from cni import addr
+from cni.addr import overlap
 from cni.config import wrong
 from cni.errors import CniError
 from cni.jsonio import decode, encode
@@ -24,7 +31,7 @@ from cni.names import digest
 from plugins.peers import Node, read_described, span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from cni.config import Reader
     from plugins.peers import Subnet
@@ -32,6 +39,11 @@ if TYPE_CHECKING:
 # Subnets that may be found taken before all claims are read, and conflicts before it is left for another time.
 _BLIND_TRIES = 8
 _MOST_TRIES = 200
+# Free subnets passed over because hosts may have addresses in them, before one of them is taken.
+_MOST_PASSED_OVER = 4096
+# For so long, looked at so often, a machine of our name has time to answer. Its watch tells it at once.
+_KNOCK_LOOKS, _KNOCK_PAUSE = 30, 0.1
+_KNOCK_TTL = 10
 # Keys of the configuration, by the size of the family's addresses.
 _KEYS = {
     4: ("subnetLen", "subnetMin", "subnetMax", 24, 30),
@@ -109,11 +121,36 @@ class Keys(NamedTuple):
     def node(self, name: str) -> str:
         return f"{self.nodes}{name}"
 
+    def knock(self, name: str) -> str:
+        return f"{self.prefix}/knocks/{name}"
+
     def subnet(self, subnet: Subnet) -> str:
         return f"{self.subnets}{addr.unpack(subnet[0])}-{subnet[1]}"
 
     def length(self, size: int) -> str:
         return f"{self.prefix}/config/{_KEYS[size][0]}"
+
+
+class Hosts:
+    """Which addresses are hosts': those of a node, of all others as far as they are known, and maybe what is on a link."""
+
+    def __init__(self, own: Node, here: Iterable[Subnet], others: Iterable[bytes]) -> None:
+        places = list(here)
+        self._addresses = [*own.addresses.values(), *(packed for packed, _ in places), *others]
+        self._links = [(addr.network(*one), one[1]) for one in places]
+        self._found: dict[int, set[bytes]] = {}
+
+    def are_in(self, subnet: Subnet) -> bool:
+        """Whether a host's address is in a subnet."""
+        packed, length = subnet
+        if length not in self._found:
+            self._found[length] = {addr.network(one, length) for one in self._addresses if len(one) * 8 >= length}
+        return packed in self._found[length]
+
+    def may_be_in(self, subnet: Subnet, length: int) -> bool:
+        """Whether one is or may be: a link's network has a part of it. A link with all of a pool in it, whose prefix length
+        this is, says nothing."""
+        return self.are_in(subnet) or any(overlap(subnet, link) for link in self._links if link[1] > length)
 
 
 class Claim(NamedTuple):
@@ -131,28 +168,65 @@ class Claimer:
         self._keys = keys
         self._pools = pools
         self._ttl = ttl
+        self._held = 0  # the lease of the last claim
         self.conflicts = 0
 
-    def claim(self, own: Node) -> Claim:
-        """Hold a subnet of each family: what the node holds in etcd, else what `own` says it had, else a free one.
+    def claim(self, own: Node, here: Collection[Subnet] = ()) -> Claim:
+        """Hold a subnet of each family: what the node holds in etcd, else what `own` says it had, else a free one, which is
+        one apart from the networks that this host has addresses in (`here`) as long as there is one.
 
-        Raises EtcdError, also when none is free.
+        Raises EtcdError, also when none is free, and NameTakenError.
         """
         lengths = [self._keys.length(size) for size in self._pools]
         found, *agreed = self._client.read([self._keys.node(own.name), *lengths])
         for size, length in zip(self._pools, agreed, strict=True):
             if length is None or length.value != self._length(size):
                 self._agree(size)
+        other = self._other(found, own)
+        if other is not None:
+            self._knock(own, other)
+        hosts = Hosts(own, here, self._neighbours(own))
         asked = list(dict.fromkeys([*_subnets(found), *own.subnets]))
         holders = self._holders(asked)
-        attempt = _Attempt(own, self._pools, holders)
-        lease = self._lease(found)
+        attempt = _Attempt(own, self._pools, holders, hosts)
+        lease = self._lease(found if other is None else None)
         for _ in range(_MOST_TRIES):
             if self._try(attempt, lease):
+                self._held = lease
                 return Claim(lease, attempt.node())
             if attempt.conflicts > _BLIND_TRIES and not attempt.informed:
                 attempt.inform(self._all_holders())
         raise EtcdError(f"no subnet claimed in {_MOST_TRIES} tries: others were faster")
+
+    def _neighbours(self, own: Node) -> list[bytes]:
+        """The addresses of all nodes, where they may be in a range of pods: this node's is."""
+        if not any(_has(pool.network, own.addresses.values()) for pool in self._pools.values()):
+            return []
+        found: list[bytes] = []
+        for kv in self._client.read_all(self._keys.nodes)[0]:
+            with suppress(CniError):  # a broken one is reported by who reads the nodes
+                found += read_described("", decode(kv.value)).addresses.values()
+        return found
+
+    def _other(self, found: etcd.KeyValue | None, own: Node) -> Node | None:
+        """The node whose key of our name may be another machine's; None when it is ours or nobody's."""
+        if found is None or found.lease in (0, self._held):
+            return None
+        try:
+            node = read_described("", decode(found.value))
+        except CniError:
+            return None
+        return node if set(node.addresses.values()).isdisjoint(own.addresses.values()) else None
+
+    def _knock(self, own: Node, other: Node) -> None:
+        """Ask whether another machine lives under our name. NameTakenError when it answers."""
+        key = self._keys.knock(own.name)
+        self._client.transact([], [etcd.put(key, encode(own.described()), self._client.grant(_KNOCK_TTL))])
+        for _ in range(_KNOCK_LOOKS):
+            time.sleep(_KNOCK_PAUSE)
+            if self._client.read([key]) == [None]:
+                raise NameTakenError(other)
+        self._client.transact([], [etcd.delete(key)])
 
     def _try(self, attempt: _Attempt, lease: int) -> bool:
         """One transaction. When it fails, the attempt knows why."""
@@ -231,8 +305,9 @@ class _Attempt:
     `holders` has the name that holds a subnet, as far as is known; "" for nobody.
     """
 
-    def __init__(self, own: Node, pools: dict[int, Pool], holders: dict[Subnet, str]) -> None:
+    def __init__(self, own: Node, pools: dict[int, Pool], holders: dict[Subnet, str], hosts: Hosts) -> None:
         self.own = own
+        self._hosts = hosts
         self.holders = dict(holders)
         self.conflicts = 0
         self.informed = False
@@ -240,6 +315,8 @@ class _Attempt:
         self._chosen: dict[int, Subnet] = {}
         for size, pool in pools.items():
             before = [subnet for subnet in holders if subnet in pool and holders[subnet] in ("", own.name)]
+            # With its own address among its pods no other node could reach it.
+            before = [subnet for subnet in before if not _has(subnet, own.addresses.values())]
             before.sort(key=lambda subnet: not holders[subnet])  # what it holds, then what it had
             self._chosen[size] = before[0] if before else self._free(pool)
 
@@ -278,11 +355,21 @@ class _Attempt:
                 f"length, or wait until the leases of nodes that are gone end"
             )
         start = int.from_bytes(digest(f"subnet/{self.own.name}/{pool.size}/{self.conflicts}")[:16], "big") % pool.count
+        passed_over: list[Subnet] = []
         for step in range(pool.count):
             subnet = pool.at((start + step) % pool.count)
-            if not self.holders.get(subnet):
+            if self.holders.get(subnet):
+                continue
+            if not self._hosts.may_be_in(subnet, pool.network[1]):
                 return subnet
-        raise AssertionError("unreachable")
+            passed_over.append(subnet)
+            if len(passed_over) > _MOST_PASSED_OVER:
+                break
+        return next((subnet for subnet in passed_over if not self._hosts.are_in(subnet)), passed_over[0])
+
+
+def _has(subnet: Subnet, addresses: Iterable[bytes]) -> bool:
+    return any(len(packed) == len(subnet[0]) and addr.inside(packed, *subnet) for packed in addresses)
 
 
 def _holder(kv: etcd.KeyValue | None) -> str:

@@ -26,10 +26,10 @@ from agent.membership.etcd_faults import (
     UnreachableError,
     connection_fault,
 )
-from cni import __version__
+from cni import __version__, addr
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Container, Generator, Sequence
     from typing import Any
 
     from agent.membership.etcd_credentials import Credentials
@@ -177,6 +177,13 @@ class Client:
             except OSError:
                 pass  # it is gone already
 
+    def leave(self, addresses: Container[bytes]) -> None:
+        """Have a connection end that was made from one of these addresses, which this host has no more: nothing comes back
+        on it, and the kernel would find that out after half a minute only."""
+        connection = self._connection
+        if connection is not None and connection.sock is not None and _source(connection.sock) in addresses:
+            self.disturb()
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -272,6 +279,14 @@ class Client:
     def _move_on(self) -> None:
         self.close()
         self._at = (self._at + 1) % len(self._endpoints)
+
+
+def _source(sock: socket.socket) -> bytes | None:
+    """The address that a connection was made from."""
+    try:
+        return addr.pack(sock.getsockname()[0])
+    except OSError:  # it has just been closed
+        return None
 
 
 def encoded(text: str | bytes) -> str:

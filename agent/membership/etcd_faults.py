@@ -7,8 +7,11 @@ import os
 from http.client import RemoteDisconnected
 from typing import TYPE_CHECKING
 
+from cni import addr
+
 if TYPE_CHECKING:
     from agent.membership.etcd_credentials import Credentials
+    from plugins.peers import Node
 
 # gRPC's numbers.
 INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED = 3, 7, 16
@@ -39,6 +42,20 @@ class CompactedError(EtcdError):
 
 class LostError(EtcdError):
     """What this node held in etcd is not there any more."""
+
+
+class NameTakenError(EtcdError):
+    """Another machine is there under this node's name, and has these subnets."""
+
+    def __init__(self, other: Node) -> None:
+        super().__init__(name_fault(other))
+        self.subnets = other.subnets
+
+
+def name_fault(other: Node) -> str:
+    """What to tell on both machines of one name."""
+    addresses = ", ".join(map(addr.unpack, other.addresses.values()))
+    return f"another node, with {addresses}, also calls itself {other.name}; give each a nodeName of its own"
 
 
 class RefusedError(EtcdError):

@@ -1,7 +1,8 @@
-"""The nodes as etcd tells them: values read, and what is none told, so that one broken value is nobody else's trouble.
+"""The nodes as etcd tells them: values read, and what is none told, so that one broken value is nobody's trouble: its
+node stays as it was.
 
-Whether nodes agree with one another is looked at by `agent/roster.py`, for all sources. Here is only what etcd
-alone knows: which of two was written later.
+Whether nodes agree with one another is judged in `plugins/contradictions.py`, for all sources. Here is only what etcd
+alone knows: which of two that have one address was written later.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Nodes:
         self._faults: dict[str, str] = {}
         self._rivals: dict[str, str] = {}  # who was kept out, and because of whom
         self._touched: set[str] = set()
+        self.unread: set[str] = set()  # who has a value that cannot be read, and was never known
         self._anew = False
         self._enter(own)
 
@@ -57,6 +59,7 @@ class Nodes:
             if event.gone:
                 self._leave(name)
                 self._absolve(name)
+                self._read_again(name)
             else:
                 self._put(event.kv)
         put = [self._nodes[name] for name in self._touched if name in self._nodes]
@@ -82,13 +85,17 @@ class Nodes:
         name = kv.key.removeprefix(self._prefix)
         if name == self._own.name:
             return
-        self._leave(name)
-        self._absolve(name)
         try:
             node = self._read(name, kv.value)
         except CniError as error:
-            self._faults[name] = f"{kv.key} is left out: {error}"
+            self._absolve(name)
+            self._faults[name] = f"{kv.key}: {error}; this node stays as it was"
+            if name not in self._nodes:
+                self.unread.add(name)
             return
+        self._leave(name)
+        self._absolve(name)
+        self._read_again(name)
         for address in node.addresses.values():
             if self._holders.get(address) == self._own.name:
                 self._keep_out(name, self._own.name, address)
@@ -116,6 +123,12 @@ class Nodes:
             self._touched.add(name)
             for address in node.addresses.values():
                 del self._holders[address]
+
+    def _read_again(self, name: str) -> None:
+        """Of a node that could not be read the listener may know more than we do."""
+        if name in self.unread:
+            self.unread.remove(name)
+            self._touched.add(name)
 
     def _changed(self, name: str) -> None:
         self._anew = self._anew or name in self._rivals.values()

@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from agent.membership import FIRST_PAUSE, LAST_PAUSE
+from agent.membership import FIRST_PAUSE, LAST_PAUSE, Source
 from agent.membership.kubernetes_api import SERVICE_ACCOUNT, Api, ApiError, GoneError
 from agent.membership.kubernetes_members import Members
 from agent.membership.kubernetes_own import Announcer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from agent.membership import Listener, Network
     from cni.config import Reader
-    from plugins.peers import Node
+    from plugins.peers import Node, Subnet
 
 # A watch lasts between these, as each ends at another time.
 _WATCH_SECONDS = (300, 600)
@@ -49,7 +49,7 @@ def make(config: Reader, network: Network) -> KubernetesSource:
     return KubernetesSource(network, kubeconfig)
 
 
-class KubernetesSource:
+class KubernetesSource(Source):
     """The nodes of a cluster. `service_account` is the folder that a pod finds its own in."""
 
     def __init__(self, network: Network, kubeconfig: str, service_account: str = SERVICE_ACCOUNT) -> None:
@@ -62,6 +62,18 @@ class KubernetesSource:
         self._resync = 0.0  # when the next list is due, on the monotonic clock
         self._spoilt = False  # the watch that is next has to prove itself
         self._thread: threading.Thread | None = None
+        self._here: frozenset[Subnet] = frozenset()
+
+    @property
+    def stated(self) -> tuple[bytes, ...]:
+        return self._members.stated if self._thread is not None else ()
+
+    def locate(self, here: frozenset[Subnet]) -> None:
+        before, self._here = self._here, here
+        gone = {packed for packed, _ in before}.difference(packed for packed, _ in here)
+        for api in (self._api, self._announcer.api) if self._thread is not None else ():
+            if api is not None:
+                api.leave(gone)
 
     def start(self, own: Node, listener: Listener) -> None:
         self._troubles = Troubles(listener.trouble, follows={"announce": "api"})
@@ -73,6 +85,9 @@ class KubernetesSource:
 
     def update(self, own: Node) -> None:
         self._members.update(own)
+
+    def judge(self, fault: str) -> None:
+        self._announcer.judge(fault)
 
     def close(self) -> None:
         self._closed.set()

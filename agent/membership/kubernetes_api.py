@@ -26,10 +26,10 @@ from lightkube.core.generic_client import GenericSyncClient
 from lightkube.types import PatchType
 
 from agent.membership.kubernetes_node import NodeStatusView, NodeView
-from cni import __version__
+from cni import __version__, addr
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from lightkube.config.kubeconfig import SingleConfig
     from lightkube.core.generic_client import BasicRequest
@@ -75,7 +75,7 @@ class Api:
 
     def __init__(self, kubeconfig: str, service_account: str = SERVICE_ACCOUNT) -> None:
         self._source = f"kubeconfig {kubeconfig}" if kubeconfig else f"service account {service_account}"
-        self._stream: httpx2.Response | None = None
+        self._socket: socket.socket | None = None
         config = _config(kubeconfig, service_account)
         self.server = config.cluster.server
         try:
@@ -113,7 +113,6 @@ class Api:
         request.timeout = httpx2.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS, read=seconds + _READ_SECONDS)
         response = self._answer(request, stream=True)
         try:
-            self._stream = response
             yield "", NodeView()
             with self._failures("an event of the watch", spoilt=True):
                 for line in _lines(response):
@@ -121,19 +120,32 @@ class Api:
         except _CutError:
             return
         finally:
-            self._stream = None
             response.close()
 
     def interrupt(self) -> None:
-        """End the watch of another thread."""
-        stream = self._stream
-        network = stream.extensions.get("network_stream") if stream is not None else None
-        found = network.get_extra_info("socket") if network is not None else None
-        if isinstance(found, socket.socket):
+        """End what another thread waits for."""
+        found = self._socket
+        if found is not None:
             try:
                 socket.socket.shutdown(found, socket.SHUT_RDWR)  # the TLS above it is the reader's
             except OSError:
                 pass  # it has ended by itself
+
+    def leave(self, addresses: Container[bytes]) -> None:
+        """End what goes from one of these addresses, which this host has no more: nothing comes back on it."""
+        found = self._socket
+        try:
+            source = addr.pack(found.getsockname()[0]) if found is not None else None
+        except OSError:
+            return  # it has ended by itself
+        if source in addresses:
+            self.interrupt()
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Know the connection from its beginning: an answer that does not come has no stream yet."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            found = info["return_value"].get_extra_info("socket")
+            self._socket = found if isinstance(found, socket.socket) else None
 
     def patch_status(self, name: str, patch: dict[str, Any]) -> NodeView:
         """Patch a node's status (and annotations); the node as it is then."""
@@ -168,7 +180,9 @@ class Api:
 
     def _answer(self, request: BasicRequest, *, stream: bool = False) -> httpx2.Response:
         with self._failures("an answer"):
-            response: httpx2.Response = self._client.send(self._client.build_adapter_request(request), stream=stream)
+            asked = self._client.build_adapter_request(request)
+            asked.extensions = {**asked.extensions, "trace": self._trace}
+            response: httpx2.Response = self._client.send(asked, stream=stream)
             if response.status_code == 200:
                 return response
             try:

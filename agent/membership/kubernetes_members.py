@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from agent.membership.kubernetes_node import NodeError, addresses, peer, subnets
+from agent.membership.kubernetes_living import Living
+from agent.membership.kubernetes_node import NodeError, is_silent, peer, stated, subnets
 from cni import addr
-from plugins.peers import Node
+from plugins.peers import Node, outside
 
 if TYPE_CHECKING:
     from agent.membership import Listener, Network
@@ -31,13 +32,15 @@ class Members:
     ) -> None:
         self._own = own  # with the subnets that were told last, or that were in force before we began
         self._first: tuple[Subnet, ...] = own.subnets  # those that pods may have addresses from
-        self._given = own.addresses  # none when this node's links do not tell: then its object does
+        self._given = own.addresses  # none until this node has found one of those that are `stated`, or another
+        self.stated: tuple[bytes, ...] = ()  # where its object wants it to answer
         self._view: NodeView | None = None
         self._network = network
-        self._listener = listener
+        self._listener = Living(own.name, listener, troubles)
         self._troubles = troubles
         self._announcer = announcer
         self._nodes: dict[str, Node] = {}
+        self._unread: set[str] = set()  # whose objects cannot be read, and never could
         self._guard = threading.RLock()  # a listener may answer with an update
         self._closed = False
 
@@ -48,19 +51,20 @@ class Members:
     def replace(self, reading: Reading) -> None:
         """The whole list has been read."""
         with self._guard:
-            self._nodes = reading.nodes
+            self._nodes, self._unread = reading.nodes, reading.unread
             self._troubles.nodes(reading.problems)
             own = self._see(reading.own, reading.names)
             if not self._closed:
                 self._nodes[own.name] = own
-                self._listener.replace(list(self._nodes.values()))
+                self._listener.replace(list(self._nodes.values()), reading.silent, self._unread)
 
     def put(self, view: NodeView) -> None:
         """A node has come or changed."""
         name = view.metadata.name
         if name == self._own.name:
             with self._guard:
-                self._tell(self._see(view, []))
+                before = self.stated
+                self._tell(self._see(view, []), anew=self.stated != before)
             return
         try:
             node = peer(view, self._network)
@@ -72,6 +76,8 @@ class Members:
             return
         self._troubles.node(name, "")
         with self._guard:
+            if not self._closed:
+                self._listener.hear(name, silent=is_silent(view))
             self._tell(node)
 
     def gone(self, name: str) -> None:
@@ -80,47 +86,53 @@ class Members:
         with self._guard:
             if name == self._own.name:
                 self._tell(self._see(None, []))
-            elif self._nodes.pop(name, None) is not None and not self._closed:
+                return
+            was_known = self._nodes.pop(name, None) is not None
+            if (was_known or name in self._unread) and not self._closed:
+                self._unread.discard(name)
                 self._listener.change([], [name])
 
     def update(self, own: Node) -> None:
         """Tell that this node answers at another address, or its device has another MAC."""
         with self._guard:
             self._given = own.addresses
-            self._own = Node(own.name, own.addresses or self._own.addresses, self._own.subnets, own.macs)
+            self._own = Node(own.name, own.addresses, self._own.subnets, own.macs)
             if own.name in self._nodes:  # else the list that is under way tells
-                self._tell(self._own)
+                self._tell(self._own, anew=True)  # it is known to be right now, which decides against others
             self._announcer.know(self._own, self._view)
 
     def close(self) -> None:
         with self._guard:
             self._closed = True
 
-    def _tell(self, node: Node) -> None:
-        if self._nodes.get(node.name) != node and not self._closed:
+    def _tell(self, node: Node, *, anew: bool = False) -> None:
+        if (anew or self._nodes.get(node.name) != node) and not self._closed:
             self._nodes[node.name] = node
+            self._unread.discard(node.name)
             self._listener.change([node], [])
 
     def _see(self, view: NodeView | None, names: list[str]) -> Node:
         """Our own node's object, None when there is none: ourselves with the subnets that it gives us."""
         ranges: tuple[Subnet, ...] = ()
         trouble = ""
-        name, answers = self._own.name, self._given or self._own.addresses
+        name, macs = self._own.name, self._own.macs
         if view is None:
             trouble = f"{name}: expected a node of that name in the cluster, found none"
             trouble += f" among {', '.join(names)}" if names else ""
             trouble += "; the kubelet registers it; if it goes by another name, give that one with --node-name"
         else:
             try:
-                answers = self._given or addresses(view)
+                self.stated = stated(view)
                 ranges = subnets(view, self._network)
                 trouble = "" if ranges else self._no_range(view)
-            except NodeError as problem:
+            except NodeError as problem:  # as it was known, it stays
                 trouble = f"{name}: {problem}"
+                ranges = self._own.subnets
         self._troubles.tell("own", trouble or self._outside(ranges))
         self._compare(ranges)
-        self._own, self._view = Node(name, answers, ranges, self._own.macs), view
-        self._announcer.know(self._own, view)
+        answers = self._given or {len(packed): packed for packed in reversed(self.stated)}
+        self._own, self._view = Node(name, answers, ranges, macs), view
+        self._announcer.know(Node(name, self._given, ranges, macs), view)
         return self._own
 
     def _no_range(self, view: NodeView) -> str:
@@ -134,14 +146,8 @@ class Members:
 
     def _outside(self, ranges: tuple[Subnet, ...]) -> str:
         whole = self._network.ranges
-        for packed, prefix in ranges:
-            if not any(prefix >= bits and addr.inside(packed, network, bits) for network, bits in whole) and whole:
-                return (
-                    f"{self._own.name}: expected a podCIDR inside the network "
-                    f"{_text(whole)}, found {addr.unpack_cidr(packed, prefix)}: other nodes take it for no pod's; "
-                    "make the network the --cluster-cidr of kube-controller-manager"
-                )
-        return ""
+        fault = outside(Node(self._own.name, {}, ranges), whole) if whole else ""
+        return fault and f"{fault}; make the network the --cluster-cidr of kube-controller-manager"
 
     def _compare(self, ranges: tuple[Subnet, ...]) -> None:
         """Tell of a podCIDR that has become another one; it stands until the first is back, or the agent is new."""
@@ -157,12 +163,15 @@ class Members:
 
 
 class Reading:
-    """A list of nodes while its pages come. What is wrong with a node that was known leaves it as it was."""
+    """A list of nodes while its pages come. A node that cannot be read stays as it was known, here (`nodes`) or by the
+    listener (`unread`)."""
 
     def __init__(self, own: str, network: Network, known: dict[str, Node]) -> None:
         self.nodes: dict[str, Node] = {}
         self.problems: dict[str, str] = {}
+        self.unread: set[str] = set()
         self.own: NodeView | None = None
+        self.silent: set[str] = set()  # of whose kubelet nothing is heard
         self.names: list[str] = []  # of the first ones, to show
         self._own_name = own
         self._network = network
@@ -175,11 +184,15 @@ class Reading:
         if name == self._own_name:
             self.own = view
             return
+        if is_silent(view):
+            self.silent.add(name)
         try:
             node = peer(view, self._network)
         except NodeError as problem:
             self.problems[name] = str(problem)
             node = self._known.get(name)
+            if node is None:
+                self.unread.add(name)
         if node is not None:
             self.nodes[name] = node
 

@@ -3,6 +3,7 @@
     spec.podCIDRs, else podCIDR                                  -> subnets
     cnikit.dev/public-ip, public-ipv6                            -> address: set by people, wins
     flannel.alpha.coreos.com/public-ip(v6)-overwrite             -> address: set by people
+    flannel.alpha.coreos.com/node-public-ip(v6)                  -> address: set by people, read by flanneld at its start
     flannel.alpha.coreos.com/public-ip(v6)                       -> address: what the node's agent goes by
     status.addresses, the first InternalIP of each family        -> address
     flannel.alpha.coreos.com/backend(-v6)-data, cnikit.dev/vtep-mac(-v6) -> MAC of the VXLAN device
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 OURS = "cnikit.dev/"
 FLANNEL = "flannel.alpha.coreos.com/"
-# The reason of the condition that says our network is there.
-REASON = "CnikitIsUp"
+# The reasons of the condition: our network is there, and this node cannot take part in it.
+REASON, REASON_NOT = "CnikitIsUp", "CnikitIsNotReady"
 _CONDITION = "NetworkUnavailable"
 _TAINT = "node.kubernetes.io/network-unavailable"
 
@@ -62,6 +63,7 @@ class _Condition(msgspec.Struct):
     type: str = ""
     status: str = ""
     reason: str = ""
+    message: str = ""
 
 
 class _Status(msgspec.Struct):
@@ -87,8 +89,8 @@ class NodeStatusView(GlobalSubResource, NodeView):
     )
 
 
-class _BackendData(msgspec.Struct):
-    VNI: int
+class _BackendData(msgspec.Struct, kw_only=True):
+    VNI: int = 0  # flannel before 0.13.1 does not write it
     VtepMAC: str
 
 
@@ -110,30 +112,47 @@ def subnets(view: NodeView, network: Network) -> tuple[Subnet, ...]:
 
 
 def addresses(view: NodeView) -> dict[int, bytes]:
-    """Where the node answers on the underlay. NodeError for an annotation that is no address."""
-    internal: dict[int, bytes] = {}
-    for one in view.status.addresses or ():
-        packed = addr.pack(one.address) if one.type == "InternalIP" else None
-        if packed is not None:
-            internal.setdefault(len(packed), packed)
+    """Where another node answers on the underlay. NodeError for an annotation that is no address."""
     notes = view.metadata.annotations or {}
     found = {}
+    for packed in reversed(_internal(view)):
+        found[len(packed)] = packed
     for size, name in _IP.items():
         text = overwritten(notes, size) or (_managed(notes) and notes.get(FLANNEL + name))
-        if not text:
-            if size in internal:
-                found[size] = internal[size]
-            continue
-        packed = addr.pack(text)
-        if packed is None or len(packed) != size:
-            raise NodeError(f"annotation {name}: expected an IPv{4 if size == 4 else 6} address, found {text!r}")
-        found[size] = packed
+        if text:
+            found[size] = _annotated(name, text, size)
     return found
+
+
+def stated(view: NodeView) -> tuple[bytes, ...]:
+    """Where our own node is to answer, the best first: what people have given, then every InternalIP. What its agent has
+    written there is not asked: it is from an earlier time. NodeError for an annotation that is no address."""
+    notes = view.metadata.annotations or {}
+    given = [_annotated(name, text, size) for size, name in _IP.items() if (text := overwritten(notes, size))]
+    return (*given, *_internal(view))
+
+
+def _internal(view: NodeView) -> list[bytes]:
+    texts = [one.address for one in view.status.addresses or () if one.type == "InternalIP"]
+    return [packed for packed in map(addr.pack, texts) if packed is not None]
+
+
+def _annotated(name: str, text: str, size: int) -> bytes:
+    packed = addr.pack(text)
+    if packed is None or len(packed) != size:
+        raise NodeError(f"annotation {name}: expected an IPv{4 if size == 4 else 6} address, found {text!r}")
+    return packed
 
 
 def overwritten(notes: dict[str, str], size: int) -> str:
     """The address of a family that people have given the node, in our way or in flannel's."""
-    return notes.get(OURS + _IP[size]) or notes.get(f"{FLANNEL}{_IP[size]}-overwrite", "")
+    name = _IP[size]
+    return notes.get(OURS + name) or notes.get(f"{FLANNEL}{name}-overwrite") or notes.get(f"{FLANNEL}node-{name}", "")
+
+
+def is_silent(view: NodeView) -> bool:
+    """Whether nothing is heard of the node's kubelet: so the node controller marks one that sends no heartbeat."""
+    return any((one.type, one.status) == ("Ready", "Unknown") for one in view.status.conditions or ())
 
 
 def macs(view: NodeView, network: Network) -> dict[int, bytes]:
@@ -166,9 +185,10 @@ def peer(view: NodeView, network: Network) -> Node | None:
         raise NodeError(error.msg) from None
 
 
-def status_patch(own: Node, view: NodeView, network: Network, now: float) -> dict[str, Any]:
+def status_patch(own: Node, view: NodeView, network: Network, now: float, fault: str | None) -> dict[str, Any]:
     """What to change in our own node's object, as a strategic merge patch of its status; empty for nothing.
 
+    `fault` is why no pod can be attached here, "" when one can; with None the condition is left alone.
     `nodes/status` takes annotations as well, and flannel's agent may write nothing else.
     """
     patch: dict[str, Any] = {}
@@ -177,26 +197,42 @@ def status_patch(own: Node, view: NodeView, network: Network, now: float) -> dic
     if changed:
         patch["metadata"] = {"annotations": changed}
     condition = next((one for one in view.status.conditions or () if one.type == _CONDITION), _Condition())
-    if own.subnets and (condition.status, condition.reason) != ("False", REASON):
+    wanted = _condition(own, fault)
+    if wanted is not None and wanted != condition:
         time = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        wanted = {"type": _CONDITION, "status": "False", "reason": REASON, "lastHeartbeatTime": time}
-        wanted["message"] = "cnikit is running on this node"
-        if condition.status != "False":
-            wanted["lastTransitionTime"] = time
-        patch["status"] = {"conditions": [wanted]}
+        written = {**msgspec.to_builtins(wanted), "lastHeartbeatTime": time}
+        if condition.status != wanted.status:
+            written["lastTransitionTime"] = time
+        patch["status"] = {"conditions": [written]}
     return patch
 
 
+def _condition(own: Node, fault: str | None) -> _Condition | None:
+    """NetworkUnavailable as it is to be; None for as it is."""
+    if fault:
+        return _Condition(_CONDITION, "True", REASON_NOT, f"cnikit cannot attach pods on this node: {fault}")
+    if fault is None or not own.subnets:
+        return None
+    return _Condition(_CONDITION, "False", REASON, "cnikit is running on this node")
+
+
 def own_annotations(own: Node, notes: dict[str, str], network: Network) -> dict[str, str | None]:
-    """What our own node's object is to say about it; None for what it must not."""
-    if not network.backend:
+    """What our own node's object is to say about it; None for what it must not. While the node has no address, as between
+    two DHCP leases, what it says stands."""
+    if not network.backend or not own.addresses:
         return {}
     found: dict[str, str | None] = {FLANNEL + "kube-subnet-manager": "true", FLANNEL + "backend-type": network.backend}
     for size in SIZES:
         here = size in own.addresses
         mac = addr.unpack_mac(own.vtep_mac(size, network.vni)) if here and network.backend == "vxlan" else None
         found[OURS + _MAC[size]] = mac
-        data = msgspec.json.encode(_BackendData(network.vni, mac)).decode() if mac else "null" if here else None
+        data = (
+            msgspec.json.encode(_BackendData(VNI=network.vni, VtepMAC=mac)).decode()
+            if mac
+            else "null"
+            if here
+            else None
+        )
         found[FLANNEL + _DATA[size]] = data
         answers = overwritten(notes, size) or (addr.unpack(own.addresses[size]) if here else None)
         found[FLANNEL + _IP[size]] = answers
@@ -221,13 +257,14 @@ def _managed(notes: dict[str, str]) -> bool:
 
 
 def _flannel_mac(text: str, vni: int) -> str:
-    """The MAC in flannel's `{"VNI":1,"VtepMAC":"..."}`; empty when it says `null` (host-gw) or nothing."""
+    """The MAC in flannel's `{"VNI":1,"VtepMAC":"..."}`, which may lack the VNI; empty when it says `null` (host-gw) or
+    nothing."""
     if text in ("", "null"):
         return ""
     try:
         data = msgspec.json.decode(text, type=_BackendData)
     except msgspec.MsgspecError as error:
         raise NodeError(f'annotation backend-data: expected {{"VNI": ..., "VtepMAC": ...}}, found {text!r}') from error
-    if vni not in (0, data.VNI):
+    if vni and data.VNI not in (0, vni):
         raise NodeError(f"expected VNI {vni}, which is this node's, found {data.VNI} in its annotation backend-data")
     return data.VtepMAC

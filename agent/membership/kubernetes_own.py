@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Between patches that undo somebody else's: at most so long. After so long without one the next is done at once.
 _LONGEST_REST = 60.0
 _CLOSE_SECONDS = 1.0
+# A fault that is over sooner moves no pods. An agent that has just started may need as long to find its ground.
+_GRACE_SECONDS = 5.0
 # The taint is the node controller's to remove once the condition says that the network is there. We do it at once
 # where we may; a refusal for rights is no trouble, and one for another change leads to another try.
 _MAY_NOT = 403
@@ -52,10 +54,13 @@ class Announcer:
         self._clock = clock
         self._news = threading.Condition()
         self._due = False
+        self._fault: str | None = None  # why no pod can be attached, "" when one can; None until it is known
+        self._fault_at = 0.0  # when a fault is told, on the monotonic clock
         self._closed = threading.Event()
-        self._may_untaint = True
+        self._untaint_at = 0.0  # when it may be tried again, on the monotonic clock
         self._patched = -_LONGEST_REST
         self._rest = FIRST_PAUSE
+        self.api: Api | None = None  # while something is asked
         self._thread = threading.Thread(target=self._run, name="kubernetes-own", daemon=True)
 
     def start(self) -> None:
@@ -65,6 +70,14 @@ class Announcer:
         """What this node is, and what its object says (None: there is none)."""
         with self._news:
             self._own, self._view, self._due = own, view, True
+            self._news.notify()
+
+    def judge(self, fault: str) -> None:
+        """Why no pod can be attached on this node, "" when one can."""
+        with self._news:
+            if fault and not self._fault:
+                self._fault_at = time.monotonic() + _GRACE_SECONDS
+            self._fault, self._due = fault, True
             self._news.notify()
 
     def close(self) -> None:
@@ -96,29 +109,35 @@ class Announcer:
     def _wait(self) -> bool:
         """Wait until there is something to compare; False when this is closed."""
         with self._news:
-            self._news.wait_for(lambda: self._due or self._closed.is_set())
+            grace = self._fault_at - time.monotonic()
+            self._news.wait_for(
+                lambda: self._due or self._closed.is_set(), grace if self._fault and grace > 0 else None
+            )
             self._due = False
         return not self._closed.is_set()
 
     def _announce(self) -> None:
         with self._news:
-            own, view = self._own, self._view
+            own, view, fault = self._own, self._view, self._fault
+            if fault and time.monotonic() < self._fault_at:
+                fault = None
         if view is None:
             return
-        patch = status_patch(own, view, self._network, self._clock())
-        taint = taint_patch(view) if own.subnets and self._may_untaint else []
+        patch = status_patch(own, view, self._network, self._clock(), fault)
+        taint = taint_patch(view) if own.subnets and fault == "" and time.monotonic() >= self._untaint_at else []
         if not patch and not taint:
             return
         self._pace()
         if self._closed.is_set():
             return
-        api = self._connect()
+        api = self.api = self._connect()
         try:
             if patch:
                 api.patch_status(own.name, patch)
             if taint:
                 self._untaint(api, own.name, taint)
         finally:
+            self.api = None
             api.close()
 
     def _untaint(self, api: Api, name: str, patch: list[dict[str, object]]) -> None:
@@ -126,7 +145,7 @@ class Announcer:
             api.patch_spec(name, patch)
         except ApiError as failure:
             if failure.status == _MAY_NOT:
-                self._may_untaint = False
+                self._untaint_at = time.monotonic() + _LONGEST_REST
             elif failure.status not in _CHANGED:
                 raise
 

@@ -5,7 +5,7 @@
 The file is asked for its status four times a second, which costs microseconds and holds wherever a file may come
 from: replaced by a rename, written in place, behind a symbolic link that is exchanged (a ConfigMap's), on a file
 system that notifies of nothing. While it is gone, half written or something else, the last good one is in force; an entry
-that is wrong leaves its node as it was, and costs no other node anything.
+that cannot be read leaves its node as it was, and costs no other node anything.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import os
 import stat
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from agent.membership import Source
 from agent.membership.troubles import few
 from cni import jsonio
 from cni.config import Reader, Refusal, mapping, wrong
 from cni.errors import INVALID_CONFIG, CniError
-from plugins.peers import read_described
+from plugins.peers import read_written
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Any
 
     from agent.membership import Listener, Network
@@ -38,7 +38,7 @@ _FRESH_NS = 500_000_000
 _LARGEST = 64 << 20
 
 
-class Embedded:
+class Embedded(Source):
     """The configuration's own `peers`: they change with the agent's reload only."""
 
     def __init__(self, nodes: tuple[Node, ...]) -> None:
@@ -54,12 +54,11 @@ class Embedded:
         pass
 
 
-class File:
+class File(Source):
     """A file of nodes, watched by a thread."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._known: dict[str, Node] = {}
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -101,10 +100,9 @@ class File:
 
     def _take(self, data: bytes, listener: Listener) -> str:
         """Tell the nodes; returns what is wrong with some of them."""
-        nodes, faults = nodes_of(data, self._known)
-        self._known = {node.name: node for node in nodes}
-        listener.replace(nodes)
-        return f"{self._path}: {few(faults)}" if faults else ""
+        found = nodes_of(data)
+        listener.replace(found.nodes, found.unread)
+        return f"{self._path}: {few(found.faults)}" if found.faults else ""
 
     def _status(self) -> Status:
         """What changes when the file does; empty when it is not there."""
@@ -125,34 +123,41 @@ class File:
         return data
 
 
-def nodes_of(data: bytes, known: Mapping[str, Node]) -> tuple[list[Node], list[str]]:
-    """The nodes that a file's bytes describe, and what is wrong with the other entries, whose nodes are given as they
-    were `known`. CniError when the file as a whole is no list of nodes.
-    """
+class Written(NamedTuple):
+    """What a file says: its nodes, in its order; what is wrong with other entries; and the names of those that cannot be
+    read, "" where there is no name either."""
+
+    nodes: list[Node]
+    faults: list[str]
+    unread: frozenset[str]
+
+
+def nodes_of(data: bytes) -> Written:
+    """The nodes that a file's bytes describe. CniError when the file as a whole is no list of nodes."""
     config = Reader(mapping("the file", jsonio.decode(data)))
     if config.raw("nodes") is None:  # a file of something else, or cut off: an empty cluster says []
         raise wrong("nodes", "an array of nodes", None)
-    nodes: dict[str, Node] = {}
-    faults = []
-    wrongs = []
+    nodes: list[Node] = []
+    names: dict[str, str] = {}
+    faults: list[str] = []
+    unread: set[str] = set()
     for path, value in config.array("nodes"):
         try:
-            node = read_described(path, value)
+            node = read_written(path, value)
         except CniError as error:
             faults.append(error.msg)
-            wrongs.append(_name(value))
+            unread.add(_name(value))
             continue
-        if nodes.setdefault(node.name, node) is not node:
-            faults.append(f"{path}.name: expected a name that no other node has, found two of {node.name}")
-    for name in wrongs:
-        if name in known:
-            nodes.setdefault(name, known[name])
-    return list(nodes.values()), faults
+        nodes.append(node)
+        if names.setdefault(node.name, path) != path:
+            text = f"found two of {node.name}, the other at {names[node.name]}"
+            faults.append(f"{path}.name: expected a name that no other node has, {text}")
+    return Written(nodes, faults, frozenset(unread))
 
 
 def _name(value: Any) -> str:
     """The name in an entry that cannot be read; empty when there is none either."""
-    name = value.get("name") if isinstance(value, dict) else None
+    name = Reader(value).raw("name") if isinstance(value, dict) else None
     return name if isinstance(name, str) else ""
 
 

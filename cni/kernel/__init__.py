@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from cni.errors import KernelError
     from cni.kernel.ops import Op
-    from cni.kernel.types import Address, FdbEntry, Link, Neighbour, Nexthop, NftRule, Route
+    from cni.kernel.types import Address, FdbEntry, Link, Neighbour, Nexthop, NftChain, NftRule, NftStep, Route
 
     class Namespace(Protocol):
         """One network namespace, entered once and then used from outside. Use it from one thread at a time."""
@@ -124,6 +124,15 @@ if TYPE_CHECKING:
 
         def nft_rules(self, family: int, table: str, chain: str) -> list[NftRule]:
             """The rules of a chain in order; empty when there is no such chain."""
+
+        def nft_generation(self) -> int:
+            """A number that every change of the ruleset makes another."""
+
+        def nft_chains(self) -> list[NftChain]:
+            """The base chains of the tables that see forwarded packets (ip, ip6, inet)."""
+
+        def nft_steps(self, family: int, table: str, chain: str) -> list[NftStep]:
+            """What the rules of a chain do, in order; empty when there is no such chain."""
 
         def nft_elements(self, family: int, table: str, set_name: str) -> list[bytes]:
             """The keys in a set; empty when there is no such set."""

@@ -3,7 +3,7 @@ the grace period that follows.
 
 Deleting a link takes the kernel well below a millisecond, then it announces that the link is gone, and then it
 blocks the deleting thread until every processor has forgotten it (6 to 40 ms). So threads are kept to be blocked,
-and a monitor tells the callers. Up to its announcement a deletion has the kernel's one lock for links, so there is
+and a monitor wakes the callers. Up to its announcement a deletion has the kernel's one lock for links, so there is
 one at a time: what is asked for meanwhile waits and is deleted next, all in one go and with one grace period. The
 links are moved to a group, and the group is deleted.
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cni.kernel.background import Background, Helper
     from cni.kernel.nfnetlink import Nftables
     from cni.kernel.ops import Op
-    from cni.kernel.types import Address, FdbEntry, Link, Neighbour, Nexthop, NftRule, Route
+    from cni.kernel.types import Address, FdbEntry, Link, Neighbour, Nexthop, NftChain, NftRule, NftStep, Route
 
     T = TypeVar("T")
     Clock = Callable[[], float]
@@ -347,6 +347,15 @@ class Namespace:
 
     def nft_rules(self, family: int, table: str, chain: str) -> list[NftRule]:
         return self._nftables().rules(family, table, chain)
+
+    def nft_generation(self) -> int:
+        return self._nftables().generation()
+
+    def nft_chains(self) -> list[NftChain]:
+        return self._nftables().chains()
+
+    def nft_steps(self, family: int, table: str, chain: str) -> list[NftStep]:
+        return self._nftables().steps(family, table, chain)
 
     def nft_elements(self, family: int, table: str, set_name: str) -> list[bytes]:
         return self._nftables().elements(family, table, set_name)

@@ -192,7 +192,7 @@ class Socket:
     @property
     def usable(self) -> bool:
         """False after a failure to send or receive: an answer may still come, and a dump that nobody read to its
-        end makes the kernel refuse the next one. Also before sequence numbers, which tell answers apart, run out.
+        end makes the kernel refuse the next one. Also before sequence numbers, which distinguish the answers, run out.
         """
         return not self._failed and self._seq < _LAST_SEQ
 

@@ -55,7 +55,7 @@ def is_own(path: str) -> bool:
 
 
 def open_path(path: str) -> int:
-    """A descriptor of the namespace at a path. NetnsError tells what is there when it is none."""
+    """A descriptor of the namespace at a path. NetnsError says what is there instead."""
     try:
         # O_NONBLOCK: a FIFO would block until somebody writes.
         fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from cni.kernel.netlink import Socket
     from cni.kernel.ops import Op
-    from cni.kernel.types import NftRule
+    from cni.kernel.types import NftChain, NftRule, NftStep
 
 
 class Nftables:
@@ -43,6 +43,24 @@ class Nftables:
         what = f"list rules of nftables chain {table} {chain}"
         answers = self._socket.dump(what, nftables.GETRULE, body, absent=(ENOENT,))
         return [nftables.parse_rule(answer) for answer in answers]
+
+    def generation(self) -> int:
+        answer = self._socket.ask("ask for the generation of nftables", nftables.GETGEN, nftables.nothing())
+        return nftables.parse_generation(answer or b"")
+
+    def chains(self) -> list[NftChain]:
+        # Imported here and below: only who looks at what others filter needs it.
+        from cni.kernel.nftsteps import parse_chain
+
+        answers = self._socket.dump("list nftables chains", nftables.GETCHAIN, nftables.nothing())
+        return [chain for chain in map(parse_chain, answers) if chain is not None]
+
+    def steps(self, family: int, table: str, chain: str) -> list[NftStep]:
+        from cni.kernel.nftsteps import parse_step
+
+        body = nftables.rules_question(family, table, chain)
+        what = f"list rules of nftables chain {table} {chain}"
+        return [parse_step(answer) for answer in self._socket.dump(what, nftables.GETRULE, body, absent=(ENOENT,))]
 
     def elements(self, family: int, table: str, set_name: str) -> list[bytes]:
         body = nftables.elements_question(family, table, set_name)

@@ -46,6 +46,7 @@ _DELSET = _SUBSYSTEM | 11
 _NEWSETELEM = _SUBSYSTEM | 12
 GETSETELEM = _SUBSYSTEM | 13
 _DELSETELEM = _SUBSYSTEM | 14
+GETGEN = _SUBSYSTEM | 16
 _NLM_F_REQUEST = 1
 
 _LIST_ELEM = 1
@@ -63,10 +64,15 @@ _REG_1 = 1
 _CMP_EQ = 0
 _CMP_NEQ = 1
 _META_IIFNAME = 6
+_META_OIFNAME = 7
 _META_NFPROTO = 15
 _PAYLOAD_LINK = 0
 _PAYLOAD_NETWORK = 1
+_FIB_ADDRTYPE = 3
+_FIB_SADDR = 1
+_RTN_LOCAL = 2
 _VERDICT_DROP = 0
+_VERDICT_ACCEPT = 1
 _VERDICT_JUMP = -3
 _VERDICT_GOTO = -4
 _VERDICT_RETURN = -5
@@ -99,6 +105,16 @@ def saddr_in(family: int, net: bytes, prefix: int) -> Expression:
     return ("saddr_in", family, net, prefix)
 
 
+def saddr_not_in(family: int, net: bytes, prefix: int) -> Expression:
+    """`ip saddr != NET/PREFIX`"""
+    return ("saddr_not_in", family, net, prefix)
+
+
+def saddr_local() -> Expression:
+    """`fib saddr type local`: the source is an address of this machine. ENOENT where the kernel lacks nft_fib."""
+    return ("saddr_local",)
+
+
 def daddr_in(family: int, net: bytes, prefix: int) -> Expression:
     """`ip daddr NET/PREFIX`"""
     return ("daddr_in", family, net, prefix)
@@ -112,6 +128,11 @@ def daddr_not_in(family: int, net: bytes, prefix: int) -> Expression:
 def iifname(name: str) -> Expression:
     """`iifname "NAME"`"""
     return ("iifname", name)
+
+
+def oifname(name: str) -> Expression:
+    """`oifname "NAME"`"""
+    return ("oifname", name)
 
 
 def ether_saddr(mac: bytes) -> Expression:
@@ -133,6 +154,15 @@ def ret() -> Expression:
 
 def drop() -> Expression:
     return ("drop",)
+
+
+def accept() -> Expression:
+    return ("accept",)
+
+
+def counter() -> Expression:
+    """`counter`, which every rule of iptables has."""
+    return ("counter",)
 
 
 def masquerade() -> Expression:
@@ -163,7 +193,8 @@ def _comment(kind: int, comment: str) -> bytes:
     return attr(kind, bytes([_UDATA_COMMENT, len(data)]) + data)
 
 
-def _parse_comment(userdata: bytes) -> str:
+def comment_of(userdata: bytes) -> str:
+    """The comment in a rule's or an element's userdata; empty without one."""
     offset = 0
     while offset + 2 <= len(userdata):
         kind, size = userdata[offset], userdata[offset + 1]
@@ -223,6 +254,15 @@ def _saddr_in(family: int, net: bytes, prefix: int) -> bytes:
     return _in_network(_SADDR[family], _CMP_EQ, net, prefix)
 
 
+def _saddr_not_in(family: int, net: bytes, prefix: int) -> bytes:
+    return _in_network(_SADDR[family], _CMP_NEQ, net, prefix)
+
+
+def _saddr_local() -> bytes:
+    fib = _expression("fib", _be32(1, _REG_1), _be32(2, _FIB_ADDRTYPE), _be32(3, _FIB_SADDR))
+    return fib + _cmp(_CMP_EQ, _struct.pack("=I", _RTN_LOCAL))
+
+
 def _daddr_in(family: int, net: bytes, prefix: int) -> bytes:
     return _in_network(_DADDR[family], _CMP_EQ, net, prefix)
 
@@ -235,6 +275,10 @@ def _iifname(name: str) -> bytes:
     return _meta(_META_IIFNAME) + _cmp(_CMP_EQ, name.encode().ljust(16, b"\0"))
 
 
+def _oifname(name: str) -> bytes:
+    return _meta(_META_OIFNAME) + _cmp(_CMP_EQ, name.encode().ljust(16, b"\0"))
+
+
 def _ether_saddr(mac: bytes) -> bytes:
     return _payload(_PAYLOAD_LINK, 6, 6) + _cmp(_CMP_EQ, mac)
 
@@ -243,14 +287,19 @@ _EXPRESSIONS: dict[str, Callable[..., bytes]] = {
     "nfproto": _nfproto,
     "saddr_in_set": _saddr_in_set,
     "saddr_in": _saddr_in,
+    "saddr_not_in": _saddr_not_in,
+    "saddr_local": _saddr_local,
     "daddr_in": _daddr_in,
     "daddr_not_in": _daddr_not_in,
     "iifname": _iifname,
+    "oifname": _oifname,
     "ether_saddr": _ether_saddr,
     "jump": lambda chain: _verdict(_VERDICT_JUMP, chain),
     "goto": lambda chain: _verdict(_VERDICT_GOTO, chain),
     "return": lambda: _verdict(_VERDICT_RETURN),
     "drop": lambda: _verdict(_VERDICT_DROP),
+    "accept": lambda: _verdict(_VERDICT_ACCEPT),
+    "counter": lambda: _expression("counter", attr(1, bytes(8)), attr(2, bytes(8))),
     "masquerade": lambda: _expression("masq"),
 }
 
@@ -296,9 +345,13 @@ def _set_del(_number: int, table: str, name: str) -> Request:
     return _DELSET, 0, attr_text(1, table) + attr_text(2, name)
 
 
-def _rule_add(_number: int, table: str, chain: str, expressions: list[Expression], comment: str) -> Request:
+def _rule_add(
+    _number: int, table: str, chain: str, expressions: list[Expression], comment: str, before: int
+) -> Request:
     body = b"".join([_EXPRESSIONS[name](*values) for name, *values in expressions])
     rule = attr_text(1, table) + attr_text(2, chain) + _nest(4, body) + _comment(7, comment)
+    if before:
+        return _NEWRULE, NLM_F_CREATE, rule + attr(6, before.to_bytes(8, "big"))
     return _NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule
 
 
@@ -343,6 +396,11 @@ def object_question(family: int, table: str, kind: str, name: str) -> tuple[int,
     return message, body + attr_text(name_attr, name) if kind else body
 
 
+def nothing() -> bytes:
+    """What a question about the whole ruleset has to say."""
+    return _NFGENMSG.pack(0, 0, 0)
+
+
 def rules_question(family: int, table: str, chain: str) -> bytes:
     return _NFGENMSG.pack(family, 0, 0) + attr_text(1, table) + attr_text(2, chain)
 
@@ -358,7 +416,8 @@ def element_question(family: int, table: str, set_name: str, key: bytes) -> byte
 # Answers to values
 
 
-def _body(body: bytes) -> dict[int, bytes]:
+def message_attrs(body: bytes) -> dict[int, bytes]:
+    """The attributes of any message; its first byte is the family."""
     if len(body) < _NFGENMSG.size:
         raise malformed()
     return attrs(body, _NFGENMSG.size)
@@ -366,12 +425,24 @@ def _body(body: bytes) -> dict[int, bytes]:
 
 def parse_rule(body: bytes) -> NftRule:
     """NFT_MSG_NEWRULE."""
-    found = _body(body)
+    found = message_attrs(body)
     expressions = [data for kind, data in each_attr(found.get(4, b"")) if kind == _LIST_ELEM]
     # Most are no verdicts, and taking each apart costs more than all the rest.
     targets = [_target(expression) for expression in expressions if b"immediate\0" in expression]
+    targets = [chain for chain in targets if chain]
     handle = int.from_bytes(found.get(3, b""), "big")
-    return NftRule(handle, _parse_comment(found.get(7, b"")), [chain for chain in targets if chain])
+    return NftRule(handle, comment_of(found.get(7, b"")), targets, _incoming(expressions) if targets else "")
+
+
+def _incoming(expressions: list[bytes]) -> str:
+    """The interface that a rule compares `iifname` with; empty when it compares none."""
+    key = b""
+    for found in map(attrs, expressions):
+        kind, data = text_of(found.get(1, b"")), attrs(found.get(2, b""))
+        if kind == "cmp" and key == _META_IIFNAME.to_bytes(4, "big"):
+            return text_of(attrs(data.get(3, b"")).get(1, b""))
+        key = data.get(2, b"") if kind == "meta" else b""
+    return ""
 
 
 def _target(expression: bytes) -> str:
@@ -383,6 +454,11 @@ def _target(expression: bytes) -> str:
     return text_of(attrs(data.get(2, b"")).get(2, b""))
 
 
+def parse_generation(body: bytes) -> int:
+    """NFT_MSG_NEWGEN."""
+    return int.from_bytes(message_attrs(body).get(1, b""), "big")
+
+
 def parse_keys(body: bytes) -> list[bytes]:
     """NFT_MSG_NEWSETELEM: the keys of its elements."""
     return list(parse_comments(body))
@@ -391,9 +467,9 @@ def parse_keys(body: bytes) -> list[bytes]:
 def parse_comments(body: bytes) -> dict[bytes, str]:
     """The same, each with its comment."""
     found: dict[bytes, str] = {}
-    for _, data in each_attr(_body(body).get(3, b"")):
+    for _, data in each_attr(message_attrs(body).get(3, b"")):
         element = attrs(data)
         key = attrs(element.get(1, b"")).get(1, b"")
         if key:
-            found[key] = _parse_comment(element.get(6, b""))
+            found[key] = comment_of(element.get(6, b""))
     return found

@@ -324,11 +324,16 @@ def nft_set_del(family: int, table: str, name: str) -> Op:
     return Op("nft_set_del", f"delete nftables set {table} {name}", family=family, table=table, name=name)
 
 
-def nft_rule_add(family: int, table: str, chain: str, expressions: list[tuple[Any, ...]], comment: str = "") -> Op:
-    """Append a rule. `expressions` come from the functions in `cni/kernel/nftables.py` (`saddr_in_set`, ...)."""
+def nft_rule_add(
+    family: int, table: str, chain: str, expressions: list[tuple[Any, ...]], comment: str = "", before: int = 0
+) -> Op:
+    """Append a rule, or insert it before the one with the handle `before` (ENOENT when there is none).
+
+    `expressions` come from the functions in `cni/kernel/nftables.py` (`saddr_in_set`, ...).
+    """
     return Op(
         "nft_rule_add", f"add rule to nftables chain {table} {chain}",
-        family=family, table=table, chain=chain, expressions=expressions, comment=comment,
+        family=family, table=table, chain=chain, expressions=expressions, comment=comment, before=before,
     )  # fmt: skip
 
 

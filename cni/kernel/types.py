@@ -187,11 +187,49 @@ class FdbEntry:
 
 
 class NftRule:
-    """A rule: its handle, its comment (empty without one) and the chains it jumps or goes to."""
+    """A rule: its handle, its comment (empty without one) and the chains it jumps or goes to; where it does, also the
+    interface that it is for (`iifname`, empty for any)."""
 
-    __slots__ = ("comment", "handle", "targets")
+    __slots__ = ("comment", "handle", "iifname", "targets")
 
-    def __init__(self, handle: int, comment: str, targets: list[str]) -> None:
+    def __init__(self, handle: int, comment: str, targets: list[str], iifname: str = "") -> None:
         self.handle = handle
         self.comment = comment
         self.targets = targets
+        self.iifname = iifname
+
+
+class NftChain:
+    """A base chain: its table's family and name, its own, its hook, and what it does in the end: `accept` or `drop`."""
+
+    __slots__ = ("family", "hook", "name", "policy", "table")
+
+    def __init__(self, family: int, table: str, name: str, hook: str, policy: str) -> None:
+        self.family = family
+        self.table = table
+        self.name = name
+        self.hook = hook
+        self.policy = policy
+
+
+class NftStep:
+    """What a rule does, and for which packets.
+
+    `verdict` is `accept`, `drop` (a reject too), `jump` or `goto` to the chain `target`, `return`, or empty. `size` is the
+    address size of its family, 0 for both. `addresses` are (saddr or daddr, network, negated), `links` (iif or oif, name,
+    negated), a name with `*` at its end being what it starts with. `open`: it asks more about addresses or links, that is
+    not read; `narrow`: it asks for something else (protocol, connection, mark), so that it is for some packets only.
+    """
+
+    __slots__ = ("addresses", "comment", "handle", "links", "narrow", "open", "size", "target", "verdict")
+
+    def __init__(self, handle: int, comment: str = "") -> None:
+        self.handle = handle
+        self.comment = comment
+        self.verdict = ""
+        self.target = ""
+        self.size = 0
+        self.addresses: list[tuple[str, tuple[bytes, int], bool]] = []
+        self.links: list[tuple[str, str, bool]] = []
+        self.open = False
+        self.narrow = False

@@ -172,7 +172,7 @@ class _Notices(Socket):
 # Notices to events
 
 
-def _links(body: bytes, gone: bool) -> list[Event]:  # noqa: FBT001 - what every parser is told
+def _links(body: bytes, gone: bool) -> list[Event]:  # noqa: FBT001 - what every parser is given
     # A bridge announces its ports with less, in a family of its own; one that leaves it is not gone.
     return [LinkEvent(rtlinks.parse_link(body), gone=gone)] if body[:1] == b"\0" else []
 

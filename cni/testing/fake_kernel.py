@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cni.kernel.ops import Op
-    from cni.kernel.types import FdbEntry, Link, Nexthop, NftRule, Route
+    from cni.kernel.types import FdbEntry, Link, Nexthop, NftChain, NftRule, NftStep, Route
 
 
 class FakeKernel:
@@ -239,6 +239,15 @@ class FakeNamespace:
 
     def nft_rules(self, family: int, table: str, chain: str) -> list[NftRule]:
         return self._world.nft.rules(family, table, chain)
+
+    def nft_generation(self) -> int:
+        return self._world.nft.generation
+
+    def nft_chains(self) -> list[NftChain]:
+        return self._world.nft.chains()
+
+    def nft_steps(self, family: int, table: str, chain: str) -> list[NftStep]:
+        return self._world.nft.steps(family, table, chain)
 
     def nft_elements(self, family: int, table: str, set_name: str) -> list[bytes]:
         return self._world.nft.elements(family, table, set_name)

@@ -11,7 +11,10 @@ from errno import EBUSY, EEXIST, EINVAL, ENOENT
 from typing import TYPE_CHECKING, Any
 
 from cni.errors import KernelError
-from cni.kernel.types import NftRule
+from cni.kernel.nftables import encode
+from cni.kernel.nftsteps import parse_step
+from cni.kernel.ops import NFPROTO_BRIDGE, nft_rule_add
+from cni.kernel.types import NftChain, NftRule, NftStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +41,10 @@ class Rule:
     def targets(self) -> list[str]:
         return [expression[1] for expression in self.expressions if expression[0] in {"jump", "goto"}]
 
+    def iifname(self) -> str:
+        named = [expression[1] for expression in self.expressions if expression[0] == "iifname"]
+        return named[0] if named and self.targets() else ""
+
     def sets(self) -> list[str]:
         return [expression[2] for expression in self.expressions if expression[0] == "saddr_in_set"]
 
@@ -45,6 +52,7 @@ class Rule:
 class Chain:
     def __init__(self, hook: tuple[str, str, int] | None) -> None:
         self.hook = hook
+        self.policy = "accept"
         self.rules: list[Rule] = []
 
 
@@ -69,6 +77,7 @@ class FakeNft:
     def __init__(self) -> None:
         self.tables: dict[tuple[int, str], Table] = {}
         self._handle = 0
+        self.generation = 1
 
     def transact(self, operations: tuple[Op, ...]) -> None:
         """All of them or, with KernelError for the first that is refused, none."""
@@ -79,13 +88,31 @@ class FakeNft:
             except Refused as refused:
                 self.tables = before
                 raise KernelError(op.text, refused.errno) from None
+        self.generation += 1
 
     def table(self, family: int, table: str) -> Table | None:
         return self.tables.get((family, table))
 
     def rules(self, family: int, table: str, chain: str) -> list[NftRule]:
         found = self.tables.get((family, table), Table()).chains.get(chain, Chain(None))
-        return [NftRule(rule.handle, rule.comment, rule.targets()) for rule in found.rules]
+        return [NftRule(rule.handle, rule.comment, rule.targets(), rule.iifname()) for rule in found.rules]
+
+    def chains(self) -> list[NftChain]:
+        return [
+            NftChain(family, table_name, name, chain.hook[1], chain.policy)
+            for (family, table_name), table in self.tables.items()
+            for name, chain in table.chains.items()
+            if chain.hook and family != NFPROTO_BRIDGE
+        ]
+
+    def steps(self, family: int, table: str, chain: str) -> list[NftStep]:
+        found = []
+        for rule in self.tables.get((family, table), Table()).chains.get(chain, Chain(None)).rules:
+            _, _, body = encode(nft_rule_add(family, table, chain, rule.expressions, rule.comment), 0)
+            step = parse_step(body)
+            step.handle = rule.handle
+            found.append(step)
+        return found
 
     def elements(self, family: int, table: str, set_name: str) -> list[bytes]:
         return list(self.tables.get((family, table), Table()).sets.get(set_name, Set("")).elements)
@@ -158,7 +185,9 @@ class FakeNft:
             raise Refused(EBUSY)
         del found.sets[name]
 
-    def rule_add(self, family: int, table: str, chain: str, expressions: list[tuple[Any, ...]], comment: str) -> None:
+    def rule_add(
+        self, family: int, table: str, chain: str, expressions: list[tuple[Any, ...]], comment: str, before: int
+    ) -> None:
         where = self._chain(family, table, chain)
         self._handle += 1
         rule = Rule(self._handle, expressions, comment)
@@ -166,7 +195,10 @@ class FakeNft:
             self._chain(family, table, target)
         for name in rule.sets():
             self._set(family, table, name)
-        where.rules.append(rule)
+        places = [at for at, one in enumerate(where.rules) if one.handle == before]
+        if before and not places:
+            raise Refused(ENOENT)
+        where.rules.insert(places[0] if places else len(where.rules), rule)
 
     def rule_del(self, family: int, table: str, chain: str, handle: int) -> None:
         rules = self._chain(family, table, chain).rules

@@ -4,7 +4,7 @@
 
 Each operation of `apply` and `nft` and each other call counts as one verb, from 1. The chosen one raises
 KernelError EIO instead of being done. As with Linux, the other operations of the same `apply` are done all
-the same, and those of the same `nft` are not. Without `at` nothing fails and `verbs` tells how many there are.
+the same, and those of the same `nft` are not. Without `at` nothing fails and `verbs` says how many there are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cni.kernel import Kernel, Namespace
     from cni.kernel.ops import Op
-    from cni.kernel.types import Address, FdbEntry, Link, Neighbour, Nexthop, NftRule, Route
+    from cni.kernel.types import Address, FdbEntry, Link, Neighbour, Nexthop, NftChain, NftRule, NftStep, Route
 
 
 class FaultyKernel:
@@ -90,7 +90,7 @@ class FaultyNamespace:
         try:
             self._inner.apply(*operations[:at])
         finally:
-            # The kernel goes on after a failure, and the first one is told.
+            # The kernel goes on after a failure, and the first one is reported.
             with suppress(KernelError):
                 self._inner.apply(*operations[at + 1 :])
         raise KernelError(failing[0].text, EIO, "as chosen")
@@ -185,6 +185,18 @@ class FaultyNamespace:
     def nft_rules(self, family: int, table: str, chain: str) -> list[NftRule]:
         self._kernel.verb(f"nft_rules {table} {chain}")
         return self._inner.nft_rules(family, table, chain)
+
+    def nft_generation(self) -> int:
+        self._kernel.verb("nft_generation")
+        return self._inner.nft_generation()
+
+    def nft_chains(self) -> list[NftChain]:
+        self._kernel.verb("nft_chains")
+        return self._inner.nft_chains()
+
+    def nft_steps(self, family: int, table: str, chain: str) -> list[NftStep]:
+        self._kernel.verb(f"nft_steps {table} {chain}")
+        return self._inner.nft_steps(family, table, chain)
 
     def nft_elements(self, family: int, table: str, set_name: str) -> list[bytes]:
         self._kernel.verb(f"nft_elements {table} {set_name}")

@@ -39,7 +39,7 @@ from cni.jsonio import encode
 from plugins.peers import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from typing import IO
 
     from agent.membership.etcd import Settings
@@ -146,7 +146,7 @@ def _samples(etcd: int, observer: _Child, start: float, all_of_them: int) -> lis
 
 
 def _watching(etcd: int, url: str, nodes: int) -> dict[str, float]:
-    """What watches cost etcd: CPU of each change told to one of them."""
+    """What watches cost etcd: CPU of each change sent to one of them."""
     settings = _settings(url)
     keys = settings.keys
     told = threading.Semaphore(0)
@@ -273,7 +273,7 @@ class _Counter:
         self.at = 0.0
         self.known = threading.Event()
 
-    def replace(self, nodes: list[Node]) -> None:
+    def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:  # noqa: ARG002
         self.nodes = {node.name: node for node in nodes}
         self.at = time.monotonic()
         self.known.set()
@@ -281,7 +281,7 @@ class _Counter:
     def change(self, put: list[Node], gone: list[str]) -> None:
         self.nodes.update((node.name, node) for node in put)
         for name in gone:
-            del self.nodes[name]
+            self.nodes.pop(name, None)
         self.at = time.monotonic()
 
     def trouble(self, text: str) -> None:

@@ -105,6 +105,9 @@ class Standing:
     def info(self, text: str, **_: str) -> None:
         pass
 
+    def note(self, kind: str, text: object, **_: str) -> None:
+        pass
+
     def warning(self, text: str, **_: str) -> None:
         self._complaints.append(text)
 

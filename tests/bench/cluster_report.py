@@ -77,9 +77,9 @@ def claims_lines(claims: Claims) -> list[str]:
         ("memory of etcd", f"{claims['etcd_kib'] / 1024:.0f} MiB"),
         ("CPU of the claimers, connections included", f"{claims['claimers_cpu_s']:.1f} s"),
         ("CPU and memory of the watching node", f"{claims['observer_cpu_s']:.1f} s, {claims['observer_kib'] / 1024:.0f} MiB"),
-        (f"etcd for one change told to one of {watching['watchers']} watches", f"{1e6 * watching['etcd_cpu_each_s']:.0f} µs"),
+        (f"etcd for one change sent to one of {watching['watchers']} watches", f"{1e6 * watching['etcd_cpu_each_s']:.0f} µs"),
         (
-            "computed: etcd to tell every node of every other one",
+            "computed: etcd to send every node to every other one",
             f"{watching['computed_etcd_cpu_s']:.0f} s of CPU",
         ),
     ]  # fmt: skip

@@ -22,6 +22,7 @@ class Scale(NamedTuple):
     masq_rounds: int = 4
     few: int = 100
     many: int = 60_000
+    shared: int = 10_000  # leases in a folder of two hosts
     go_many_runs: int = 5  # a call of the Go plugin at 60,000 leases takes about a second
     loop_pods: int = 1000
     few_peers: int = 100
@@ -51,7 +52,7 @@ class Scale(NamedTuple):
 RUNS = 100
 LOOP_BLOCKS = 20
 # To see that everything works; its numbers mean nothing.
-QUICK = Scale(runs=2, warm_up=1, at_once=6, rounds=2, masq_rounds=2, many=600, go_many_runs=2, loop_pods=LOOP_BLOCKS,
+QUICK = Scale(runs=2, warm_up=1, at_once=6, rounds=2, masq_rounds=2, many=600, shared=300, go_many_runs=2, loop_pods=LOOP_BLOCKS,
               few_peers=10, peers=20, many_peers=40, peer_rounds=2, agent_rounds=1, claimers=20)  # fmt: skip
 
 
@@ -139,6 +140,8 @@ ONE_SHOT = Group("one-shot executables", "whole processes", (
     Row("del-masq", "DEL with ipMasq", "masquerade", ("ours", "DEL"), ("go", "DEL"), GO_DEFAULT, 0.25),
     Row("del-masq-nft", "DEL with ipMasq", "masquerade", ("ours", "DEL"), ("go-nft", "DEL"), GO_NFT, None),
     Row("leases", MANY, "leases", ("ours-many", "ADD"), ("ours-few", "ADD"), "cnikit at {few} leases", 1.1),
+    Row("shared-leases", "ADD at {shared:,} leases of two hosts in turn", "shared-leases", ("two-hosts", "ADD"),
+        ("one-host", "ADD"), "the same of one host", 1.2),
     Row("go-leases", f"Go: {MANY}", "go-leases", ("go-many", "ADD"), ("go-few", "ADD"), "Go at {few} leases", None),
 ))  # fmt: skip
 

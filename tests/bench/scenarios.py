@@ -14,7 +14,20 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.bench import cluster
-from tests.bench.world import CNI_VERSION, IN_PROCESS, NETWORK, AtOnce, Attachments, Contestant, Leases, Node, Start
+from tests.bench.world import (
+    CNI_VERSION,
+    IN_PROCESS,
+    NETWORK,
+    PODS,
+    RESIDENTS,
+    AtOnce,
+    Attachments,
+    Contestant,
+    InTurn,
+    Leases,
+    Node,
+    Start,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,11 +80,27 @@ class Site:
         node.ask("start_plugins")
         return Attachments(node, self.subject.ours)
 
+    def hosts(self, count: int, leases: int) -> InTurn:
+        """Several hosts with one folder of leases."""
+        nodes = [self.node() for _ in range(count)]
+        self._fill(nodes[0], leases)
+        for number, node in enumerate(nodes):
+            node.ask("be_host", machine_id=f"{number + 1:032x}")
+        return InTurn(
+            [
+                Attachments(node, self.subject.ours, data_dir=nodes[0].data_dir, first_id=number * (PODS + RESIDENTS))
+                for number, node in enumerate(nodes)
+            ]
+        )
+
     def _attachments(self, node: Node, bin_dir: Path, leases: int = 0, **options: Any) -> Attachments:
         if leases:
-            self._leases = self._leases or Leases(self.node().data_dir / "made", self.scale.many)
-            self._leases.fill(node.data_dir / NETWORK, leases)
+            self._fill(node, leases)
         return Attachments(node, bin_dir, **options)
+
+    def _fill(self, node: Node, leases: int) -> None:
+        self._leases = self._leases or Leases(self.node().data_dir / "made", self.scale.many)
+        self._leases.fill(node.data_dir / NETWORK, leases)
 
     def empty(self) -> Path:
         """An executable of nothing, built as the launcher is."""
@@ -182,6 +211,11 @@ def _leases(site: Site) -> Contestants:
     return _few_and_many("ours", site.one_shot, site.scale)
 
 
+def _shared_leases(site: Site) -> Contestants:
+    leases = site.scale.shared
+    return {"two-hosts": lambda: site.hosts(2, leases), "one-host": lambda: site.hosts(1, leases)}
+
+
 def _agent_leases(site: Site) -> Contestants:
     return _few_and_many("agent", site.agent, site.scale)
 
@@ -230,6 +264,7 @@ SCENARIOS: dict[str, Callable[[Site], Contestants]] = {
     "at-once-masq": _at_once_masquerade,
     "agent-leases": _agent_leases,
     "leases": _leases,
+    "shared-leases": _shared_leases,
     "go-leases": _go_leases,
 }
 VERBS = {

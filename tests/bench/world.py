@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 NODE = [sys.executable, "-I", "-S", str(Path(__file__).with_name("node.py"))]
 IN_PROCESS = [sys.executable, str(Path(__file__).with_name("in_process.py"))]
@@ -169,12 +169,25 @@ class Start:
 
 
 class Attachments:
-    """bridge + host-local out of one folder, called for the pods of a node; by its agent, if it has one."""
+    """bridge + host-local out of one folder, called for the pods of a node; by its agent, if it has one.
 
-    def __init__(self, node: Node, bin_dir: Path, pods: int = PODS, **options: Any) -> None:
+    The leases are in the node's own folder, or in a `data_dir` that other nodes share: the container IDs of each of
+    them begin with another number, `first_id`.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        bin_dir: Path,
+        pods: int = PODS,
+        data_dir: Path | None = None,
+        first_id: int = 0,
+        **options: Any,
+    ) -> None:
         self.node = node
         self._bin_dir = bin_dir
-        ipam = {"type": "host-local", "dataDir": str(node.data_dir), "ranges": [[{"subnet": SUBNET}]]}
+        self._first_id = first_id
+        ipam = {"type": "host-local", "dataDir": str(data_dir or node.data_dir), "ranges": [[{"subnet": SUBNET}]]}
         self._conf = {
             "cniVersion": CNI_VERSION, "name": NETWORK, "type": "bridge", "bridge": "cni0", "isDefaultGateway": True,
             **options, "ipam": ipam,
@@ -226,7 +239,7 @@ class Attachments:
         return self.node.call(*self._call(verb, number), settle=settle)
 
     def _call(self, command: str, number: int) -> tuple[list[str], dict[str, str], str]:
-        container_id = container(number)
+        container_id = container(self._first_id + number)
         env = {
             **RUNTIME_ENV,
             "CNI_COMMAND": command,
@@ -253,6 +266,20 @@ class AtOnce:
 
     def inside(self) -> list[tuple[str, float]]:
         return self._attachments.inside()
+
+
+class InTurn:
+    """Attachments of several hosts, of which every call is another one's."""
+
+    def __init__(self, hosts: Sequence[Attachments]) -> None:
+        self._hosts = hosts
+
+    def call(self, verb: str, turn: int) -> dict[str, float]:
+        number, host = divmod(turn, len(self._hosts))
+        return self._hosts[host].call(verb, number)
+
+    def inside(self) -> list[tuple[str, float]]:
+        return [found for host in self._hosts for found in host.inside()]
 
 
 def _timed(verb: str, answer: dict[str, Any]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from plugins.peers import Node
 from tests.e2e.world import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from agent.membership.etcd import EtcdSource
@@ -48,6 +48,10 @@ class Etcd:
         self._process: subprocess.Popen[bytes] | None = None
         self.user = ""
         folder.mkdir(exist_ok=True)
+
+    @property
+    def port(self) -> int:
+        return self._ports[0]
 
     @property
     def url(self) -> str:
@@ -165,11 +169,13 @@ class Ear:
         self._news = Condition()
         self.nodes: dict[str, Node] = {}
         self.replaced = 0
+        self.unread: set[str] = set()
         self.troubles: list[str] = []
 
-    def replace(self, nodes: list[Node]) -> None:
+    def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:
         with self._news:
             self.nodes = {node.name: node for node in nodes}
+            self.unread = set(unread)
             self.replaced += 1
             self._news.notify_all()
 
@@ -177,7 +183,7 @@ class Ear:
         with self._news:
             self.nodes.update((node.name, node) for node in put)
             for name in gone:
-                del self.nodes[name]
+                self.nodes.pop(name, None)  # it may have been unread
             self._news.notify_all()
 
     def trouble(self, text: str) -> None:

@@ -534,7 +534,7 @@ class TestTop:
     def test_no_agent(self, node: Node, bin_dir: Path) -> None:
         answer = node.attempt(str(bin_dir.parent / "cnikit"), "top", "--once")
         assert answer.status == 1
-        assert "no agent tells about itself at /run/cnikit/agent-http.sock" in answer.stderr
+        assert "no agent answers at /run/cnikit/agent-http.sock" in answer.stderr
 
     def test_it_follows_an_agent_that_starts_anew(self, node: Node, start: Any, bin_dir: Path) -> None:
         agent = start()

@@ -202,6 +202,18 @@ class TestFolder:
         error = json.loads(versions(target / "vip").stdout)
         assert (error["cniVersion"], error["code"]) == ("1.0.0", 999)
 
+    def test_version_reports_launchers_of_the_first_layout_without_their_bundle(
+        self, bin_dir: Path, target: Path
+    ) -> None:
+        layout_of_before(bin_dir, target)
+        cnikit, env = [str(beside(bin_dir)), "version"], {"CNI_PATH": str(target)}
+        assert subprocess.run(cnikit, env=env, capture_output=True, check=False).returncode == 0
+
+        shutil.rmtree(target / ".cnikit" / "0.1.0")
+
+        ran = subprocess.run(cnikit, env=env, capture_output=True, text=True, check=False)
+        assert (ran.returncode, f"error: {', '.join(NAMES)}: expected an answer" in ran.stderr) == (1, True)
+
 
 def grow_old(target: Path) -> None:
     """Let an hour pass for what no launcher names."""
@@ -212,6 +224,7 @@ def grow_old(target: Path) -> None:
 # One that is called by its name, as all were before they had stamps: it only knows the folder of its version.
 UNSTAMPED = """#!/bin/sh
 folder=$(dirname "$0")/.cnikit/0.1.0
+[ -d "$folder" ] || folder=/usr/lib/cnikit/0.1.0
 [ -d "$folder" ] || { echo '{"cniVersion":"1.1.0","code":999,"msg":"no bundle","details":""}'; exit 1; }
 exec "$folder/bin/$(basename "$0")"
 """

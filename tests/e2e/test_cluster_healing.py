@@ -433,7 +433,8 @@ def test_a_node_that_becomes_wrong_stays_as_it_was(vxlan: ClusterNode, whole: di
     vxlan.tell([EVERYONE[0], taken, EVERYONE[1], member(4, publicIP="0.0.0.0")])
 
     wait_until(
-        lambda: "found 10.244.2.0/24, which overlaps one of node2; it stays as it was" in agent.log(), "it is told"
+        lambda: "found 10.244.2.0/24, which overlaps 10.244.2.0/24 of node2; it stays as it was" in agent.log(),
+        "it is told",
     )
     wait_until(lambda: "nodes[3].publicIP: expected an address that other nodes can reach" in agent.log(), "it is told")
     assert vxlan.held() == whole
@@ -503,6 +504,7 @@ def test_masquerade_rules_and_the_subnet_file_are_made_again(agent_way: AgentWay
         world.start()
         wait_until(lambda: "masq-pods" in str(world.node.nft()), "masquerade rules", SOON)
         rules = world.node.nft()
+        assert "range 10.244.0.0/14 cnikit.1 " in str(rules), "for the node's own packets"
 
         world.node.run("nft", "flush", "ruleset")
         world.node.path(SUBNETS).unlink()

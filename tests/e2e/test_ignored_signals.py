@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,11 @@ import pathlib, re
 status = pathlib.Path("/proc/self/status").read_text()
 pathlib.Path("/run/curious.signals").write_text("".join(re.findall(r"^Sig(?:Blk|Ign).*\\n", status, re.M)))
 raise SystemExit(3)
+"""
+# In Python both SIGPIPE and SIGXFSZ are ignored, and in a shell nothing is blocked.
+CURIOUS_SHELL = """#!/bin/sh
+grep -E '^SigIgn:' /proc/self/status > /run/curious.signals
+exit 3
 """
 
 
@@ -95,6 +101,27 @@ def test_a_failure_is_still_told_and_the_program_inherits_what_the_caller_set(on
     assert int(signals["SigIgn"], 16) & 0x1_6007 == 0x1_6007
 
 
+@pytest.mark.parametrize("ignored", [(), (signal.SIGPIPE,), (signal.SIGXFSZ,)])
+def test_of_the_signals_that_python_ignores_a_program_inherits_the_callers(
+    one_shot_node: Node, ignored: tuple[signal.Signals, ...]
+) -> None:
+    node = one_shot_node
+    folder = node.path(FOLDER)
+    folder.mkdir()
+    (folder / "curious").write_text(CURIOUS_SHELL)
+    (folder / "curious").chmod(0o700)
+    setting = "import os, signal, sys\nfor number in (13, 25): signal.signal(number, signal.SIG_DFL)\n"
+    setting += f"for number in {[int(number) for number in ignored]}: signal.signal(number, signal.SIG_IGN)\n"
+    env = node.environ("ADD", node.pod(), env={"CNI_PATH": FOLDER})
+    conf = json.dumps(network(ipam={"type": "curious"})).encode()
+    argv = (sys.executable, "-I", "-c", f"{setting}os.execv(sys.argv[1], sys.argv[1:])", node.executable("bridge"))
+
+    assert "curious exited with 3" in node.attempt(*argv, env=env, stdin=conf).error["msg"]
+
+    mask = int(node.path("/run/curious.signals").read_text().split()[1], 16)
+    assert [number for number in (13, 25) if mask >> number - 1 & 1] == list(ignored)
+
+
 def test_the_demo(one_shot_node: Node, bin_dir: Path) -> None:
     the_command(one_shot_node, bin_dir, "demo")
 
@@ -104,10 +131,13 @@ def test_the_lab(one_shot_node: Node, bin_dir: Path) -> None:
     try:
         the_command(one_shot_node, bin_dir, "lab", "up", "--name", name, "--nodes", "2")
     finally:
-        the_command(one_shot_node, bin_dir, "lab", "down", "--name", name)
+        said = the_command(one_shot_node, bin_dir, "lab", "down", "--name", name)
+    assert f"{name} is gone" in said
 
 
-def the_command(node: Node, bin_dir: Path, *argv: str) -> None:
+def the_command(node: Node, bin_dir: Path, *argv: str) -> str:
+    """What a program says that has to succeed."""
     env = {"PATH": os.environ["PATH"], "CNI_PATH": str(bin_dir)}
     answer = node.attempt(sys.executable, "-I", "-c", HEEDLESS, str(beside(bin_dir)), *argv, env=env)
     assert (answer.status, "Traceback" in answer.stderr) == (0, False), answer
+    return answer.stdout.decode()

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.e2e.agent_world import beside
 from tests.e2e.test_cnitool import Cnitool, plugin
-from tests.e2e.world import DUAL_STACK, Answer, Node, Pod
+from tests.e2e.underlay import V4, V6, Cluster
+from tests.e2e.world import DUAL_STACK, Answer, Node, Pod, Way, without_length
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,12 +20,15 @@ FAMILIES: dict[str, dict[str, Any]] = {"ipv4": {}, "dual": {"ipam": DUAL_STACK}}
 
 
 class Allocations:
-    """A network list with the reference's firewall and portmap behind `first` and bridge, and calls with a port map."""
+    """A network list with the reference's firewall and portmap behind loopback and `main`, and calls with a port map."""
 
-    def __init__(self, node: Node, peers: Path, version: str, *first: dict[str, Any], **options: Any) -> None:
-        chain = [*first, plugin(ipMasq=True, **options), {"type": "firewall", "backend": "iptables"}]
+    def __init__(
+        self, node: Node, peers: Path, version: str, main: dict[str, Any], program: Path | None = None
+    ) -> None:
+        chain = [{"type": "loopback"}, main, {"type": "firewall", "backend": "iptables"}]
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
         self._tool = Cnitool(node, peers, *chain, portmap, version=version)
+        self._tool.program = str(program or self._tool.program)
         self._path = f"{node.way.bin_dir}:{peers}"
 
     def __call__(self, command: str, pod: Pod, port: int) -> Answer:
@@ -41,7 +46,7 @@ def forwarded(node: Node) -> set[str]:
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_allocation_survives_the_end_of_another(node: Node, peers: Path, version: str, family: str) -> None:
-    call = Allocations(node, peers, version, {"type": "loopback"}, **FAMILIES[family])
+    call = Allocations(node, peers, version, plugin(ipMasq=True, **FAMILIES[family]))
     one, two = node.pod(), node.pod()
 
     added = call("add", one, 8001).result
@@ -57,6 +62,50 @@ def test_an_allocation_survives_the_end_of_another(node: Node, peers: Path, vers
 
     call("check", two, 8002).silent()
     call("del", two, 8002).silent()
+    assert forwarded(node) == set()
+    assert node.leases("tooled") == {}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "backend", "attachment"),
+    [
+        ("cnikit", "host-gw", "routed"),
+        ("cnikit", "vxlan", "bridged"),
+        ("cnitool", "host-gw", "bridged"),
+        ("cnitool", "vxlan", "routed"),
+    ],
+)
+def test_in_a_network_of_several_nodes(
+    way: Way, peers: Path, bin_dir: Path, runtime: str, backend: str, attachment: str
+) -> None:
+    """With libcni's runtime and with ours."""
+    program = peers / "cnitool" if runtime == "cnitool" else beside(bin_dir)
+    with Cluster(way, underlay=(V4, V6), pods=(V4, V6)) as cluster:
+        node, main = cluster.nodes[0], cluster.conf(backend, attachment=attachment, ipMasq=True)
+        del main["name"], main["cniVersion"]
+        _one_of_two_ends(node, Allocations(node, peers, "1.1.0", main, program))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_through_our_runtime(node: Node, peers: Path, bin_dir: Path, family: str) -> None:
+    main = plugin(ipMasq=True, **FAMILIES[family])
+    _one_of_two_ends(node, Allocations(node, peers, "1.1.0", main, beside(bin_dir)))
+
+
+def _one_of_two_ends(node: Node, call: Allocations) -> None:
+    one, two = node.pod(), node.pod()
+    results = [call("add", pod, port).result for pod, port in ((one, 8001), (two, 8002))]
+    for pod, result in zip((one, two), results, strict=True):
+        assert result["interfaces"][0]["name"] == "lo"
+        assert sorted(item["address"] for item in result["ips"]) == sorted(pod.addresses())
+        assert {result["interfaces"][item["interface"]]["name"] for item in result["ips"]} == {"eth0"}
+    assert forwarded(node) == {without_length(item) for pod in (one, two) for item in pod.addresses()}
+
+    assert call("check", one, 8001).ok
+    assert call("del", one, 8001).ok
+
+    assert call("check", two, 8002).ok
+    assert call("del", two, 8002).ok
     assert forwarded(node) == set()
     assert node.leases("tooled") == {}
 

@@ -1,4 +1,4 @@
-"""/run/cnikit is lost while pods run, or the reference makes the DEL: the labels in nftables say what was whose."""
+"""/run/cnikit is lost while pods run, or the reference makes the DEL: what is in nftables says what was whose."""
 
 from __future__ import annotations
 
@@ -119,3 +119,30 @@ def test_del_with_a_full_run(node: Node) -> None:
     delete(node, pod, conf)
 
     assert elements(node) == {}
+
+
+def guarded(node: Node) -> set[str]:
+    """The container IDs of the pods whose MAC is checked, and of all chains for that."""
+    jumps = {item["rule"]["comment"] for item in node.nft() if item.get("rule", {}).get("chain") == "PREROUTING"}
+    chains = {item["chain"]["name"] for item in node.nft() if item.get("chain", {}).get("family") == "bridge"}
+    found = {text.removeprefix("macspoofchk-").removesuffix("-eth0") for text in jumps}
+    names = {text.removeprefix("cni-br-iface-").removesuffix("-mac").removesuffix("-eth0") for text in chains}
+    assert names - {"PREROUTING"} == found
+    return found
+
+
+def test_gc_removes_the_mac_check_of_a_pod_whose_record_is_lost(node: Node) -> None:
+    """That of a valid pod stays, and so does that of another network's pod, which GC knows nothing of."""
+    conf, other = dual(macspoofchk=True), dual(macspoofchk=True, name="other", bridge="br-other")
+    dead, valid, others = node.pod(), node.pod(), node.pod()
+    for pod, its in ((dead, conf), (valid, conf), (others, other)):
+        add(node, pod, its)
+    node.run("rm", "-r", "/run/cnikit/networks")
+    node.kill_netns(dead)
+    assert guarded(node) == {pod.container_id for pod in (dead, valid, others)}
+
+    gc(node, valid)
+
+    assert guarded(node) == {pod.container_id for pod in (valid, others)}
+    gc(node)
+    assert guarded(node) == {others.container_id}

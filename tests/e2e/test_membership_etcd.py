@@ -14,7 +14,7 @@ import pytest
 
 from agent.membership.etcd_client import PAGE
 from cni import addr
-from tests.e2e.etcd_world import IPV6_NETWORK, NETWORK, PREFIX, Ear, Etcd, Member, put_node
+from tests.e2e.etcd_world import IPV6_NETWORK, NETWORK, PREFIX, Ear, Etcd, Member, put_node, subnet
 from tests.e2e.world import wait_until
 
 if TYPE_CHECKING:
@@ -127,6 +127,51 @@ def test_nodes_with_another_subnet_length_are_refused_while_there_are_claims(
     one.source.close()
     (subnet,) = two.ready().subnets
     assert subnet.endswith("/25")
+
+
+@pytest.mark.parametrize(
+    ("here", "ends", "expected"),
+    [
+        # 10.244.8.0/22 is a link's; of what is on a link an address of our own is the worst.
+        (["10.244.9.7/22"], ("10.244.8.0", "10.244.12.0"), ["10.244.12.0/24"]),
+        (["10.244.9.7/22"], ("10.244.8.0", "10.244.9.0"), ["10.244.8.0/24"]),
+        (["10.244.9.7/22"], ("10.244.9.0", "10.244.9.0"), ["10.244.9.0/24"]),
+        (["10.244.9.7/8"], ("10.244.8.0", "10.244.9.0"), ["10.244.8.0/24"]),
+        (["192.0.2.1/24", "fd00::1/64"], ("10.244.8.0", "10.244.8.0"), ["10.244.8.0/24"]),
+    ],
+)
+def test_a_subnet_with_a_hosts_addresses_is_not_claimed_while_another_is_free(
+    etcd: Etcd, member: Callable[..., Member], here: list[str], ends: tuple[str, str], expected: list[str]
+) -> None:
+    for number in range(1, 4):  # names decide where they begin
+        one = member(number, subnetMin=ends[0], subnetMax=ends[1])
+        one.source.locate(frozenset(subnet(text) for text in here))
+
+        assert one.start().ready().subnets == expected
+
+        one.source.close()
+        etcd.ctl("del", "--prefix", PREFIX)
+
+
+def test_a_subnet_with_another_nodes_address_is_not_claimed(etcd: Etcd, member: Callable[..., Member]) -> None:
+    put_node(etcd, "node7", "10.244.8.7", "10.244.200.0/24")
+    etcd.ctl("put", f"{PREFIX}/nodes/broken", "-")
+
+    for number in range(1, 4):  # names decide where they begin
+        one = member(number, subnetMin="10.244.8.0", subnetMax="10.244.9.0").start(f"10.244.99.{number}")
+        one.ear.wait(lambda ear: f"node{number}" in ear.nodes, "it has a subnet")  # noqa: B023 - called in this round only
+        assert one.subnets == ["10.244.9.0/24"]
+        one.source.close()
+        etcd.ctl("del", "--prefix", f"{PREFIX}/subnets/")
+
+
+def test_a_subnet_with_the_nodes_own_address_is_given_back(etcd: Etcd, member: Callable[..., Member]) -> None:
+    member(1, had="10.244.77.0/24").start().ready().source.close()
+
+    one = member(1, had="10.244.77.0/24").start("10.244.77.9").ready()
+
+    assert one.subnets != ["10.244.77.0/24"]
+    assert f"{PREFIX}/subnets/10.244.77.0-24" not in etcd.content()
 
 
 # Leases and restarts
@@ -277,12 +322,60 @@ def test_a_lease_that_was_revoked_is_taken_anew(etcd: Etcd, member: Callable[...
     assert one.ready().subnets == before
 
 
-def test_a_name_that_two_nodes_have_is_told(etcd: Etcd, member: Callable[..., Member]) -> None:
+def test_of_two_machines_with_one_name_the_later_one_is_refused(etcd: Etcd, member: Callable[..., Member]) -> None:
     one = member(1).start().ready()
+    held = etcd.content()
 
-    member(9, name="node1").start()
+    two = member(9, name="node1").start()
 
     one.ear.wait(lambda ear: "another node, with 192.0.2.9, also calls itself node1" in ear.trouble_now, "trouble")
+    two.ear.wait(lambda ear: "another node, with 192.0.2.1, also calls itself node1" in ear.trouble_now, "trouble")
+    assert two.ear.nodes == {}
+    assert {key: value for key, value in etcd.content().items() if "/knocks/" not in key} == held
+    one.source.close()
+    assert two.ready().subnets == one.subnets
+
+
+def test_of_two_machines_with_one_name_that_start_at_once_one_is_refused(
+    etcd: Etcd, member: Callable[..., Member]
+) -> None:
+    two = [member(1), member(9, name="node1")]
+    for one in two:
+        one.start()
+
+    for one in two:
+        one.ear.wait(lambda ear: any("also calls itself node1" in text for text in ear.troubles), "it is reported")
+    wait_until(lambda: sum(bool(one.ear.nodes and one.subnets) for one in two) == 1, "one of them has a subnet")
+
+
+def test_who_was_away_yields_to_the_machine_that_has_its_name_now(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1, ttl=600).start().ready()
+    (held,) = one.subnets
+    etcd.kill()
+    gate = etcd.elsewhere()
+    gate.ctl("del", "--prefix", PREFIX)  # as when its lease has ended
+    two = member(9, had=held, name="node1", ttl=600, endpoints=[gate.url, etcd.url]).start().ready()
+    gate.kill()
+    etcd.start()
+
+    one.ear.wait(lambda ear: "another node, with 192.0.2.9, also calls itself node1" in ear.trouble_now, "trouble")
+
+    one.ear.wait(lambda ear: ear.nodes["node1"].subnets == (), "it gives out no address of what is another's")
+    two.ear.wait(lambda ear: "another node, with 192.0.2.1, also calls itself node1" in ear.trouble_now, "trouble")
+    assert two.subnets == [held]
+    assert json.loads(etcd.content()[f"{PREFIX}/nodes/node1"])["publicIP"] == "192.0.2.9"
+
+
+def test_an_earlier_value_that_somebody_puts_back_is_replaced(etcd: Etcd, member: Callable[..., Member]) -> None:
+    one = member(1).start().ready()
+    before = etcd.content()[f"{PREFIX}/nodes/node1"]
+    one.source.update(one.at("192.0.2.99"))
+    wait_until(lambda: "192.0.2.99" in etcd.content()[f"{PREFIX}/nodes/node1"], "it has moved")
+
+    etcd.ctl("put", f"{PREFIX}/nodes/node1", before)
+
+    wait_until(lambda: "192.0.2.99" in etcd.content()[f"{PREFIX}/nodes/node1"], "it says so again")
+    wait_until(lambda: etcd.content()[f"{PREFIX}/subnets/{one.subnets[0].replace('/', '-')}"] == "node1", "it is held")
 
 
 # What etcd does
@@ -402,7 +495,7 @@ def test_more_nodes_than_a_page_holds_are_read(etcd: Etcd, member: Callable[...,
         ('{"name": "node8", "publicIP": "192.0.2.7"}', "expected node7 as in the key"),
         ('{"name": "node7", "publicIP": "192.0.2.7", "subnets": ["10.244.7.1/24"]}', "own address, 10.244.7.0/24"),
         ('{"name": "node7", "publicIP": "192.0.2.1"}', "192.0.2.1 is node1's address"),
-        ("[" * 100_000, "left out"),
+        ("[" * 100_000, "stays as it was"),
     ],
 )
 def test_a_wrong_value_is_told_and_left_out_and_the_others_go_on(
@@ -418,6 +511,25 @@ def test_a_wrong_value_is_told_and_left_out_and_the_others_go_on(
     assert set(one.ear.nodes) == {"node1", "node2"}
     put_node(etcd, "node7", "192.0.2.7", "10.244.207.0/24")
     one.ear.wait(lambda ear: "node7" in ear.nodes and not ear.trouble_now, "put right")
+
+
+def test_a_node_whose_value_becomes_wrong_stays_as_it_was_until_its_key_is_gone(
+    etcd: Etcd, member: Callable[..., Member]
+) -> None:
+    one = member(1).start().ready()
+    put_node(etcd, "node2", "192.0.2.2", "10.244.200.0/24")
+    one.ear.wait(lambda ear: "node2" in ear.nodes, "it is in")
+    known = one.ear.nodes["node2"]
+
+    etcd.ctl("put", f"{PREFIX}/nodes/node2", stdin="no JSON")
+
+    told = f"{PREFIX}/nodes/node2: not valid JSON"
+    one.ear.wait(lambda ear: told in ear.trouble_now and "stays as it was" in ear.trouble_now, "told")
+    assert one.ear.nodes["node2"] == known
+    two = member(3).start()  # who begins now knows only that it is there
+    two.ear.wait(lambda ear: ear.unread == {"node2"}, "it is there and cannot be read")
+    etcd.ctl("del", f"{PREFIX}/nodes/node2")
+    one.ear.wait(lambda ear: "node2" not in ear.nodes and not ear.trouble_now, "gone")
 
 
 def test_wrong_values_found_at_start_are_told_as_well(etcd: Etcd, member: Callable[..., Member]) -> None:

@@ -18,12 +18,15 @@ from cni import addr
 from cni.config import Reader
 from cni.errors import CniError
 from plugins.peers import Node
-from tests.kubernetes.control_plane import ControlPlane
 from tests.kubernetes.pki import Authority
 from tests.kubernetes.recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.kubernetes.control_plane import ControlPlane
+
+pytest_plugins = ["tests.kubernetes.fixtures"]
 
 ROOT = Path(__file__).parents[2]
 RBAC = ROOT / "conf" / "kubernetes" / "cnikit-rbac.yaml"
@@ -35,27 +38,6 @@ TAINT = {"key": "node.kubernetes.io/network-unavailable", "effect": "NoSchedule"
 OTHER_TAINT = {"key": "example.com/keep", "effect": "NoExecute", "value": "yes"}
 
 
-@pytest.fixture(scope="session")
-def control_plane(peers: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    program = peers / "kube-apiserver"
-    if not program.is_file():
-        pytest.fail(f"no kube-apiserver in {peers}: tests/setup/install-kube-apiserver builds it", pytrace=False)
-    with ControlPlane(program, tmp_path_factory.mktemp("kubernetes")) as plane:
-        yield plane
-
-
-@pytest.fixture
-def plane(control_plane: ControlPlane) -> ControlPlane:
-    """The API server with no node at all."""
-    control_plane.clear()
-    return control_plane
-
-
-@pytest.fixture
-def kubeconfig(plane: ControlPlane) -> str:
-    return str(plane.kubeconfig("admin.conf", plane.admin))
-
-
 def own_node(*addresses: str, name: str = "node1", macs: dict[int, bytes] | None = None) -> Node:
     packed = [found for text in addresses or ("192.0.2.1",) if (found := addr.pack(text))]
     return Node(name, {len(one): one for one in packed}, (), macs)
@@ -63,8 +45,10 @@ def own_node(*addresses: str, name: str = "node1", macs: dict[int, bytes] | None
 
 @contextmanager
 def running(source: KubernetesSource, own: Node | None = None) -> Iterator[Recorder]:
+    """On a node that can take part."""
     recorder = Recorder()
     source.start(own or own_node(), recorder)
+    source.judge("")
     try:
         yield recorder
     finally:
@@ -199,6 +183,41 @@ def test_a_node_that_is_replaced_by_one_of_its_name(plane: ControlPlane, kubecon
         assert told.described()["node2"]["subnets"] == ["10.244.20.0/24"]
 
 
+def test_of_two_nodes_with_one_address_the_silent_one_yields(plane: ControlPlane, kubeconfig: str) -> None:
+    def ready(name: str, status: str) -> None:
+        plane.patch_node(name, {"status": {"conditions": [{"type": "Ready", "status": status}]}}, "/status")
+
+    plane.add_node("dead", ["10.244.2.0/24"], ["192.0.2.2"])
+    ready("dead", "Unknown")
+
+    with running(KubernetesSource(NETWORK, kubeconfig)) as told:
+        told.wait_for("dead", "node1")
+        plane.add_node("living", ["10.244.3.0/24"], ["192.0.2.2"])
+
+        told.wait_for("living", "node1")
+        told.wait_trouble("dead: its address is living's", "delete its Node object")
+        ready("dead", "True")
+        told.wait_for("dead", "living", "node1")  # who of them it is the roster says
+        ready("dead", "Unknown")
+        told.wait_for("living", "node1")
+        plane.delete_node("living")
+        told.wait_for("dead", "node1")
+        assert "living's" not in told.trouble_now
+
+
+def test_a_silent_node_that_is_there_already_when_the_list_is_taken(plane: ControlPlane, kubeconfig: str) -> None:
+    plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
+    for number, name in enumerate(("a-dead-one", "b-living", "node1s-dead-one"), 2):
+        plane.add_node(name, [f"10.244.{number}.0/24"], ["192.0.2.1" if name.startswith("node1") else "192.0.2.2"])
+        silent = {"conditions": [{"type": "Ready", "status": "False" if name == "b-living" else "Unknown"}]}
+        plane.patch_node(name, {"status": silent}, "/status")
+
+    with running(KubernetesSource(NETWORK, kubeconfig)) as told:
+        told.wait_for("b-living", "node1")
+
+        told.wait_trouble("a-dead-one: its address is b-living's", "node1s-dead-one: its address is node1's")
+
+
 def test_a_node_that_cannot_tell_where_it_is_finds_it_in_its_object(plane: ControlPlane, kubeconfig: str) -> None:
     plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
 
@@ -206,8 +225,8 @@ def test_a_node_that_cannot_tell_where_it_is_finds_it_in_its_object(plane: Contr
         told.wait_for("node1")
 
         assert told.described()["node1"]["publicIP"] == "192.0.2.1"
-        told.wait(lambda: FLANNEL + "public-ip" in notes_of(plane), "the own node is announced")
-        assert notes_of(plane)[FLANNEL + "public-ip"] == "192.0.2.1"
+        told.wait(lambda: condition(plane), "the own node is announced")
+        assert FLANNEL + "public-ip" not in notes_of(plane), "it is not known to be here"
 
 
 def test_the_own_node_moves(plane: ControlPlane, kubeconfig: str) -> None:
@@ -428,7 +447,7 @@ def test_the_own_node_is_not_there_yet(plane: ControlPlane, kubeconfig: str) -> 
         plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
 
         told.wait_trouble("")
-        assert told.described()["node1"]["subnets"] == ["10.244.1.0/24"]
+        told.wait(lambda: told.described()["node1"]["subnets"] == ["10.244.1.0/24"], "its range")
 
 
 def test_the_own_node_gets_its_range_late(plane: ControlPlane, kubeconfig: str) -> None:
@@ -482,6 +501,7 @@ def test_annotations_that_are_wrong(plane: ControlPlane, kubeconfig: str) -> Non
     with running(KubernetesSource(NETWORK, kubeconfig)) as told:
         told.wait_for("node1", "node4")
         told.wait_trouble("node2: expected VNI 1", "found 7", "node3: annotation public-ip", "'here'")
+        assert told.unread == {"node2", "node3"}, "what was known of them elsewhere stays in force"
         plane.patch_node("node4", {"metadata": {"annotations": {OURS + "vtep-mac": "mac"}}})
         told.wait_trouble("node4: annotation vtep-mac")
         assert "node4" in told.nodes, "what was known of it stays in force"

@@ -471,7 +471,7 @@ found["client"] = kib("VmRSS")
 done = threading.Event()
 
 class Listener:
-    def replace(self, nodes):
+    def replace(self, nodes, unread=()):
         self.nodes = {node.name: node for node in nodes}
         done.set()
     def change(self, put, gone): pass

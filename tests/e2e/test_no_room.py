@@ -98,8 +98,13 @@ def test_a_full_bridge(node: Node) -> None:
     assert error["details"] == "delete pods, or give the network another `bridge`"
     assert list(node.leases("net")) == ["10.1.0.2"]
     assert "eth0" not in node.links(pod)
+    said = node.call("bridge", "STATUS", network()).error
+    assert (said["code"], said["details"]) == (50, error["details"])
+    assert "bridge cni0 cannot serve ADD: bridge cni0: expected a free port, found all 1023 in use" in said["msg"]
+    node.call("bridge", "STATUS", network(ipam={**network()["ipam"], "statusOnExhausted": False})).silent()
 
     node.call("bridge", "DEL", network(), first).silent()
+    node.call("bridge", "STATUS", network()).silent()
     wait_until(lambda: node.call("bridge", "ADD", network(), pod).ok, "a port is free again")
 
 

@@ -140,10 +140,11 @@ def test_gc_gives_an_address_back_whose_pod_is_gone(node: Node) -> None:
 
 
 def test_check_reports_a_pod_of_another_network_with_its_address(node: Node) -> None:
-    """As the version before made them."""
+    """As a build without claims made them."""
     one, two = node.pod(), node.pod()
     first = add(node, one, net("a"))
-    node.run("rm", "-r", "/run/cnikit/addresses")
+    for address in addresses(first):
+        node.run("rm", f"/run/cnikit/addresses/{address}")
     second = add(node, two, net("b"))
     assert addresses(first) == addresses(second)
 
@@ -163,3 +164,89 @@ def test_an_exhausted_pool_says_who_has_its_addresses(node: Node) -> None:
     assert error["code"] == 11
     assert f"10.1.0.2 by {one.container_id}/eth0 of network a" in error["msg"]
     assert node.call("bridge", "STATUS", net("b", ipam=small), two).error["code"] == 50
+
+
+@pytest.mark.parametrize("attachment", ["bridged", "routed"])
+def test_pods_of_a_build_without_claims_keep_their_addresses(way: Way, attachment: str) -> None:
+    with Cluster(way) as cluster:
+        node = cluster.nodes[0]
+        conf = cluster.conf("host-gw", attachment=attachment)
+        one, second_layer, two = cluster.attach(conf, 1)[0], node.pod(), node.pod()
+        subnet = one.addresses()[0].rpartition(".")[0] + ".0/24"
+        ipam = {"type": "host-local", "ranges": [[{"subnet": subnet}]]}
+        add(node, second_layer, net("l2", ipam=ipam, isDefaultGateway=False, runtimeConfig={"ips": [hosts(subnet, 3)]}))
+        node.run("rm", "-r", "/run/cnikit/addresses")
+
+        added = add(node, two, net("other", "br-other", ipam=ipam))
+
+        assert addresses(added) == [hosts(subnet, 3)]
+        claimed = set(os.listdir(node.path("/run/cnikit/addresses")))
+        assert claimed == {without_length(text) for text in one.addresses()} | {hosts(subnet, 3)}
+
+
+def hosts(subnet: str, number: int) -> str:
+    return subnet.replace(".0/24", f".{number}")
+
+
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+def test_pods_of_the_reference_keep_their_addresses(node: Node, reference: Way, plugin: str) -> None:
+    """Who moves a node to our plugins has pods on it, and no claims yet."""
+    one, two, second_layer = node.pod(), node.pod(), node.pod()
+    theirs = net("a", "br-shared", type=plugin, cniVersion="1.0.0")
+    first = node.call(plugin, "ADD", theirs, one, way=reference).result
+
+    added = add(node, two, net("b", "br-shared"))
+    beside = add(node, second_layer, net("c", isDefaultGateway=False))
+
+    assert addresses(first) == ["10.1.0.2", "fd00:1::2"] == addresses(beside)
+    assert addresses(added) == ["10.1.0.3", "fd00:1::3"]
+    error = node.call("bridge", "ADD", net("d", args={"cni": {"ips": ["10.1.0.2"]}}), node.pod()).error
+    assert "/var/lib/cni/networks/a/10.1.0.2" in error["msg"]
+    node.call(plugin, "DEL", {**theirs, "prevResult": first}, one, way=reference).silent()
+    assert addresses(add(node, node.pod(), net("d"))) == ["10.1.0.2", "fd00:1::2"]
+
+
+def test_the_route_to_a_pod_that_the_reference_attached_meanwhile_stays(way: Way, reference: Way) -> None:
+    with Cluster(way) as cluster:
+        node, conf = cluster.nodes[0], cluster.conf("host-gw")
+        cluster.attach(conf, 1)
+        theirs, pod = node.pod(), node.pod()
+        ipam = {"type": "host-local", "ranges": [[{"subnet": "10.244.1.0/24", "rangeStart": "10.244.1.3"}]]}
+        ptp = {"cniVersion": "1.0.0", "name": "theirs", "type": "ptp", "ipam": ipam}
+        assert addresses(node.call("ptp", "ADD", ptp, theirs, way=reference).result) == ["10.244.1.3"]
+        route = node.ip("route", "show", "10.244.1.3")
+
+        error = node.call("host-gw", "ADD", conf, pod).error
+
+        assert error["code"] == 11
+        assert (
+            f"address 10.244.1.3: expected no route to it on this node, found one over {route[0]['dev']}"
+            in error["msg"]
+        )
+        assert node.ip("route", "show", "10.244.1.3") == route
+        assert addresses(node.call("host-gw", "ADD", conf, pod).result) == ["10.244.1.4"]
+
+
+def test_an_address_is_free_when_the_reference_has_deleted_its_pod(node: Node, reference: Way) -> None:
+    """Its DEL leaves our record and our claim."""
+    one, two = node.pod(), node.pod()
+    first = add(node, one, net("a"))
+    node.call("bridge", "DEL", {**net("a"), "prevResult": first}, one, way=reference).silent()
+    assert node.files("/run/cnikit/networks/a/attachments")
+
+    second = add(node, two, net("b"))
+
+    assert addresses(second) == ["10.1.0.2", "fd00:1::2"]
+    node.call("bridge", "CHECK", {**net("b"), "prevResult": second}, two).silent()
+    node.call("bridge", "GC", {**net("a"), "cni.dev/valid-attachments": []}, one).silent()
+    assert node.files("/run/cnikit/addresses").keys() == {"10.1.0.2", "fd00:1::2"}
+
+
+def test_the_address_of_a_pod_whose_namespace_is_gone_is_free(node: Node) -> None:
+    one, two = node.pod(), node.pod()
+    add(node, one, net("a"))
+    node.kill_netns(one)
+
+    wait_until(lambda: not [name for name in node.links() if name.startswith("veth")], "its link is gone")
+
+    assert addresses(add(node, two, net("b"))) == ["10.1.0.2", "fd00:1::2"]

@@ -87,9 +87,14 @@ def write_subnet_file(node: Node, **values: str) -> None:
     (file / "pods.env").write_text("".join(f"{key}={value}\n" for key, value in values.items()))
 
 
+def masqueraded(node: Node) -> list[str]:
+    """What is masqueraded, by the rules' comments: a range of pods, or a network and the device to it."""
+    return [item["rule"]["comment"].removeprefix("range ")[:-17] for item in node.nft() if "rule" in item]
+
+
 def ranges(node: Node) -> set[str]:
-    """Those that are masqueraded, by the rules' comments."""
-    return {item["rule"]["comment"].split(" ")[1] for item in node.nft() if "rule" in item}
+    """Those of pods."""
+    return {one for one in masqueraded(node) if " " not in one}
 
 
 FLANNEL = {
@@ -332,7 +337,7 @@ class TestAttachment:
             assert [(answer.status, answer.stderr) for answer in answers] == [(0, "")] * len(pods)
             assert len({address(pod, V4) for pod in pods}) == len(pods)
             assert all(ping(pod, address(far, V6)).ok for pod in pods)
-            assert len([item for item in node.nft() if "rule" in item]) == 2
+            assert len(masqueraded(node)) == len(set(masqueraded(node))) == 6
             removed = [one.wait() for one in [node.start("vxlan", "DEL", conf, pod) for pod in pods]]
             assert [answer.status for answer in removed] == [0] * len(pods)
             assert [name for name in node.links() if name.startswith("veth")] == []
@@ -434,7 +439,7 @@ class TestMasquerade:
         cluster.attach(conf, 1)
 
         assert node.nft() == before
-        assert len([item for item in before if "rule" in item]) == 1
+        assert masqueraded(node) == ["10.244.1.0/24", "10.244.0.0/16 cnikit.1", "10.244.0.0/16 cnik6.1"]
         assert [item for item in before if "set" in item] == []
 
     def test_switched_off_again(self, cluster: Cluster) -> None:
@@ -466,6 +471,7 @@ class TestSubnetFile:
             device = ("flannel.1", "type", "vxlan", "id", "1", "local", local, "dev", "eth0", "dstport", "8472")
             node.run("ip", "link", "add", *device, "nolearning")
             node.run("ip", "addr", "add", f"{subnet}.0/32", "dev", "flannel.1")
+            node.run("ip", "link", "set", "flannel.1", "addrgenmode", "none")  # nothing that becomes usable later
             node.run("ip", "link", "set", "flannel.1", "mtu", "1450", "up")
             write_subnet_file(node, **FLANNEL | {"FLANNEL_SUBNET": f"{subnet}.1/24"})
         for node, other, local, subnet in zip(
@@ -477,17 +483,19 @@ class TestSubnetFile:
             node.run("bridge", "fdb", "add", mac, "dev", "flannel.1", "dst", local)
         node = cluster.nodes[0]
         before = (node.ip("route"), node.ip("addr", "show", "flannel.1"))
-        node.call("vxlan", "STATUS", FILE_CONF).silent()
+        conf = {**FILE_CONF, "ipMasq": True}
+        node.call("vxlan", "STATUS", conf).silent()
 
         one, two = (node.pod() for node in cluster.nodes)
-        result = add(one, FILE_CONF)
-        add(two, FILE_CONF)
+        result = add(one, conf)
+        add(two, conf)
 
         assert "cnikit.1" not in node.links()
+        assert "10.244.0.0/16 flannel.1" in masqueraded(node)
         assert one.ip("link", "show", "eth0")[0]["mtu"] == 1450
         assert ping(one, address(two, V4)).ok
-        node.call("vxlan", "CHECK", {**FILE_CONF, "prevResult": result}, one).silent()
-        delete(one, FILE_CONF)
+        node.call("vxlan", "CHECK", {**conf, "prevResult": result}, one).silent()
+        delete(one, conf)
         assert (node.ip("route"), node.ip("addr", "show", "flannel.1")) == before
 
     def test_status_tells_what_is_missing(self, cluster: Cluster) -> None:
@@ -739,7 +747,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("node2", "options", "code", "told"),
         [
-            ({"subnets": ["10.244.1.128/25"]}, {}, 7, "subnets of node1 and node2 overlap"),
+            ({"subnets": ["10.244.1.128/25"]}, {}, 7, "which overlaps 10.244.1.0/24 of node1"),
             ({"publicIP": "198.18.0.1"}, {}, 7, "found 198.18.0.1, which is node1's"),
             ({"subnets": ["10.9.0.0/24"]}, {}, 7, "inside the network (10.244.0.0/16), found 10.9.0.0/24"),
             ({"subnets": ["10.244.2.1/24"]}, {}, 7, "peers[1].subnets[0]: expected the network's own address, 10.244.2.0/24"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ import pytest
 
 from cni.start import Stamp
 from tests.e2e.agent_world import Agent
-from tests.e2e.world import SEARCH_PATH, Answer, Node, Way, network
+from tests.e2e.test_cnitool import Cnitool
+from tests.e2e.world import SEARCH_PATH, Answer, Node, Way, network, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,12 +148,18 @@ class TestUninstall:
         make(node, modules, "install", "agent", **PLACES)
         shutil.copy2(plugins / "bridge", plugins / "cnv-bridge")
         (units / "multi-user.target.wants/cnikit-agent.service").symlink_to("/run/units/cnikit-agent.service")
+        for program, pods in (("iptables", "10.244.0.0/16"), ("ip6tables-legacy", "fd00:244::/48")):
+            for comment in ("theirs", f"cnikit pods from {pods}"):
+                rule = ("-s", pods, "-m", "comment", "--comment", comment, "-j", "ACCEPT")
+                node.run(program, "-A", "FORWARD", *rule)
 
         answer = make(node, modules, "uninstall", **PLACES)
 
         assert {folder: files_below(folder) for folder in theirs} == theirs
         assert "removed /opt/cni/bin/cnv-bridge\n" in answer.stdout.decode()
         assert "systemctl daemon-reload" in answer.stderr
+        for program in ("iptables", "ip6tables-legacy"):
+            assert re.findall("--comment (.*) -j", node.run(program, "-S", "FORWARD")) == ["theirs"]
         assert make(node, modules, "uninstall", **PLACES).stdout == b"nothing of cnikit is installed\n"
 
     def test_another_maker_s_plugin_keeps_its_bundle(self, node: Node, modules: Path) -> None:
@@ -187,6 +195,26 @@ class TestUninstall:
         make(node, modules, "uninstall", FORCE="1", **PLACES)
         assert files_below(node.path("/opt/cni")) == {"bin"}
 
+    @pytest.mark.parametrize("how", ["labels of links", "results in /var/lib/cni/results"])
+    def test_attached_pods_without_a_record_make_it_refuse(
+        self, node: Node, modules: Path, peers: Path, how: str
+    ) -> None:
+        make(node, modules, "install", **PLACES)
+        pod = node.pod()
+        if how.startswith("labels"):
+            assert node.call("bridge", "ADD", network("net", isGateway=True), pod).ok
+            node.run("rm", "-r", "/run/cnikit/networks")
+        else:
+            tool = Cnitool(node, peers, {"type": "loopback"}, version="1.0.0")
+            assert tool("add", pod).ok
+
+        refused = attempt(node, modules, "uninstall", **PLACES)
+
+        assert refused.status != 0
+        assert f"expected no attached pods, found 1 (1 by {how})" in refused.stderr
+        node.kill_netns(pod)
+        wait_until(lambda: attempt(node, modules, "uninstall", **PLACES).status == 0, "its link is gone")
+
     def test_a_running_agent_is_reported_and_goes_on(self, node: Node, modules: Path) -> None:
         make(node, modules, "install", "agent", **PLACES)
         node.run("ln", "-s", PREFIX, f"{PREFIX}-link")
@@ -211,6 +239,13 @@ class TestUninstall:
         make(node, modules, "uninstall", **PLACES)
         assert [path.name for path in unit.parent.iterdir()] == ["cnikit-agent.service.kept"]
         assert unit.with_name("cnikit-agent.service.kept").read_text() == edited
+
+        make(node, modules, "agent", **PLACES)
+        unit.write_text(f"{edited}# again\n")
+        answer = make(node, modules, "uninstall", **PLACES)
+        assert "it is now /run/units/cnikit-agent.service.kept.2" in answer.stderr
+        kept = {path.name: path.read_text() for path in unit.parent.iterdir()}
+        assert kept == {f"{unit.name}.kept": edited, f"{unit.name}.kept.2": f"{edited}# again\n"}
 
     def test_it_goes_on_after_a_failure(self, node: Node, modules: Path) -> None:
         make(node, modules, "install", "agent", **PLACES)

@@ -48,13 +48,14 @@ def commands(title: str) -> list[str]:
 def state(node: Node) -> dict[str, Any]:
     """What cnikit may have changed, as the kernel's own tools have it."""
     folders = [node.path(name) for name in ("/run/cnikit", "/var/lib/cni", "/etc/cni/net.d")]
-    nat = [node.run(f"{family}-save", "-t", "nat").splitlines() for family in ("iptables", "ip6tables")]
+    families = ("iptables", "ip6tables")
+    tables = [node.run(f"{one}-save", "-t", table).splitlines() for one in families for table in ("nat", "filter")]
     return {
         "links": sorted(link["ifname"] for link in node.ip("link")),
         "routes": [node.ip(family, "route", "show", "table", "main") for family in ("-4", "-6")],
         "nexthops": node.ip("nexthop"),
         "nftables": [item for item in node.nft() if next(iter(item.values()))["family"] in {"inet", "bridge"}],
-        "iptables": [line for lines in nat for line in lines if line.startswith("-A") or "CNI-" in line],
+        "iptables": [line for lines in tables for line in lines if line.startswith("-A") or "CNI-" in line],
         "files": {str(path) for folder in folders for path in folder.rglob("*") if not path.is_dir()},
         "settings": node.run("sysctl", "net.ipv4.conf.all.forwarding", "net.ipv6.conf.all.forwarding"),
     }
@@ -65,6 +66,8 @@ def state(node: Node) -> dict[str, Any]:
 def test_the_page(cluster: Cluster, aside: Path, backend: str, *, with_del: bool) -> None:
     node = cluster.nodes[0]
     node.path("/etc/cni/net.d").mkdir()
+    for family in ("iptables", "ip6tables"):
+        node.run(family, "-P", "FORWARD", "DROP")
     before = state(node)
     networks = [
         {**cluster.conf(backend, ipMasq=True), "name": "overlay"},
@@ -73,7 +76,7 @@ def test_the_page(cluster: Cluster, aside: Path, backend: str, *, with_del: bool
     ]
     for conf in networks:
         attach(node, conf, with_del=with_del)
-    assert all(before[key] != found for key, found in state(node).items() if key != "iptables" or not with_del)
+    assert all(before[key] != found for key, found in state(node).items())
 
     run(node, aside, *commands("Before"), *commands("The files"))
     for conf in networks:

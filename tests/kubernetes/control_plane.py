@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+# Where a test may have a relay to the server listen.
+ELSEWHERE = "198.18.0.254"
 _START_SECONDS = 90.0
 _MERGE = "application/merge-patch+json"
 
@@ -33,7 +35,8 @@ class ControlPlane:
         self.folder = folder
         self.authority = Authority(folder / "pki")
         self.admin = self.authority.issue("admin", "/O=system:masters/CN=admin")
-        self._server_pair = self.authority.issue("server", "/CN=kube-apiserver", names="IP:127.0.0.1")
+        names = f"IP:127.0.0.1,IP:{ELSEWHERE}"
+        self._server_pair = self.authority.issue("server", "/CN=kube-apiserver", names=names)
         accounts = folder / "pki" / "accounts.key"
         subprocess.run(["openssl", "genrsa", "-out", accounts, "2048"], capture_output=True, check=True)
         self._accounts = accounts

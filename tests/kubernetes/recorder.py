@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tests.e2e.world import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from plugins.peers import Node
 
@@ -21,18 +21,20 @@ class Recorder:
         self.nodes: dict[str, Node] = {}
         self.replaced = 0
         self.changes: list[tuple[list[str], list[str]]] = []
+        self.unread: set[str] = set()
         self.troubles: list[str] = []
 
-    def replace(self, nodes: list[Node]) -> None:
+    def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:
         with self._guard:
             self.nodes = {node.name: node for node in nodes}
+            self.unread = set(unread)
             self.replaced += 1
 
     def change(self, put: list[Node], gone: list[str]) -> None:
         with self._guard:
             self.nodes.update((node.name, node) for node in put)
             for name in gone:
-                del self.nodes[name]
+                self.nodes.pop(name, None)  # it may have been unread
             self.changes.append(([node.name for node in put], gone))
 
     def trouble(self, text: str) -> None:

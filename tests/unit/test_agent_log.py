@@ -117,3 +117,33 @@ def test_a_pipe_that_somebody_made_non_blocking_loses_nothing(pipe: Pipe) -> Non
     log.close(SECONDS)
     assert log.dropped == 0
     assert pipe.read_all() == []
+
+
+def test_of_what_happens_often_ten_lines_a_second_are_written_and_the_rest_is_counted(pipe: Pipe) -> None:
+    now = 100.0
+    log = Log(pipe.writer, monotonic=lambda: now)
+
+    for number in range(14):
+        log.note("repairs" if number % 2 else "members", lambda number=number: f"note {number}", network="pods")  # type: ignore[misc]
+    now = 101.5
+    log.note("members", lambda: "the next second")
+    for _ in range(12):
+        log.note("repairs", lambda: "more")
+    log.close(SECONDS)
+
+    lines = [line["message"] for line in pipe.read_all()]
+    assert lines[:10] == [f"note {number}" for number in range(10)]
+    assert lines[10:12] == ["and more within a second: 2 members, 2 repairs", "the next second"]
+    assert lines[12:] == ["more"] * 9 + ["and more within a second: 3 repairs"]
+
+
+def test_what_is_counted_is_written_when_the_second_is_over(pipe: Pipe) -> None:
+    log = Log(pipe.writer)
+
+    for _ in range(12):
+        log.note("repairs", lambda: "note")
+
+    with os.fdopen(os.dup(pipe.reader), "rb") as file:
+        lines = [json.loads(file.readline())["message"] for _ in range(11)]
+    assert lines == ["note"] * 10 + ["and more within a second: 2 repairs"]
+    log.close(SECONDS)

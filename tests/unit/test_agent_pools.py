@@ -12,6 +12,7 @@ import pytest
 from agent import pools
 from agent.pools import Pools, Usage
 from cni.config import Reader
+from cni.start import Stamp
 from tests.unit.leases import Pool
 from tests.unit.test_agent_metrics import account, labels, read
 
@@ -45,12 +46,10 @@ def known(clock: Clock) -> Pools:
     return Pools(clock)
 
 
-def name(known: Pools, conf: dict[str, Any], **given: Any) -> None:
-    """A call that had this configuration."""
-    config = Reader(conf)
-    context = SimpleNamespace(config=config)
-    network = conf.get("name", "")
-    known(account(network=network, **given), SimpleNamespace(call=SimpleNamespace(context=context)))  # type: ignore[arg-type]
+def name(known: Pools, conf: dict[str, Any], path: tuple[str, ...] = (), **given: Any) -> None:
+    """A call that had this configuration, and this CNI_PATH."""
+    call = SimpleNamespace(context=SimpleNamespace(config=Reader(conf)), request=SimpleNamespace(path=path))
+    known(account(network=conf.get("name", ""), **given), SimpleNamespace(call=call))  # type: ignore[arg-type]
 
 
 def used(known: Pools) -> list[int]:
@@ -69,6 +68,19 @@ def test_each_range_set_of_a_network(pool: Pool, known: Pools) -> None:
         pool.add(f"pod{number}", conf)
     name(known, conf)
     assert list(known.usages()) == [Usage("net", "0", 3, 250), Usage("net", "1", 3, 251)]
+
+
+def test_a_copy_of_host_local_is_one(pool: Pool, known: Pools, tmp_path: Path) -> None:
+    (tmp_path / "cnv-ipam").write_bytes(
+        Stamp("host-local", "build", "code").written(b"\x7fcnikit-stamp1\n\0" + bytes(384))
+    )
+    conf = pool.conf(V4)
+    conf["ipam"]["type"] = "cnv-ipam"
+
+    name(known, conf, path=("/nowhere",))
+    assert list(known.usages()) == []
+    name(known, conf, path=(str(tmp_path),))
+    assert [usage.used for usage in known.usages()] == [0]
 
 
 def test_leases_of_others_count_at_once(pool: Pool, known: Pools) -> None:

@@ -11,6 +11,7 @@ from cni.config import Reader
 from cni.errors import CniError
 from cni.kernel.types import Route
 from plugins import host_gw, vxlan
+from plugins.cluster_conf import ClusterConf
 from plugins.peers import Entries, Local, Node, Underlay, read_node, read_nodes, vtep_mac
 from plugins.ways import Ways
 
@@ -243,11 +244,21 @@ def test_two_nodes_with_one_mac_are_refused() -> None:
         read_nodes(Reader({"peers": peers}), "peers")
 
 
+def test_a_peer_with_the_mac_that_another_derives_is_refused_on_vxlan() -> None:
+    mac = addr.unpack_mac(vtep_mac(7, bytes([192, 0, 2, 1])))
+    peers = [{"name": "a", "publicIP": "192.0.2.1"}, {"name": "b", "publicIP": "192.0.2.2", "vtepMAC": mac}]
+    conf = {"name": "pods", "network": "10.244.0.0/16", "vni": 7, "peers": peers}
+
+    with pytest.raises(CniError, match=f"node b: expected a VTEP MAC of its own, found {mac}, which is a's"):
+        ClusterConf(Reader({**conf, "type": "vxlan"}))
+    assert ClusterConf(Reader({**conf, "type": "host-gw"})).peers
+
+
 def test_a_node_inside_a_range_of_pods_is_refused() -> None:
     peers = [
         {"name": "a", "publicIP": "192.0.2.1", "subnets": ["10.244.1.0/24"]},
-        {"name": "b", "publicIP": "192.0.2.2", "subnets": ["192.0.2.0/25"]},
+        {"name": "b", "publicIP": "198.51.100.2", "subnets": ["192.0.2.0/25"]},
     ]
 
-    with pytest.raises(CniError, match="found 192.0.2.1 in 192.0.2.0/25 of b"):
+    with pytest.raises(CniError, match="found 192.0.2.0/25 with a's 192.0.2.1"):
         read_nodes(Reader({"peers": peers}), "peers")

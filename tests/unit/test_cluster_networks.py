@@ -13,6 +13,7 @@ from agent.subnet_file import settle, text_of
 from cni import addr
 from cni.config import Reader
 from cni.errors import CniError
+from cni.start import Stamp
 from plugins.cluster_conf import ClusterConf
 from plugins.peers import Node
 from plugins.pod_network import Site
@@ -41,6 +42,29 @@ def test_every_network_of_several_nodes_is_found(tmp_path: Path) -> None:
     assert [(one.conf.name, one.conf.kind, one.lists_us) for one in found] == [
         ("one", "vxlan", True), ("two", "host-gw", True),
     ]  # fmt: skip
+
+
+def test_a_copied_plugin_is_what_it_was(tmp_path: Path) -> None:
+    (tmp_path / "cnv-vxlan").write_bytes(Stamp("vxlan", "build", "code").written(b"\x7fcnikit-stamp1\n\0" + bytes(384)))
+
+    found = networks_of([listed(tmp_path, "one", {**VXLAN, "type": "cnv-vxlan"})], [str(tmp_path)])
+
+    assert [one.conf.kind for one in found] == ["vxlan"]
+
+
+@pytest.mark.parametrize(
+    ("membership", "expected"),
+    [
+        ({"source": "static", "file": "/x"}, ["", "Of-Conf", "Given"]),
+        ({"source": "etcd", "endpoints": ["http://h"]}, ["Host", "Of-Conf", "Given"]),
+        ({"source": "kubernetes"}, ["host", "of-conf", "given"]),
+    ],
+)
+def test_whom_a_node_is(tmp_path: Path, membership: dict[str, Any], expected: list[str]) -> None:
+    (unnamed,) = networks_of([listed(tmp_path, "one", {**VXLAN, "membership": membership})])
+    (named,) = networks_of([listed(tmp_path, "two", {**VXLAN, "membership": membership, "nodeName": "Of-Conf"})])
+
+    assert [unnamed.name("", "Host"), named.name("", "Host"), named.name("Given", "Host")] == expected
 
 
 @pytest.mark.parametrize(

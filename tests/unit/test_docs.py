@@ -169,11 +169,12 @@ class TestRegistry:
         assert rows("`cnikit.` + VNI")
         assert rows(f"alias `{device['alias'].replace('net', 'NETWORK')}`")
         comments = [comment for _, comment in now["nft"][f"{NFPROTO_INET} cnikit"]["chains"]["masq-net"]["rules"]]
-        assert [comment.split()[:2] for comment in comments] == [
-            ["range", peers[0]["subnets"][0]],
-            ["range", peers[0]["subnets"][1]],
+        assert [comment.split()[:-1] for comment in comments] == [
+            *(["range", subnet] for subnet in peers[0]["subnets"]),
+            *(["range", networks[key], one] for key in ("network", "ipv6Network") for one in ("cnikit.1", "cnik6.1")),
         ]
-        assert any("comment `range SUBNET HASH`" in row for row in rows("`inet cnikit`"))
+        for comment in ("range SUBNET HASH", "range NETWORK DEVICE HASH"):
+            assert any(f"comment `{comment}`" in row for row in rows("`inet cnikit`"))
         assert any("205" in row for row in rows("route protocol"))
         for family, by_link in now["conf"].items():
             for link, keys in by_link.items():

@@ -27,7 +27,14 @@ def test_a_failure_with_no_path_and_no_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.EMFILE, "open files"), (errno.ENFILE, "file-max"), (errno.ENOMEM, "memory")]
+    ("number", "remedy"),
+    [
+        (errno.EMFILE, "open files"),
+        (errno.ENFILE, "file-max"),
+        (errno.ENOMEM, "memory"),
+        (errno.ENOBUFS, "dmesg"),
+        (errno.E2BIG, "delete pods, or raise"),
+    ],
 )
 def test_the_kernel_s_refusals_have_a_next_step(number: int, remedy: str) -> None:
     assert remedy in KernelError("add route", number).details

@@ -61,7 +61,7 @@ def test_environment_is_the_given_one_and_nothing_else() -> None:
             "exit 3",
             INTERNAL,
             "plugin plugin exited with 3 with no error object; stdout was ''",
-            "its stderr may tell more",
+            "its stderr may say more",
         ),
         ("echo oh no; exit 1", INTERNAL, "exited with 1 with no error object; stdout was 'oh no\\n'", ""),
         ('echo \'{"code": true, "msg": 1}\'; exit 1', INTERNAL, "exited with 1 with no error object", ""),

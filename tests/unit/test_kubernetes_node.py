@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.membership import Network
-from agent.membership.kubernetes_node import NodeError, NodeView, own_annotations, peer, status_patch, taint_patch
+from agent.membership.kubernetes_node import (
+    NodeError,
+    NodeView,
+    own_annotations,
+    peer,
+    stated,
+    status_patch,
+    taint_patch,
+)
+from cni import addr
 from plugins.peers import Node
 
 VXLAN = Network("pods", ((bytes([10, 244, 0, 0]), 16),), (), "vxlan", 1)
@@ -52,6 +61,15 @@ def test_the_first_internal_address_of_each_family() -> None:
     assert (found["publicIP"], found["publicIPv6"]) == ("192.0.2.2", "2001:db8::2")
 
 
+def test_what_our_own_agent_wrote_earlier_does_not_say_where_this_node_is() -> None:
+    internal = [{"type": "InternalIP", "address": text} for text in ("192.0.2.2", "192.0.2.3", "2001:db8::2")]
+    notes = {**FLANNEL_NODE, OURS + "public-ipv6": "2001:db8::9"}
+
+    found = stated(view(notes, status={"addresses": internal}))
+
+    assert list(map(addr.unpack, found)) == ["2001:db8::9", "192.0.2.2", "192.0.2.3", "2001:db8::2"]
+
+
 @pytest.mark.parametrize(
     ("notes", "expected"),
     [
@@ -59,6 +77,9 @@ def test_the_first_internal_address_of_each_family() -> None:
         ({FLANNEL + "public-ip": "198.51.100.2"}, "192.0.2.2"),  # nobody manages it: a left-over
         (FLANNEL_NODE, "198.51.100.2"),
         ({**FLANNEL_NODE, FLANNEL + "public-ip-overwrite": "203.0.113.1"}, "203.0.113.1"),
+        ({FLANNEL + "node-public-ip": "203.0.113.7"}, "203.0.113.7"),
+        ({**FLANNEL_NODE, FLANNEL + "node-public-ip": "203.0.113.7"}, "203.0.113.7"),
+        ({FLANNEL + "node-public-ip": "203.0.113.7", FLANNEL + "public-ip-overwrite": "203.0.113.1"}, "203.0.113.1"),
         ({FLANNEL + "public-ip-overwrite": "203.0.113.1", OURS + "public-ip": "203.0.113.9"}, "203.0.113.9"),
     ],
 )
@@ -72,6 +93,8 @@ def test_whose_address_wins(notes: dict[str, str], expected: str) -> None:
         ({}, None),
         ({OURS + "vtep-mac": "0a:00:00:00:00:09"}, "0a:00:00:00:00:09"),
         (FLANNEL_NODE, "0a:00:00:00:00:02"),
+        # flannel up to 0.13.0
+        ({**FLANNEL_NODE, FLANNEL + "backend-data": '{"VtepMAC":"0a:00:00:00:00:02"}'}, "0a:00:00:00:00:02"),
         # Ours stands there still, but flannel's agent has written since.
         ({**FLANNEL_NODE, OURS + "vtep-mac": "0a:00:00:00:00:09"}, "0a:00:00:00:00:02"),
         ({**FLANNEL_NODE, FLANNEL + "backend-data": "null"}, None),
@@ -90,6 +113,8 @@ def test_macs_mean_nothing_to_host_gw() -> None:
     [
         ({**FLANNEL_NODE, FLANNEL + "backend-data": '{"VNI":2,"VtepMAC":"0a:00:00:00:00:02"}'}, {}, "expected VNI 1"),
         ({**FLANNEL_NODE, FLANNEL + "backend-data": "{"}, {}, "backend-data"),
+        ({**FLANNEL_NODE, FLANNEL + "backend-data": "{}"}, {}, "backend-data"),
+        ({FLANNEL + "node-public-ip": "here"}, {}, "public-ip: expected an IPv4 address"),
         ({OURS + "vtep-mac": "0b:00:00:00:00:02"}, {}, "MAC of a device"),  # a group's
         ({OURS + "public-ip": "2001:db8::1"}, {}, "an IPv4 address"),
         ({OURS + "public-ipv6": "192.0.2.1"}, {}, "an IPv6 address"),
@@ -121,16 +146,17 @@ def test_no_address_is_wrong() -> None:
 
 
 def test_nothing_to_patch_when_all_is_said() -> None:
-    conditions = [{"type": "NetworkUnavailable", "status": "False", "reason": "CnikitIsUp"}]
+    message = "cnikit is running on this node"
+    conditions = [{"type": "NetworkUnavailable", "status": "False", "reason": "CnikitIsUp", "message": message}]
     notes = {key: value for key, value in own_annotations(OWN, {}, VXLAN).items() if value is not None}
 
-    assert status_patch(OWN, view(notes, status={"conditions": conditions}), VXLAN, 0.0) == {}
+    assert status_patch(OWN, view(notes, status={"conditions": conditions}), VXLAN, 0.0, "") == {}
 
 
 def test_a_condition_that_was_false_already_has_not_changed() -> None:
     conditions = [{"type": "NetworkUnavailable", "status": "False", "reason": "FlannelIsUp"}]
 
-    found = status_patch(OWN, view(status={"conditions": conditions}), VXLAN, 0.0)["status"]["conditions"]
+    found = status_patch(OWN, view(status={"conditions": conditions}), VXLAN, 0.0, "")["status"]["conditions"]
 
     assert [(one["reason"], "lastTransitionTime" in one) for one in found] == [("CnikitIsUp", False)]
 

@@ -21,7 +21,7 @@ from cni.errors import KernelError
 from cni.kernel import neightbl
 from cni.kernel.netlink import attr_text, attr_u32, nest
 from cni.netlist import NetworkList
-from plugins.peers import refuse_contradictions
+from plugins.contradictions import refuse_contradictions
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from cli.main import cli
 from cni.config import Reader
 from cni.errors import CniError
 from cni.request import Request
+from cni.start import Stamp
 from ipam import host_local
 from plugins import bridge, pod_network
 
@@ -83,6 +85,54 @@ def test_a_folder_tells_duplicate_names_and_the_plugins_of_the_networks_folder(
 
     assert 'net.d/20.conflist: error: name: expected a name used once, found "net" in net.d/10.conflist too' in told
     assert 'net.d/net/30.conf: error: mtu: expected an integer, found "big"' in told
+
+
+def test_a_copied_plugin_is_linted_as_what_it_is(tmp_path: Path, plugin_path: list[str]) -> None:
+    for name, plugin in (("cnv-bridge", "bridge"), ("cnv-vxlan", "vxlan"), ("cnv-ipam", "host-local")):
+        launcher(Path(plugin_path[0], name), plugin)
+    file = tmp_path / "10.conflist"
+    ipam = {"type": "cnv-ipam", "ranges": [[{"subnet": "10.1.0.0/33"}]]}
+    plugins = [{"type": "cnv-bridge", "mtu": "big", "ipam": ipam}, {"type": "cnv-vxlan", "vni": -1}]
+    file.write_text(json.dumps({"cniVersion": "1.1.0", "name": "net", "plugins": plugins}))
+
+    told = said(str(file), plugin_path)
+
+    assert 'plugins[0].mtu: expected an integer, found "big"' in told
+    assert "plugins[0].ipam.ranges[0][0].subnet: expected" in told
+    assert "plugins[1].vni: expected" in told
+    assert "executable" not in told
+
+
+def launcher(path: Path, plugin: str) -> None:
+    """A launcher's file, as far as its stamp."""
+    path.write_bytes(Stamp(plugin, "build", "code").written(b"\x7fcnikit-stamp1\n\0" + bytes(384)))
+
+
+@pytest.mark.parametrize(
+    ("inlined", "dropped_in", "complaint"),
+    [
+        (
+            [],
+            {"10-portmap": "portmap", "20-bridge": "bridge"},
+            "10-portmap.conf: error: type: expected a plugin before",
+        ),
+        ([{"type": "portmap"}], {"20-bridge": "bridge"}, "plugins[0].type: expected a plugin before portmap"),
+        ([{"type": "bridge"}], {"10-portmap": "portmap"}, ""),
+        ([], {"10-bridge": "bridge", "20-portmap": "portmap"}, ""),
+    ],
+)
+def test_the_order_of_a_list_goes_on_in_the_networks_folder(
+    tmp_path: Path, plugin_path: list[str], inlined: list[Any], dropped_in: dict[str, str], complaint: str
+) -> None:
+    (tmp_path / "net").mkdir()
+    value = {"cniVersion": "1.1.0", "name": "net", **({"plugins": inlined} if inlined else {})}
+    (tmp_path / "10.conflist").write_text(json.dumps(value))
+    for name, kind in dropped_in.items():
+        (tmp_path / "net" / f"{name}.conf").write_text(json.dumps({"type": kind}))
+
+    told = said(str(tmp_path), plugin_path)
+
+    assert complaint in told if complaint else "expected a plugin before" not in told
 
 
 @pytest.mark.parametrize(

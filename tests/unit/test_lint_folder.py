@@ -12,6 +12,7 @@ from cli import lint
 from cli.lint_folder import Place
 from cni import addr
 from cni.errors import CniError
+from plugins.peers import vtep_mac
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,6 +111,20 @@ def test_two_cluster_networks_are_compared_as_the_agent_does(two: dict[str, Any]
         networks_of(files)
 
 
+def test_two_cluster_networks_with_one_prefix_in_etcd(folder: Folder) -> None:
+    one = {"source": "etcd", "endpoints": ["http://192.0.2.1:2379", "http://192.0.2.2:2379"], "prefix": "/pods"}
+    two = {"source": "etcd", "endpoints": ["http://192.0.2.2:2379/"], "prefix": "/pods/"}
+    files = [
+        folder.add("a", vxlan("10.244.0.0/16", 1, membership=one)),
+        folder.add("b", vxlan("10.245.0.0/16", 2, membership=two)),
+        folder.add("c", vxlan("10.246.0.0/16", 3, membership={**one, "prefix": "/others"})),
+        folder.add("d", vxlan("10.247.0.0/16", 4, membership={**two, "endpoints": ["http://192.0.2.9:2379"]})),
+    ]
+    assert folder.said() == ["error b.conflist plugins[0].membership.prefix"]
+    with pytest.raises(CniError, match="network b: expected a membership.prefix of its own, found that of a"):
+        networks_of(files)
+
+
 def test_files_of_one_folder_are_compared_also_when_each_is_named(folder: Folder) -> None:
     files = (folder.add("a", on_bridge("br0", "10.1.0.0/24")), folder.add("b", on_bridge("br1", "10.1.0.0/24")))
     assert folder.said(paths=files) == ["error b.conflist plugins[0].ipam.subnet"]
@@ -150,5 +165,13 @@ def test_members_are_read_as_the_agent_reads_them(folder: Folder) -> None:
     file.write_text(json.dumps({"nodes": nodes}))
     assert folder.said() == ["error peers.json nodes[1].publicIP", "error peers.json nodes[0]"]
     assert folder.said(paths=(str(file),)) == ["error peers.json nodes[1].publicIP"]
+    mac = addr.unpack_mac(vtep_mac(1, bytes([192, 0, 2, 1])))
+    nodes = [
+        {"name": "a", "publicIP": "192.0.2.1", "subnets": ["10.244.1.0/24"]},
+        {"name": "b", "publicIP": "192.0.2.2", "subnets": [], "vtepMAC": mac},
+        {"name": "c", "publicIP": "192.0.2.3", "subnet": ["10.244.3.0/24"]},
+    ]
+    file.write_text(json.dumps({"nodes": nodes}))
+    assert folder.said() == ["error peers.json nodes[2].subnet", "error peers.json nodes[1]"]
     file.rename(folder.path / "peers.json")
     assert "error peers.json " in folder.said()

@@ -89,6 +89,9 @@ def test_subnets_that_cannot_be_are_refused(options: dict[str, Any], told: str) 
         ({"certFile": "/a"}, "certFile and keyFile, or neither"),
         ({"username": "a"}, "username and passwordFile, or neither"),
         ({"prefix": "/"}, "membership.prefix: expected the beginning of keys"),
+        ({"publicIP": "2001:db8::1"}, "membership.publicIP: expected an IPv4 address"),
+        ({"publicIPv6": "fe80::1"}, "membership.publicIPv6: expected an address that other nodes can reach"),
+        ({"publicIP": 5}, "membership.publicIP: expected a string"),
         ({"ttl": 4}, "membership.ttl: expected an integer from 5"),
     ],
 )

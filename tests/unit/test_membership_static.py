@@ -16,7 +16,7 @@ from cni.errors import CniError
 from plugins.peers import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 OWN = Node("n1", {4: b"\xc0\0\2\1"}, ())
@@ -29,8 +29,8 @@ class Ear:
     def __init__(self) -> None:
         self.heard: queue.Queue[Any] = queue.Queue()
 
-    def replace(self, nodes: list[Node]) -> None:
-        self.heard.put([node.name for node in nodes])
+    def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:
+        self.heard.put([node.name for node in nodes] + [f"{name}?" for name in unread])
 
     def change(self, put: list[Node], gone: list[str]) -> None:
         raise AssertionError((put, gone))
@@ -43,7 +43,7 @@ class Ear:
 
 
 def content(*names: str) -> str:
-    nodes = [{"name": name, "publicIP": f"192.0.2.{number}"} for number, name in enumerate(names, 1)]
+    nodes = [{"name": name, "publicIP": f"192.0.2.{number}", "subnets": []} for number, name in enumerate(names, 1)]
     return json.dumps({"nodes": nodes})
 
 
@@ -135,7 +135,7 @@ def test_a_file_that_is_gone_is_told_and_comes_back(file: Path, ear: Ear) -> Non
 )
 def test_what_is_no_list_of_nodes_is_said(text: str, complaint: str) -> None:
     with pytest.raises(CniError) as caught:
-        nodes_of(text.encode(), {})
+        nodes_of(text.encode())
 
     assert complaint in caught.value.msg
 
@@ -147,23 +147,26 @@ def test_what_is_no_list_of_nodes_is_said(text: str, complaint: str) -> None:
         ({}, "nodes[1].name"),
         ({"name": "n2"}, "nodes[1].publicIP: expected publicIP or publicIPv6"),
         ({"name": "n2", "publicIP": "127.0.0.1"}, "nodes[1].publicIP: expected an address that other nodes can reach"),
-        ({"name": "n2", "publicIP": "192.0.2.9", "vtepMAC": "00:00:00:00:00:00"}, "nodes[1].vtepMAC"),
+        ({"name": "n2", "publicIP": "192.0.2.9", "subnets": [], "vtepMAC": "00:00:00:00:00:00"}, "nodes[1].vtepMAC"),
         ({"name": "n2", "publicIP": "192.0.2.9", "subnets": ["10.1.2.3/24"]}, "nodes[1].subnets[0]"),
-        ({"name": "n1", "publicIP": "192.0.2.9"}, "nodes[1].name: expected a name that no other node has"),
+        ({"name": "n2", "publicIP": "192.0.2.9"}, "nodes[1].subnets: expected an array of subnets ([] for none)"),
+        ({"name": "n2", "publicIP": "192.0.2.9", "subnets": None}, "nodes[1].subnets: expected an array of subnets"),
+        ({"name": "n2", "publicIP": "192.0.2.9", "subnet": []}, "nodes[1].subnet: expected one of name, publicIP"),
     ],
 )
 def test_what_is_wrong_with_a_node_costs_that_node_only(entry: Any, complaint: str) -> None:
     whole = json.loads(content("n1", "other", "n3"))
     whole["nodes"][1] = entry
 
-    nodes, faults = nodes_of(json.dumps(whole).encode(), {})
+    found = nodes_of(json.dumps(whole).encode())
 
-    assert [node.name for node in nodes] == ["n1", "n3"]
-    (fault,) = faults
+    assert [node.name for node in found.nodes] == ["n1", "n3"]
+    (fault,) = found.faults
     assert complaint in fault
+    assert found.unread == {entry.get("name", "") if isinstance(entry, dict) else ""}
 
 
-def test_a_node_that_becomes_wrong_stays_as_it_was(file: Path, ear: Ear) -> None:
+def test_a_node_that_cannot_be_read_is_named(file: Path, ear: Ear) -> None:
     file.write_text(content("n1", "n2", "n3"))
     while ear.next() != ["n1", "n2", "n3"]:
         pass
@@ -175,7 +178,7 @@ def test_a_node_that_becomes_wrong_stays_as_it_was(file: Path, ear: Ear) -> None
 
     heard = [ear.next(), ear.next()]
 
-    assert heard[0] == ["n1", "n3", "n2"]
+    assert heard[0] == ["n1", "n3", "n2?"]
     assert heard[1].startswith(f"{file}: nodes[1].publicIP: expected")
 
 
@@ -184,7 +187,7 @@ def test_many_wrong_nodes_are_told_in_one_short_text(file: Path, ear: Ear) -> No
     new.write_text(json.dumps({"nodes": [{}] * 5000}))
     new.rename(file)
 
-    assert ear.next() == []
+    assert ear.next() == ["?"]
     assert ear.next().endswith("and 4997 more")
 
 
@@ -209,7 +212,19 @@ def test_what_is_no_regular_file_is_told_and_waited_for(tmp_path: Path) -> None:
 
 
 def test_no_nodes_at_all_is_said_explicitly() -> None:
-    assert nodes_of(b'{"nodes": []}', {}) == ([], [])
+    assert nodes_of(b'{"nodes": []}') == ([], [], frozenset())
+
+
+def test_two_entries_of_one_name_are_both_given_and_reported() -> None:
+    whole = json.loads(content("n1", "n1"))
+
+    found = nodes_of(json.dumps(whole).encode())
+
+    assert [node.name for node in found.nodes] == ["n1", "n1"]
+    assert found.faults == [
+        "nodes[1].name: expected a name that no other node has, found two of n1, the other at nodes[0]"
+    ]
+    assert found.unread == frozenset()
 
 
 def test_the_configurations_peers_are_told_at_once() -> None:

@@ -15,7 +15,7 @@ from cni.errors import CniError
 from cni.kernel import ops
 from cni.result import Result
 from cni.testing.fake_kernel import FakeKernel
-from plugins import cluster_conf, host_gw, peers, this_node, vxlan
+from plugins import cluster_conf, host_gw, node_bridge, peers, this_node, vxlan
 from plugins.cluster_conf import ClusterConf
 from plugins.peers import Underlay, vtep_mac
 from plugins.pod_network import site_of
@@ -150,6 +150,18 @@ class TestVerbs:
 
         assert error["code"] == 50
         assert error["msg"].startswith("vxlan net cannot serve ADD: peers: expected one with an address of this host")
+
+    @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+    def test_status_of_a_full_bridge(self, node: Node, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        network = conf(node, backend, attachment="bridged")
+        assert node.call(backend, "ADD", network).status == 0
+        monkeypatch.setattr(node_bridge, "MOST_PORTS", 1)
+
+        error = node.call(backend, "STATUS", network).error
+
+        assert error["code"] == 50
+        assert "bridge cni0: expected a free port, found all 1 in use" in error["msg"]
+        node.call(backend, "STATUS", conf(node, backend)).silent()  # a routed pod needs no port
 
     def test_a_failing_ipam_is_told_by_status(self, node: Node) -> None:
         network = conf(node)

@@ -16,7 +16,7 @@ from cni.kernel import ops
 from cni.kernel.types import NUD_PERMANENT, FdbEntry
 from cni.testing.fake_kernel import FakeKernel
 from plugins.peers import Entries
-from plugins.reconcile import FIRST_ID, PROTOCOL, Difference, Held, Scope, attempt, look, merged, sync
+from plugins.reconcile import FIRST_ID, PROTOCOL, Difference, Held, Scope, Wanted, attempt, look, merged, sync
 
 if TYPE_CHECKING:
     from cni.testing.fake_kernel import FakeNamespace
@@ -233,3 +233,21 @@ def test_entries_for_many_receivers_are_left_alone() -> None:
         found.fdb_entry(FdbEntry(3, mac, UNDERLAYS[0], NUD_PERMANENT))
 
     assert found.fdb == {}
+
+
+def test_a_key_that_two_peers_want_goes_with_the_last_of_them() -> None:
+    one, two = entries(3, (1, 1, 1)), entries(3, (2, 1, 2))  # with one MAC
+    wanted = Wanted()
+    wanted.add(one)
+    wanted.add(two)
+
+    assert wanted.fdb == {(3, MACS[1]): UNDERLAYS[1]}
+    wanted.remove(two)
+    assert as_wanted(wanted) == as_wanted(one)
+    wanted.add(two)
+    wanted.remove(one)
+    assert as_wanted(wanted) == as_wanted(two)
+    wanted.remove(one)  # which is out already
+    assert as_wanted(wanted) == as_wanted(two)
+    wanted.remove(two)
+    assert as_wanted(wanted) == as_wanted(Entries())

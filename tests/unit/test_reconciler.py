@@ -4,21 +4,29 @@ leaves out.
 
 from __future__ import annotations
 
+import json
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.membership import Source
 from agent.mirror import Changed
-from agent.reconciler import Reconciler
+from agent.reconciler import Firewall, Reconciler
 from cni import addr
 from cni.config import Reader
 from cni.kernel import ops
+from cni.lock import Lock
+from cni.record import Records
 from cni.testing.fake_kernel import FakeKernel
 from plugins import host_gw
 from plugins.cluster_conf import ClusterConf
-from plugins.peers import Entries, Node
+from plugins.peers import Node
+from plugins.reconcile import Wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from agent.membership import Listener
@@ -26,8 +34,10 @@ if TYPE_CHECKING:
 V4, V6 = "192.0.2.1/24", "2001:db8::1/64"
 
 
-class Source:
+class Told(Source):
     """Hears where the node is."""
+
+    stated = ()
 
     def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []
@@ -52,6 +62,9 @@ class Log:
 
     info = error = warning
 
+    def note(self, kind: str, text: Callable[[], str], **_: object) -> None:
+        self.lines.append(f"{kind}: {text()}")
+
 
 class World:
     """A node with one link, and a host-gw network of both families whose source does not know where the node is."""
@@ -63,8 +76,8 @@ class World:
         assert link is not None
         self.index = link.index
         self.host.apply(ops.link_set(link.index, up=True))
-        self.source, self.log = Source(), Log()
-        self.wanted = Entries()
+        self.source, self.log = Told(), Log()
+        self.wanted = Wanted()
         networks = {"network": "10.244.0.0/16", "ipv6Network": "fd00:244::/48", "iface": "eth0", "nodeName": "n1"}
         conf = ClusterConf(Reader({"type": "host-gw", "name": "pods", **networks}))
         self.network = Reconciler(
@@ -83,6 +96,10 @@ class World:
 
     def stand(self) -> None:
         self.network.stand(self.host, self.wanted, Changed())  # type: ignore[arg-type]
+
+    def fault_now(self) -> str | None:
+        self.stand()
+        return self.network.fault
 
     def hear(self, *nodes: Node) -> None:
         self.source.listener.replace(list(nodes))
@@ -135,6 +152,34 @@ def test_addresses_that_come_beside_it_change_nothing(world: World) -> None:
     world.stand()
 
     assert len(world.source.told) == 1
+
+
+def test_no_address_is_no_news(world: World) -> None:
+    world.give(V4)
+    world.stand()
+    world.take(V4)
+    world.stand()
+    assert world.log.lines[-1].startswith("underlay: no underlay")
+
+    world.give(V4)
+    world.stand()
+
+    assert len(world.source.told) == 1
+    assert world.log.lines[-1] == "underlay: all is well again"
+
+
+def test_it_says_whether_pods_can_be_attached(world: World) -> None:
+    world.give(V4)
+    faults = [world.fault_now()]
+    world.hear(node("n1", "192.0.2.1"))
+    faults.append(world.fault_now())
+    world.hear(node("n1", "192.0.2.1", subnet="10.244.1.0/24"))
+    faults.append(world.fault_now())
+    world.network.conf.mtu = 9000
+    text = world.fault_now()
+
+    assert faults == [None, "node n1: expected a subnet for its pods, found none", ""]
+    assert "mtu: expected at most 1500" in str(text)
 
 
 def test_what_leads_to_nodes_is_superfluous_only_once_a_family_is_known(world: World) -> None:
@@ -208,3 +253,40 @@ def test_what_is_wrong_with_a_peer_is_told_once(world: World) -> None:
     assert world.network.troubles == 2
     world.hear(own)
     assert world.network.troubles == 0
+
+
+def test_members_that_cannot_be_written_down_are_a_trouble_of_their_own(world: World, tmp_path: Path) -> None:
+    (tmp_path / "agent").write_text("no folder")
+    world.give(V4)
+    world.stand()
+    world.hear(node("n1", "192.0.2.1"))
+    world.stand()
+    file = tmp_path / "agent" / "members" / "pods.json"
+
+    records = Records(str(tmp_path / "run"), "pods", partial(Lock, clock=time.monotonic), world.log.lines.append)
+    world.network.keep_up(Firewall("pods", world.host, records))  # type: ignore[arg-type]
+    told = f"memory: {file}: Not a directory; written as soon as that is possible"
+    assert told in world.log.lines
+    (tmp_path / "agent").unlink()
+    world.network.close()
+
+    assert world.log.lines[-1] == "memory: all is well again"
+    assert json.loads(file.read_text())["nodes"][0]["name"] == "n1"
+
+
+def test_who_joins_changes_and_leaves_is_logged_a_line_each(world: World) -> None:
+    world.give(V4)
+    world.stand()
+    one, two = node("n1", "192.0.2.1", subnet="10.244.1.0/24"), node("n2", "192.0.2.2", subnet="10.244.2.0/24")
+
+    world.hear(one, two)
+    world.hear(one, node("n2", "192.0.2.22", subnet="10.244.2.0/24"))
+    world.hear(one)
+    world.hear(one)
+
+    assert [line for line in world.log.lines if line.startswith("members: ")] == [
+        "members: node n1 has joined: publicIP 192.0.2.1, subnets 10.244.1.0/24",
+        "members: node n2 has joined: publicIP 192.0.2.2, subnets 10.244.2.0/24",
+        "members: node n2 has changed: publicIP from 192.0.2.2 to 192.0.2.22",
+        "members: node n2 has left",
+    ]

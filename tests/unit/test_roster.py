@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from agent.roster import Roster
 from cni import addr
-from plugins.peers import Node, refuse_contradictions
+from plugins.contradictions import refuse_contradictions
+from plugins.peers import Node, vtep_mac
 
 
 def node(name: str, address: int = 0, *subnets: str, mac: bytes | None = None) -> Node:
@@ -18,7 +19,7 @@ def node(name: str, address: int = 0, *subnets: str, mac: bytes | None = None) -
 
 
 def roster(*nodes: Node) -> Roster:
-    made = Roster(lambda node: "no" if node.name == "wrong" else "")
+    made = Roster()
     made.replace(nodes)
     return made
 
@@ -56,6 +57,18 @@ def test_the_first_holder_of_an_address_keeps_it_until_it_goes() -> None:
     assert found.holder(bytes([192, 0, 2, 1])) == node("n2", 1)
 
 
+def test_this_nodes_address_is_nobody_elses() -> None:
+    found = Roster()
+    found.own, found.here = "n1", frozenset((bytes([192, 0, 2, 1]), bytes([192, 0, 2, 3])))
+    found.replace([node("n2", 1), node("n1", 1), node("n3")])
+    assert names(found) == {"n1", "n3"}
+
+    found.change([node("n1", 3)], [])
+
+    assert names(found) == {"n1", "n2"}
+    assert "192.0.2.3, which is n1's" in found.faults["n3"]
+
+
 def test_a_swap_in_one_change_is_no_contradiction() -> None:
     found = roster(node("n1", 1, "10.1.1.0/24"), node("n2", 2, "10.1.2.0/24"))
 
@@ -86,9 +99,13 @@ def test_two_nodes_with_one_mac() -> None:
     )
 
 
+TEN = ((b"\x0a\0\0\0", 8),)
+
+
 def test_a_node_that_is_wrong_by_itself_is_forgotten_with_its_name() -> None:
-    found = roster(node("wrong", 7), node("n1"))
-    assert found.faults == {"wrong": "no"}
+    found = Roster(TEN)
+    found.replace([node("n7", 7, "11.1.1.0/24"), node("n1")])
+    assert found.faults == {"n7": "node n7: expected a subnet inside the network (10.0.0.0/8), found 11.1.1.0/24"}
 
     found.replace([node("n1")])
 
@@ -103,13 +120,13 @@ def test_a_node_with_its_address_among_pods_is_left_out_whatever_the_order() -> 
         found.change([second], [])
         assert names(found) == {first.name}
         assert "192.0.2." in found.faults[second.name]
-    assert "outside of every node's subnets, found 192.0.2.9, which is in one of n2" in found.faults["n1"]
+    assert "outside of every node's subnets, found 192.0.2.9 in 192.0.2.8/29 of n2" in found.faults["n1"]
     found.change([], ["n2"])
     assert names(found) == {"n1"}
 
 
 def test_a_node_with_its_own_address_among_its_own_pods_is_left_out() -> None:
-    assert "found 192.0.2.1, which is in one of n1" in roster(node("n1", 1, "192.0.2.0/24")).faults["n1"]
+    assert "found 192.0.2.1 in 192.0.2.0/24 of n1" in roster(node("n1", 1, "192.0.2.0/24")).faults["n1"]
 
 
 def test_addresses_of_the_other_family_are_not_among_pods() -> None:
@@ -122,7 +139,7 @@ def test_a_node_that_becomes_wrong_stays_as_it_was_until_somebody_needs_what_it_
     found.change([node("n2", 2, "10.1.1.0/24")], [])
 
     assert found.get("n2") == node("n2", 2, "10.1.2.0/24")
-    assert found.faults["n2"].endswith("overlaps one of n1; it stays as it was")
+    assert found.faults["n2"].endswith("overlaps 10.1.1.0/24 of n1; it stays as it was")
     found.change([node("n3", 3, "10.1.2.0/24")], [])
     assert names(found) == {"n1", "n3"}
     found.change([], ["n1"])
@@ -131,7 +148,7 @@ def test_a_node_that_becomes_wrong_stays_as_it_was_until_somebody_needs_what_it_
 
 
 def test_a_node_that_leaves_the_network_stays_as_it_was_until_it_is_gone() -> None:
-    made = Roster(lambda one: "no" if one.subnets and one.subnets[0][0][0] != 10 else "")
+    made = Roster(TEN)
     made.replace([node("n1", 1, "10.1.1.0/24")])
 
     made.change([node("n1", 1, "11.1.1.0/24")], [])
@@ -141,24 +158,125 @@ def test_a_node_that_leaves_the_network_stays_as_it_was_until_it_is_gone() -> No
     assert (names(made), made.faults) == (set(), {})
 
 
+def test_a_mac_that_is_derived_is_its_nodes_own() -> None:
+    derived = vtep_mac(1, bytes([192, 0, 2, 1]))
+    thief = node("n9", mac=derived)
+
+    for together in ([thief, node("n1")], [node("n1"), thief]):  # a fresh node's first list, whatever its order
+        found = Roster(vni=1)
+        found.replace(together)
+        assert names(found) == {"n1"}
+        assert "found " + addr.unpack_mac(derived) + ", which is n1's" in found.faults["n9"]
+        assert found.change([], ["n9"]) == ([], [])
+    assert names(roster(thief, node("n1"))) == {"n1", "n9"}  # without VXLAN devices there is none
+
+
+def test_one_mac_on_devices_of_two_families_is_no_contradiction() -> None:
+    mac, six = b"\2\0\0\0\0\1", addr.pack("2001:db8::2") or b""
+
+    assert names(roster(node("n1", mac=mac), Node("n2", {16: six}, (), {16: mac}))) == {"n1", "n2"}
+
+
+def test_a_member_that_changes_is_judged_before_a_newcomer() -> None:
+    found = roster(node("n1", 1, "10.1.1.0/24"))
+
+    found.replace([node("n9", 1), node("n1", 1, "10.1.2.0/24")])
+
+    assert found.get("n1") == node("n1", 1, "10.1.2.0/24")
+    assert set(found.faults) == {"n9"}
+
+
+def test_who_else_has_the_own_address_or_mac_yields_and_comes_back() -> None:
+    mac = vtep_mac(1, bytes([192, 0, 2, 7]))
+    found = Roster(vni=1)
+    found.own, found.here = "own", frozenset(bytes([192, 0, 2, last]) for last in (7, 9))
+    found.replace([node("n1", 7), node("n2", 2, "10.1.2.0/24", mac=mac), node("own", 9)])
+    assert names(found) == {"n1", "own"}
+
+    left, came = found.change([node("own", 7)], [])
+
+    assert ({one.name for one in left}, [one.name for one in came]) == ({"n1", "own"}, ["own"])
+    assert set(found.faults) == {"n1", "n2"}
+    found.change([node("own", 9)], [])
+    assert names(found) == {"n1", "own"}
+    found.here = frozenset([bytes([192, 0, 2, 9])])
+    found.change([node("own", 7)], [])  # a slip: that is not here
+    assert found.get("own") == node("own", 9)
+    assert names(found) == {"n1", "own"}
+
+
+def test_of_two_with_one_name_the_member_stays_as_it_was() -> None:
+    found = roster(node("n1"))
+
+    assert found.replace([node("n1", 9), node("n1")]) == ([], [])
+    assert found.replace([node("n1", 8), node("n1", 9)]) == ([], [])
+
+
+def test_a_member_that_cannot_be_read_stays_and_keeps_what_it_has() -> None:
+    found = roster(node("n1"), node("n2", 2, "10.1.2.0/24"))
+
+    assert found.replace([node("n1"), node("n3", 3, "10.1.2.0/24")], ["n2", "n7"]) == ([], [])
+
+    assert names(found) == {"n1", "n2"}
+    assert set(found.faults) == {"n3"}
+    assert found.may_be_in("n7", frozenset())
+    assert not found.may_be_in("n8", frozenset())
+    assert found.may_be_in("", frozenset()), "an unnamed node may be any"
+    assert found.may_be_in("n8", frozenset([bytes([192, 0, 2, 3])])), "n3, which is refused, has its address"
+    found.replace([node("n1"), node("n3", 3, "10.1.2.0/24")])
+    assert names(found) == {"n1", "n3"}
+
+
+def test_a_member_that_cannot_be_read_is_not_what_it_was_to_become() -> None:
+    found = roster(node("n1", 1, "10.1.1.0/24"), node("n2", 2, "10.1.2.0/24"))
+    found.change([node("n2", 2, "10.1.1.0/24")], [])
+
+    found.replace([], ["n2"])
+
+    assert found.get("n2") == node("n2", 2, "10.1.2.0/24")
+    assert found.faults == {}
+
+
+def test_nobody_is_gone_while_a_member_has_no_name() -> None:
+    found = roster(node("n1"), node("n2"))
+
+    found.replace([node("n3")], [""])
+
+    assert names(found) == {"n1", "n2", "n3"}
+    assert found.may_be_in("n8", frozenset())
+
+
+def test_who_was_in_before_a_restart_is_in_after_it() -> None:
+    rival, member = node("n1", 1, "10.1.1.0/24"), node("n2", 2, "10.1.1.0/24")
+    found = Roster()
+    found.remember([member, node("n3")])
+
+    left, came = found.replace([rival, member])
+
+    assert (left, came) == ([node("n3")], [])
+    assert names(found) == {"n2"}
+    assert set(found.faults) == {"n1"}
+
+
 nodes = st.builds(
-    lambda number, address, start, length: node(
+    lambda number, address, start, length, of: node(
         f"n{number}", address,
         *([f"10.{start << (8 - length)}.0.0/{8 + length}"] if start else [f"192.0.2.{address ^ 2}/32"]),
+        mac=vtep_mac(1, bytes([192, 0, 2, of])) if of else None,
     ),
-    st.integers(1, 5), st.integers(1, 6), st.integers(0, 3), st.integers(2, 4),
+    st.integers(1, 5), st.integers(1, 6), st.integers(0, 3), st.integers(2, 4), st.integers(0, 3),
 )  # fmt: skip
 
 
 @given(st.lists(st.tuples(st.lists(nodes, max_size=4), st.lists(st.sampled_from(["n1", "n2", "n3"]), max_size=2))))
 def test_those_in_it_never_contradict_and_nobody_is_lost(changes: list[tuple[list[Node], list[str]]]) -> None:
-    found = Roster(lambda _: "")
+    found = Roster(vni=1)
     known: dict[str, Any] = {}
     for put, gone in changes:
         left, came = found.change(put, gone)
         known = {name: one for name, one in known.items() if name not in gone} | {one.name: one for one in put}
 
-        refuse_contradictions(found)
+        refuse_contradictions(found, vni=1)
         assert {one.name for one in found} | set(found.faults) == set(known)
         assert all(one == known[one.name] or one.name in found.faults for one in found)
         assert all(found.get(one.name) == one for one in came)

@@ -37,6 +37,16 @@ def test_start_gives_the_environment_back_as_the_caller_had_it() -> None:
     assert environ == {"PATH": "/bin", "LD_LIBRARY_PATH": "/theirs:/a=b", "_PYI_ARCHIVE_FILE": ""}
 
 
+def test_start_says_which_signals_the_caller_ignores() -> None:
+    environ = {"SIGPIPE": "the caller's"}
+    start = started("LD_LIBRARY_PATH=/theirs", "SIGXFSZ=ignored")
+    start.restore(environ)
+    assert start.ignored == (25,)
+    assert environ == {"SIGPIPE": "the caller's", "LD_LIBRARY_PATH": "/theirs"}
+    assert started("SIGPIPE=ignored", "SIGXFSZ=ignored").ignored == (13, 25)
+    assert started().ignored == ()
+
+
 def test_start_by_hand_is_refused() -> None:
     with pytest.raises(SystemExit, match="started by hand"):
         Start(["/bundle/cnikit-oneshot", "--help"])

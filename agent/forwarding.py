@@ -1,0 +1,55 @@
+"""Keeps `forwardAccept` of a network in force: looked at again when the ruleset has changed, and legacy iptables, which
+announces nothing, every few seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from plugins import forward_accept, legacy_iptables
+from plugins.iptables import FAMILIES, SBIN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent.reconciler import Firewall
+    from plugins.pod_network import Site
+
+# Between two looks: where there are tens of thousands of chains one takes long, and then it is not taken as often.
+_SHORTEST = 0.4
+_TIMES = 50
+_LEGACY_SECONDS = 2.0
+
+
+class Forwarding:
+    """One network's. For the cluster's thread."""
+
+    def __init__(self) -> None:
+        self._programs = forward_accept.Programs({"PATH": SBIN})
+        self._seen: tuple[object, ...] = ()
+        self._next = self._legacy_at = 0.0
+        self.trouble = ""
+
+    def keep_up(self, firewall: Firewall, site: Site, devices: Sequence[str]) -> list[str]:
+        """Have the accepts that the network asks for; what was done. `trouble` says what others drop."""
+        now = time.monotonic()
+        if now < self._next:
+            return []
+        network = forward_accept.Network(site, devices)
+        ruleset = firewall.host.nft_generation()
+        found = (ruleset, network.is_accepted, network.ranges, network.wires, network.pods)
+        has_legacy = now >= self._legacy_at and any(map(legacy_iptables.is_used, FAMILIES))
+        if found == self._seen and not has_legacy:
+            return []
+        try:
+            with firewall.records.lock():
+                done = forward_accept.settle(firewall.host, network, self._programs)
+            refusals = forward_accept.View(firewall.host, self._programs).refusals(network)
+        finally:
+            ended = time.monotonic()
+            self._next = ended + max(_SHORTEST, _TIMES * (ended - now))
+        self._seen = found
+        self._legacy_at = now + _LEGACY_SECONDS
+        self.trouble = "; ".join(f"{one.msg}; {one.details}" for one in refusals)
+        return done

@@ -1,0 +1,299 @@
+"""Accepts for the pods' packets where iptables drops what is forwarded (`forwardAccept`), and who else drops it.
+
+    -A DOCKER-USER -s 10.244.0.0/16 -m comment --comment "cnikit pods from 10.244.0.0/16" -j ACCEPT
+    -A DOCKER-USER -d 10.244.0.0/16 -m comment --comment "cnikit pods to 10.244.0.0/16" -j ACCEPT
+
+Docker, ufw and many a hardened image have FORWARD drop, and so drop what pods of different nodes send each other. As
+long as that is so, each family has these two rules for each of the network's ranges: in DOCKER-USER where that chain
+stands before the drop, else in FORWARD, and there as late as counts, so that whatever others refuse before stays
+refused. They are taken away when nothing drops any more. The comment is how they are known.
+
+The tables of iptables' nftables kind are written without a program. In a table of others nothing is put: a drop in any
+base chain is final, and all that can be done is to name it (`check`, `status`, the agent's log).
+"""
+
+from __future__ import annotations
+
+from errno import ENOENT
+
+from cni import addr, names
+from cni.errors import INTERNAL, NOT_AVAILABLE, CniError, KernelError
+from cni.kernel import ops
+from cni.kernel.ops import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
+from plugins import legacy_iptables
+from plugins.forward_policy import Packet, dropped_at
+from plugins.iptables import FAMILIES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from cni.context import Context
+    from cni.kernel import Namespace
+    from cni.kernel.ops import Op
+    from cni.kernel.types import NftChain, NftStep
+    from cni.world import Communicate
+    from plugins.peers import Subnet
+    from plugins.pod_network import Site
+
+    # A rule of ours: `from` or `to`, and the range.
+    Rule = tuple[str, Subnet]
+
+FORWARD = "FORWARD"
+DOCKER_USER = "DOCKER-USER"
+FILTER = "filter"
+
+_NFPROTO_NAMES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
+_LONGEST_NETWORK = 40
+_TRIES = 3
+
+
+class Programs:
+    """How programs are run: legacy iptables has nothing else to write it with."""
+
+    __slots__ = ("environ", "through")
+
+    def __init__(self, environ: Mapping[str, str], through: Communicate | None = None) -> None:
+        self.environ = environ
+        self.through = through
+
+
+class Network:
+    """What a network asks for: accepts or none, for which ranges, and the links that its packets come in and leave by."""
+
+    __slots__ = ("is_accepted", "name", "pods", "ranges", "wires")
+
+    def __init__(self, site: Site, devices: Sequence[str]) -> None:
+        """`devices` are the overlay's."""
+        conf = site.conf
+        self.name = conf.name
+        self.is_accepted = conf.forward_accept
+        self.ranges = site.networks or site.own.subnets
+        direct = [underlay.name for underlay in site.underlays.values()] if conf.direct or not devices else []
+        self.wires = (*devices, *direct)
+        self.pods = ("veth", conf.bridge)
+
+    def packets(self, size: int) -> list[Packet]:
+        found = []
+        for one in self.ranges:
+            if len(one[0]) == size:
+                found += [Packet(one, self.wires, self.pods), Packet(one, self.pods, self.wires)]
+        return found
+
+    def rules(self, size: int) -> dict[str, Rule]:
+        """By their comments."""
+        own = [one for one in self.ranges if len(one[0]) == size] if self.is_accepted else []
+        return {
+            f"{_label(self.name)}{way} {addr.unpack_cidr(*one)}": (way, one) for one in own for way in ("from", "to")
+        }
+
+
+class _NftTable:
+    """`filter` of iptables' nftables kind."""
+
+    def __init__(self, host: Namespace, size: int, policy: str) -> None:
+        self.size = size
+        self.policy = policy
+        self.text = FAMILIES[size][1]
+        self._host = host
+        self._proto = FAMILIES[size][0]
+        self._steps: dict[str, list[NftStep]] = {}
+
+    def steps(self, chain: str) -> Sequence[NftStep]:
+        if chain not in self._steps:
+            self._steps[chain] = self._host.nft_steps(self._proto, FILTER, chain)
+        return self._steps[chain]
+
+    def change(self, removed: list[tuple[str, NftStep]], chain: str, before: int, added: Mapping[str, Rule]) -> None:
+        operations = [ops.nft_rule_del(self._proto, FILTER, name, step.handle) for name, step in removed]
+        operations += [self._addition(chain, before, *rule, comment) for comment, rule in added.items()]
+        self._host.nft(*operations)
+
+    def _addition(self, chain: str, before: int, way: str, subnet: Subnet, comment: str) -> Op:
+        from cni.kernel.nftables import accept, counter, daddr_in, saddr_in
+
+        match = saddr_in if way == "from" else daddr_in
+        expressions = [match(self._proto, *subnet), counter(), accept()]
+        return ops.nft_rule_add(self._proto, FILTER, chain, expressions, comment, before)
+
+
+class _LegacyTable:
+    """`filter` of legacy iptables."""
+
+    def __init__(self, table: legacy_iptables.Table, size: int, programs: Programs) -> None:
+        self.size = size
+        self.policy = table.policies.get(FORWARD) or "accept"
+        self.text = f"{FAMILIES[size][1]} (legacy)"
+        self.steps = table.steps
+        self._programs = programs
+
+    def change(self, removed: list[tuple[str, NftStep]], chain: str, before: int, added: Mapping[str, Rule]) -> None:
+        # From the last to the first, so that the numbers of the others stay.
+        last_first = sorted(removed, key=lambda one: one[1].handle, reverse=True)
+        lines = [f"-D {name} {step.handle}" for name, step in last_first]
+        at = before - sum(name == chain and step.handle < before for name, step in removed) if before else 0
+        for number, (comment, (way, subnet)) in enumerate(added.items()):
+            place = f"-I {chain} {at + number}" if at else f"-A {chain}"
+            option = "-s" if way == "from" else "-d"
+            lines.append(f'{place} {option} {addr.unpack_cidr(*subnet)} -m comment --comment "{comment}" -j ACCEPT')
+        legacy_iptables.change(self.size, lines, self._programs.environ, self._programs.through)
+
+
+class View:
+    """What filters forwarded packets on this node: the tables of iptables, and the base chains of others."""
+
+    def __init__(self, host: Namespace, programs: Programs) -> None:
+        self._host = host
+        self.tables: list[_NftTable | _LegacyTable] = []
+        self.others: list[NftChain] = []
+        for chain in host.nft_chains():
+            size = {NFPROTO_IPV4: 4, NFPROTO_IPV6: 16}.get(chain.family)
+            if chain.hook != "forward":
+                continue
+            if size and (chain.table, chain.name) == (FILTER, FORWARD):
+                self.tables.append(_NftTable(host, size, chain.policy))
+            else:
+                self.others.append(chain)
+        for size in FAMILIES:
+            legacy = legacy_iptables.read(size, programs.environ, programs.through)
+            if legacy is not None:
+                self.tables.append(_LegacyTable(legacy, size, programs))
+
+    def refusals(self, network: Network) -> list[CniError]:
+        """Who else drops the network's packets, as errors with what can be done."""
+        found: list[CniError] = []
+        for chain in self.others if network.is_accepted else ():
+            steps = _cached(lambda name, chain=chain: self._host.nft_steps(chain.family, chain.table, name))  # type: ignore[misc]
+            for size, (proto, *_) in FAMILIES.items():
+                packets = network.packets(size)
+                if not packets or chain.family not in (proto, NFPROTO_INET):
+                    continue
+                at = dropped_at(steps, chain.name, chain.policy, packets)
+                if at is not None:
+                    found.append(_dropped(chain, at, len(steps(chain.name)), packets[0].network))
+        return found
+
+
+def ensure(ctx: Context, network: Network) -> None:
+    """Have the accepts that the network asks for, and no other of its. What others drop is logged."""
+    programs = Programs(ctx.request.environ, ctx.world.communicate)
+    for line in settle(ctx.host, network, programs):
+        ctx.log(line)
+    for refusal in View(ctx.host, programs).refusals(network):
+        ctx.log(f"{refusal.msg}; {refusal.details}")
+
+
+def settle(host: Namespace, network: Network, programs: Programs) -> list[str]:
+    """The same; what was done."""
+    done: list[str] = []
+    for attempt in range(1, _TRIES + 1):
+        try:
+            for table in View(host, programs).tables:
+                done += _settle(table, network)
+            break
+        except KernelError as error:
+            if error.errno != ENOENT or attempt == _TRIES:  # somebody else has changed the chain meanwhile
+                raise
+    return done
+
+
+def check(ctx: Context, network: Network) -> None:
+    """CniError 999 that names the first thing that drops the network's packets."""
+    view = View(ctx.host, Programs(ctx.request.environ, ctx.world.communicate))
+    for refusal in view.refusals(network):
+        raise CniError(INTERNAL, refusal.msg, refusal.details)
+    for table in view.tables:
+        at = dropped_at(table.steps, FORWARD, table.policy, network.packets(table.size))
+        if at is not None and network.is_accepted:
+            text = f"forwarded packets: expected accepts for the pods in {table.text}, found its {FORWARD} chain to drop them"
+            raise CniError(
+                INTERNAL, text, "the agent puts them there within seconds, or the first ADD of the network does"
+            )
+
+
+def status(ctx: Context, network: Network) -> None:
+    """CniError 50 when somebody drops the network's packets, and ADD can do nothing about it."""
+    for refusal in View(ctx.host, Programs(ctx.request.environ, ctx.world.communicate)).refusals(network):
+        raise refusal
+
+
+def remove_all(host: Namespace, programs: Programs) -> list[str]:
+    """Take the accepts of every network away; what was done."""
+    done = []
+    for table in View(host, programs).tables:
+        there = _ours(table, names.OWNER)
+        if there:
+            table.change(there, FORWARD, 0, {})
+            done.append(f"{len(there)} accepts from {table.text} {FILTER}")
+    return done
+
+
+def _settle(table: _NftTable | _LegacyTable, network: Network) -> list[str]:
+    """What was done in one table."""
+    there = _ours(table, _label(network.name))
+    mine = {id(step) for _, step in there}
+    others = _cached(lambda chain: [step for step in table.steps(chain) if id(step) not in mine])
+    packets = network.packets(table.size)
+    drop = dropped_at(others, FORWARD, table.policy, packets)
+    wanted = network.rules(table.size) if drop is not None else {}
+    if sorted(step.comment for _, step in there) == sorted(wanted) and (
+        drop is None or dropped_at(table.steps, FORWARD, table.policy, packets) is None
+    ):
+        return []
+    chain, before = _place(others, drop or 0)
+    table.change(there, chain, before, wanted)
+    if not wanted:
+        return [f"{table.text}: accepts of network {network.name} removed"]
+    return [f"{table.text} drops forwarded packets: accepts of network {network.name} put into {chain}"]
+
+
+def _place(steps: Callable[[str], Sequence[NftStep]], drop: int) -> tuple[str, int]:
+    """Into which chain accepts go so that they come before rule number `drop` of FORWARD, and before which rule there (0:
+    at the end)."""
+    forward = steps(FORWARD)
+    for step in forward[: drop + 1]:
+        if step.target == DOCKER_USER and _is_for_all(step):
+            last = next((one for one in steps(DOCKER_USER) if one.verdict in _FINAL and _is_for_all(one)), None)
+            return DOCKER_USER, last.handle if last else 0
+    return FORWARD, forward[drop].handle if drop < len(forward) else 0
+
+
+_FINAL = ("accept", "drop", "return", "goto")
+
+
+def _is_for_all(step: NftStep) -> bool:
+    return not (step.addresses or step.links or step.open or step.narrow)
+
+
+def _ours(table: _NftTable | _LegacyTable, label: str) -> list[tuple[str, NftStep]]:
+    return [
+        (chain, one) for chain in (FORWARD, DOCKER_USER) for one in table.steps(chain) if one.comment.startswith(label)
+    ]
+
+
+def _cached(steps: Callable[[str], Sequence[NftStep]]) -> Callable[[str], Sequence[NftStep]]:
+    found: dict[str, Sequence[NftStep]] = {}
+
+    def ask(chain: str) -> Sequence[NftStep]:
+        if chain not in found:
+            found[chain] = steps(chain)
+        return found[chain]
+
+    return ask
+
+
+def _label(network: str) -> str:
+    """What the comments of a network's accepts start with. nft shows 127 bytes of one."""
+    short = network if len(network) <= _LONGEST_NETWORK else f"sha512-{names.digest(network).hex()[:32]}"
+    return f"{names.OWNER}{short} "
+
+
+def _dropped(chain: NftChain, at: int, rules: int, network: Subnet) -> CniError:
+    where = f"{_NFPROTO_NAMES[chain.family]} {chain.table} {chain.name}"
+    why = "its policy" if at >= rules else f"its rule {at + 1}"
+    text = f"forwarded packets: expected those of pods to pass, found them dropped by nftables chain {where} ({why})"
+    match = (
+        f"nft insert rule {where} {'ip' if len(network[0]) == 4 else 'ip6'} {{}} {addr.unpack_cidr(*network)} accept"
+    )
+    remedy = f"no other table can accept them: {match.format('saddr')}; {match.format('daddr')}"
+    return CniError(NOT_AVAILABLE, text, f"{remedy}; or set forwardAccept to false, and they are not looked at")

@@ -1,0 +1,34 @@
+"""The fixtures of the tests on a Kubernetes API server, for `pytest_plugins`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kubernetes.control_plane import ControlPlane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def control_plane(peers: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    program = peers / "kube-apiserver"
+    if not program.is_file():
+        pytest.fail(f"no kube-apiserver in {peers}: tests/setup/install-kube-apiserver builds it", pytrace=False)
+    with ControlPlane(program, tmp_path_factory.mktemp("kubernetes")) as plane:
+        yield plane
+
+
+@pytest.fixture
+def plane(control_plane: ControlPlane) -> ControlPlane:
+    """The API server with no node at all."""
+    control_plane.clear()
+    return control_plane
+
+
+@pytest.fixture
+def kubeconfig(plane: ControlPlane) -> str:
+    return str(plane.kubeconfig("admin.conf", plane.admin))

@@ -1,0 +1,131 @@
+"""Who drops a pod's packets: rulesets as iptables-save(8) writes them, and where accepts go among their rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni import addr
+from cni.kernel import ops
+from cni.kernel.nftables import counter, drop, jump
+from plugins.forward_policy import Packet, dropped_at
+from plugins.legacy_iptables import Table, words
+from tests.unit.test_pod_network_fake import conf
+from tests.unit.test_pod_network_fake import node as node  # noqa: PLC0414 - a fixture
+
+if TYPE_CHECKING:
+    from tests.unit.calls import Node
+
+PODS = (addr.pack("10.244.0.0") or b"", 16)
+PACKETS = [Packet(PODS, ("cnikit.1",), ("veth", "cni0")), Packet(PODS, ("veth", "cni0"), ("cnikit.1",))]
+
+
+def judged(policy: str, *rules: str) -> int | None:
+    text = "\n".join((f":FORWARD {policy} [0:0]", ":other - [0:0]", *rules, "COMMIT"))
+    table = Table(text, 4)
+    return dropped_at(table.steps, "FORWARD", table.policies["FORWARD"] or "", PACKETS)
+
+
+@pytest.mark.parametrize(
+    ("rules", "at"),
+    [
+        ([], 0),
+        (["-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"], 1),
+        (["-A FORWARD -i docker0 ! -o docker0 -j ACCEPT"], 1),
+        (["-A FORWARD -i veth+ -j ACCEPT"], 1),
+        (["-A FORWARD -i veth+ -j ACCEPT", "-A FORWARD -o veth+ -j ACCEPT"], None),
+        (["-A FORWARD -i lo -j ACCEPT", "-A FORWARD -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT"], 2),
+        (["-A FORWARD ! -i eth0 -j ACCEPT"], None),
+        (["-A FORWARD -s 10.0.0.0/8 -j ACCEPT"], None),
+        (["-A FORWARD -s 10.244.3.0/24 -j ACCEPT"], None),
+        (["-A FORWARD -s 10.245.0.0/16 -j ACCEPT"], 1),
+        (["-A FORWARD ! -s 10.244.0.0/15 -j ACCEPT"], 1),
+        (["-A FORWARD ! -d 192.0.2.0/24 -j ACCEPT"], None),
+        (["-A FORWARD -s 10.244.0.0/16 -m mark --mark 0x1 -j ACCEPT"], None),
+        (["-A FORWARD -j other", "-A other -j ACCEPT"], None),
+        (["-A FORWARD -g other", "-A FORWARD -j ACCEPT"], 2),
+        (["-A FORWARD -j other", "-A other -j RETURN", "-A other -j ACCEPT"], 1),
+        (['-A FORWARD -j LOG --log-prefix "a -j ACCEPT"', "-A FORWARD -j other", "-A other -j other"], 2),
+        (["-A FORWARD -j RETURN", "-A FORWARD -j ACCEPT"], 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_policy_of_drop_leaves(rules: list[str], at: int | None) -> None:
+    assert judged("DROP", *rules) == at
+
+
+@pytest.mark.parametrize(
+    ("rules", "at"),
+    [
+        (["-A FORWARD -j REJECT --reject-with icmp-host-prohibited"], 0),
+        (["-A FORWARD -p icmp -j ACCEPT", "-A FORWARD -j other", "-A other -j DROP"], 1),
+        (["-A FORWARD -i cnikit.1 -j DROP"], 0),
+        (["-A FORWARD -i eth0 -j DROP"], None),
+        (["-A FORWARD -m conntrack --ctstate INVALID -j DROP"], None),
+        (["-A FORWARD -s 10.244.3.0/24 -j DROP"], None),
+        (["-A FORWARD -s 10.244.0.0/16 -m conntrack --ctstate INVALID -j DROP"], None),
+        (["-A FORWARD -i cnikit.1 -j other", "-A other -j DROP"], 0),
+        (["-A FORWARD -p tcp -j other", "-A other -j DROP"], None),
+    ],
+    ids=str,
+)
+def test_what_drops_under_a_policy_of_accept(rules: list[str], at: int | None) -> None:
+    assert judged("ACCEPT", *rules) == at
+
+
+def test_words_of_a_line() -> None:
+    line = '-A DOCKER-USER -m comment --comment "say \\"no\\" \\\\ -j" -j DROP'
+    assert words(line) == ["-A", "DOCKER-USER", "-m", "comment", "--comment", 'say "no" \\ -j', "-j", "DROP"]
+
+
+@given(st.text())
+def test_any_text_is_read(text: str) -> None:
+    Table(text, 4)
+
+
+class TestOneShot:
+    """What ADD asks the kernel, without an agent."""
+
+    @pytest.fixture
+    def walled(self, node: Node) -> Node:
+        """iptables drops what is forwarded, with Docker's chain."""
+        with node.kernel.own() as host:
+            for proto in (ops.NFPROTO_IPV4, ops.NFPROTO_IPV6):
+                host.nft(
+                    ops.nft_table_add(proto, "filter"),
+                    ops.nft_chain_add(proto, "filter", "FORWARD", ("filter", "forward", 0)),
+                    ops.nft_chain_add(proto, "filter", "DOCKER-USER"),
+                    ops.nft_rule_add(proto, "filter", "FORWARD", [counter(), jump("DOCKER-USER")]),
+                    ops.nft_rule_add(proto, "filter", "FORWARD", [counter(), drop()]),
+                )
+        return node
+
+    def comments(self, node: Node, proto: int = ops.NFPROTO_IPV4) -> list[str]:
+        with node.kernel.own() as host:
+            return [rule.comment for rule in host.nft_rules(proto, "filter", "DOCKER-USER")]
+
+    def test_accepts_are_put_once_and_no_later_pod_asks(self, walled: Node) -> None:
+        network: dict[str, Any] = conf(walled, ipMasq=True)
+        assert walled.call("vxlan", "ADD", network).status == 0
+        assert self.comments(walled) == [f"cnikit net {way} 10.244.0.0/16" for way in ("from", "to")]
+        assert self.comments(walled, ops.NFPROTO_IPV6) == [f"cnikit net {way} fd00:244::/48" for way in ("from", "to")]
+        assert walled.call("vxlan", "DEL", network).status == 0
+        with walled.kernel.own() as host:
+            host.nft(ops.nft_chain_flush(ops.NFPROTO_IPV4, "filter", "DOCKER-USER"))
+
+        assert walled.call("vxlan", "ADD", network).status == 0
+
+        assert self.comments(walled) == [], "it was not looked at, which costs each pod nothing"
+
+    def test_the_option_alone_and_off(self, walled: Node) -> None:
+        for options, count in (({"ipMasq": True, "forwardAccept": False}, 0), ({"ipMasq": True}, 2), ({}, 0)):
+            network = {**conf(walled), **options}
+            assert walled.call("vxlan", "ADD", network).status == 0
+            assert walled.call("vxlan", "DEL", network).status == 0
+            assert len(self.comments(walled)) == count, options
+        only = conf(walled, forwardAccept=True)
+        assert walled.call("host-gw", "ADD", {**only, "type": "host-gw"}).status == 0
+        assert len(self.comments(walled)) == 2
