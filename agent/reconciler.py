@@ -319,6 +319,7 @@ class Reconciler:
                 found = self._roster.faults.get(name, "it missing")
                 raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found {found}")
             site = self._site_of(host, own, there)
+            away = frozenset(site.lost)
             damage = self._damage(host, site) if self._ground is not None else {}
             ground = Ground(own, self._prepare(host, site), self._twins(own))
             if damage:
@@ -328,7 +329,8 @@ class Reconciler:
             self._tell("node", f"{error.msg}; {_STAYS}")
             return
         self._site, self._lost = site, frozenset(site.lost)
-        self._unfit = ""
+        # With an address away pods are attached for the other family; with a device that cannot be made ADD fails.
+        self._unfit = next((error.msg for size, error in site.lost.items() if size not in away), "")
         self.is_sure = not site.lost
         self._tell("node", "; ".join([*(error.msg for error in site.lost.values()), _STAYS]) if site.lost else "")
         if before - self._lost:
