@@ -28,7 +28,7 @@ from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import subnet_file_of
 from plugins.peers import ADDRESS_KEYS, SIZES, Local, Node, vtep_mac
-from plugins.pod_network import Site, overlay
+from plugins.pod_network import Site, carried_to, overlay
 from plugins.vxlan_device import remove_former
 
 if TYPE_CHECKING:
@@ -319,6 +319,7 @@ class Reconciler:
                 found = self._roster.faults.get(name, "it missing")
                 raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found {found}")
             site = self._site_of(host, own, there)
+            away = frozenset(site.lost)
             damage = self._damage(host, site) if self._ground is not None else {}
             ground = Ground(own, self._prepare(host, site), self._twins(own))
             if damage:
@@ -328,7 +329,8 @@ class Reconciler:
             self._tell("node", f"{error.msg}; {_STAYS}")
             return
         self._site, self._lost = site, frozenset(site.lost)
-        self._unfit = ""
+        # With an address away pods are attached for the other family; with a device that cannot be made ADD fails.
+        self._unfit = next((error.msg for size, error in site.lost.items() if size not in away), "")
         self.is_sure = not site.lost
         self._tell("node", "; ".join([*(error.msg for error in site.lost.values()), _STAYS]) if site.lost else "")
         if before - self._lost:
@@ -416,8 +418,7 @@ class Reconciler:
     def _site_of(self, host: Namespace, own: Node, there: Places) -> Site:
         conf = self.conf
         underlays, lost = this_node.underlays(conf, own, there)
-        others = [packed for node in self._roster if node.name != own.name for packed in node.addresses.values()]
-        underlays = this_node.narrowed(host, underlays, others)
+        underlays = this_node.narrowed(host, underlays, carried_to(conf, self._backend, own, self._roster))
         before = self._ground.local.underlays if self._ground else {}
         known = _of(before, lost) | underlays
         mtu = this_node.pods_mtu(own, self._backend.overhead, known, conf.mtu, "mtu")

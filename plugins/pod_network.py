@@ -17,7 +17,7 @@ from plugins.peers import Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from cni.context import Context
@@ -293,9 +293,15 @@ def _found(
             raise this_node.no_subnet(f"node {own.name} among the peers without `subnets`")
     underlays, lost = this_node.underlays(conf, own, there)
     if file is None or not (conf.mtu or file.mtu):  # whoever wrote the MTU into the file knows the other nodes
-        others = [packed for peer in conf.peers or () if peer != own for packed in peer.addresses.values()]
-        underlays = this_node.narrowed(host, underlays, others)
+        underlays = this_node.narrowed(host, underlays, carried_to(conf, backend, own, conf.peers or ()))
     return _site_at(conf, backend, own, underlays, file, lost)
+
+
+def carried_to(conf: ClusterConf, backend: Backend, own: Node, nodes: Iterable[Node]) -> list[bytes]:
+    """The addresses of the other nodes, where a backend reaches those that are not on the link too."""
+    if not backend.devices(conf):
+        return []
+    return [packed for node in nodes if node.name != own.name for packed in node.addresses.values()]
 
 
 def _site_at(

@@ -16,6 +16,7 @@ from agent.mirror import Changed
 from agent.reconciler import Firewall, Reconciler
 from cni import addr
 from cni.config import Reader
+from cni.errors import NOT_AVAILABLE, CniError
 from cni.kernel import ops
 from cni.lock import Lock
 from cni.record import Records
@@ -23,6 +24,7 @@ from cni.testing.fake_kernel import FakeKernel
 from plugins import host_gw
 from plugins.cluster_conf import ClusterConf
 from plugins.peers import Node
+from plugins.pod_network import Backend
 from plugins.reconcile import Wanted
 
 if TYPE_CHECKING:
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.membership import Listener
+    from cni.kernel import Namespace
+    from plugins.peers import Local
+    from plugins.pod_network import Site
 
 V4, V6 = "192.0.2.1/24", "2001:db8::1/64"
 
@@ -69,7 +74,7 @@ class Log:
 class World:
     """A node with one link, and a host-gw network of both families whose source does not know where the node is."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, backend: Backend = host_gw.BACKEND) -> None:
         self.host = FakeKernel().own()
         self.host.apply(ops.bridge_add("eth0", None))
         link = self.host.link("eth0")
@@ -81,7 +86,7 @@ class World:
         networks = {"network": "10.244.0.0/16", "ipv6Network": "fd00:244::/48", "iface": "eth0", "nodeName": "n1"}
         conf = ClusterConf(Reader({"type": "host-gw", "name": "pods", **networks}))
         self.network = Reconciler(
-            conf, self.source, host_gw.BACKEND, "n1", str(folder), lambda: None, self.log, lists_us=False,  # type: ignore[arg-type]
+            conf, self.source, backend, "n1", str(folder), lambda: None, self.log, lists_us=False,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def give(self, cidr: str) -> None:
@@ -200,6 +205,24 @@ def test_what_leads_to_nodes_is_superfluous_only_once_a_family_is_known(world: W
     world.take(V6)
     world.stand()
     assert (world.network.troubles, len(world.wanted.routes)) == (1, 1), "what is in force stays"
+
+
+def test_pods_are_kept_away_by_a_device_that_cannot_be_made_and_not_by_an_address_that_is_away(tmp_path: Path) -> None:
+    def prepare(host: Namespace, site: Site, log: Any) -> Local:
+        if 16 in site.underlays:
+            raise CniError(NOT_AVAILABLE, "the number is taken")
+        return host_gw.prepare(host, site, log)
+
+    kind = host_gw.BACKEND
+    world = World(tmp_path, Backend(kind.overhead, kind.entries, prepare, kind.refuse, kind.check, kind.devices))
+    world.give(V4)
+    world.give(V6)
+    world.stand()
+    world.hear(node("n1", "192.0.2.1", "2001:db8::1", subnet="10.244.1.0/24"))
+
+    assert world.fault_now() == "the number is taken"
+    world.take(V6)
+    assert world.fault_now() == ""
 
 
 def test_everything_is_compared_once_the_whole_list_is_known(world: World) -> None:
