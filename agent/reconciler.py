@@ -483,7 +483,8 @@ class Reconciler:
         if self._offered is not None and self._offered.addresses == addresses:
             return False
         vni = self.conf.vni
-        macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if self.conf.kind == "vxlan" else {}
+        tells_macs = self.conf.kind == "vxlan" and not self._lists_us  # who lists this node derives them
+        macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if tells_macs else {}
         own = Node(self.conf.node_name or self._host_name, addresses, self._written(), macs)
         if self._offered is None:
             self._source.start(own, self._inbox)
