@@ -144,6 +144,7 @@ class Reconciler:
         self._lists_us = lists_us
         self._offered: Node | None = None
         self._stated: tuple[bytes, ...] = ()  # what an offer was made by
+        self._links: dict[int, str] = {}  # which the addresses that were offered are on
         self._inbox = Inbox(wake)
         self._roster = Roster(conf.networks, conf.vni if conf.kind == "vxlan" else 0)
         self._roster.own = conf.node_name
@@ -429,7 +430,8 @@ class Reconciler:
         another, or it has one of a family that it had none of. Whether there was something to tell.
 
         No address at all is no news: what was told stands until there is one. A source that lists this node is asked
-        first, because it may know which of several addresses counts.
+        first, because it may know which of several addresses counts. While that one is away another link's is not it:
+        virtual machines often have one address on all of them there.
         """
         self._stated = self._source.stated
         if self._offered is None and self._lists_us:
@@ -437,19 +439,37 @@ class Reconciler:
             self._source.start(self._offered, self._inbox)
         if self._lists_us and not self.settled:
             return False
-        before = self._offered.addresses if self._offered is not None else {}
-        lasting = {size: packed for size, packed in before.items() if packed in self._here}
         try:
             self._refuse_elsewhere()
-            preferred = (*self._stated, *lasting.values())
-            found = this_node.of_links(host, self.conf, self.conf.networks, there, preferred).addresses
+            addresses = self._addresses(host, there)
             self._tell("underlay", "")
         except CniError as error:
             if not self._lists_us:
                 self._tell("underlay", error.msg)
             return False
-        told = {} if self._lists_us else {len(packed): packed for packed in self._stated}
-        return self._tell_source(lasting | found | told)
+        return bool(addresses) and self._tell_source(addresses)
+
+    def _addresses(self, host: Namespace, there: Places) -> dict[int, bytes]:
+        """Where this node is, by the address's size. CniError 50 when it has no address."""
+        before = self._offered.addresses if self._offered is not None else {}
+        lasting = {size: packed for size, packed in before.items() if packed in self._here}
+        preferred = (*self._stated, *lasting.values(), *self._source.announced)
+        found = this_node.of_links(host, self.conf, self.conf.networks, there, preferred).addresses
+        links = {address.packed: link.name for link, address in there}
+        for size in () if self.conf.iface else self._away(before):
+            if size in found and links[found[size]] != self._links.get(size):
+                del found[size]
+            if size in before:
+                found.setdefault(size, before[size])
+        if not self._lists_us:
+            found |= {len(packed): packed for packed in self._stated}
+        self._links |= {size: links[packed] for size, packed in found.items() if packed in links}
+        return lasting | found
+
+    def _away(self, before: dict[int, bytes]) -> set[int]:
+        """The families in which the address that this node is to be known by, and was, is not here."""
+        known = {*before.values(), *self._source.announced}.intersection(self._stated)
+        return {len(packed) for packed in known}.difference(len(one) for one in self._stated if one in self._here)
 
     def _refuse_elsewhere(self) -> None:
         """CniError 50 when the address that others are to reach this node at is not here: they would be misled."""
@@ -464,7 +484,8 @@ class Reconciler:
         if self._offered is not None and self._offered.addresses == addresses:
             return False
         vni = self.conf.vni
-        macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if self.conf.kind == "vxlan" else {}
+        tells_macs = self.conf.kind == "vxlan" and not self._lists_us  # who lists this node derives them
+        macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if tells_macs else {}
         own = Node(self.conf.node_name or self._host_name, addresses, self._written(), macs)
         if self._offered is None:
             self._source.start(own, self._inbox)

@@ -68,6 +68,11 @@ class Source(Protocol):
         return ()
 
     @property
+    def announced(self) -> tuple[bytes, ...]:
+        """What the others were told of this node's addresses last, as far as that is known from an earlier process."""
+        return ()
+
+    @property
     def claims(self) -> frozenset[str]:
         """Where nodes claim what they have, one text for each way there. Two networks with one of them would be one."""
         return frozenset()

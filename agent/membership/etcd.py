@@ -405,7 +405,7 @@ class EtcdSource(Source):
 
 
 def _public(config: Reader) -> tuple[bytes, ...]:
-    given = {key: found for key in ADDRESS_KEYS.values() if (found := config.raw(key)) is not None}
+    given = {key: found for key in ADDRESS_KEYS.values() if (found := config.raw(key)) not in (None, "")}
     if not given:
         return ()
     return tuple(read_described(config.path, {"name": "this node", **given}).addresses.values())

@@ -68,6 +68,10 @@ class KubernetesSource(Source):
     def stated(self) -> tuple[bytes, ...]:
         return self._members.stated if self._thread is not None else ()
 
+    @property
+    def announced(self) -> tuple[bytes, ...]:
+        return self._members.announced if self._thread is not None else ()
+
     def locate(self, here: frozenset[Subnet]) -> None:
         before, self._here = self._here, here
         gone = {packed for packed, _ in before}.difference(packed for packed, _ in here)

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from agent.membership.kubernetes_living import Living
-from agent.membership.kubernetes_node import NodeError, is_silent, peer, stated, subnets
+from agent.membership.kubernetes_node import NodeError, announced, is_silent, peer, stated, subnets
 from cni import addr
 from plugins.peers import Node, outside
 
@@ -34,6 +34,7 @@ class Members:
         self._first: tuple[Subnet, ...] = own.subnets  # those that pods may have addresses from
         self._given = own.addresses  # none until this node has found one of those that are `stated`, or another
         self.stated: tuple[bytes, ...] = ()  # where its object wants it to answer
+        self.announced: tuple[bytes, ...] = ()  # where its agent has said that it answers
         self._view: NodeView | None = None
         self._network = network
         self._listener = Living(own.name, listener, troubles)
@@ -122,7 +123,7 @@ class Members:
             trouble += "; the kubelet registers it; if it goes by another name, give that one with --node-name"
         else:
             try:
-                self.stated = stated(view)
+                self.stated, self.announced = stated(view), announced(view)
                 ranges = subnets(view, self._network)
                 trouble = "" if ranges else self._no_range(view)
             except NodeError as problem:  # as it was known, it stays

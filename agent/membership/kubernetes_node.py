@@ -132,6 +132,13 @@ def stated(view: NodeView) -> tuple[bytes, ...]:
     return (*given, *_internal(view))
 
 
+def announced(view: NodeView) -> tuple[bytes, ...]:
+    """Where our own node's agent has said that it answers."""
+    notes = view.metadata.annotations or {}
+    found = [addr.pack(notes.get(FLANNEL + name, "")) for name in _IP.values()] if _managed(notes) else []
+    return tuple(packed for packed in found if packed is not None)
+
+
 def _internal(view: NodeView) -> list[bytes]:
     texts = [one.address for one in view.status.addresses or () if one.type == "InternalIP"]
     return [packed for packed in map(addr.pack, texts) if packed is not None]

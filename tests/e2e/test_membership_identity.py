@@ -236,6 +236,16 @@ def test_the_internal_ip_counts_more_than_the_default_route(agent_way: AgentWay,
         stands(two, "10.244.2.1/24", {"10.244.1.0/24": "198.18.0.1"}, "node2 knows where node1 is")
         assert annotated(plane) == here(one) == "198.18.0.1"
 
+        take(one, "198.18.0.1")
+        wait_until(lambda: "what is in force stays" in made.agents[0].log(), "node1 has lost it", 20)
+        made.agents[0].stop()
+        agent = made.start(1)
+        wait_until(lambda: "what is in force stays" in agent.log(), "and starts without", 20)
+        assert annotated(plane) == here(one) == "198.18.0.1", "the NAT's is no node's"
+        give(one, "198.18.0.1")
+        wait_until(lambda: "node: all is well again" in agent.log(), "it has it again", 20)
+        assert annotated(plane) == here(one) == "198.18.0.1"
+
 
 def test_of_several_addresses_of_a_link_the_internal_ip_counts(agent_way: AgentWay, plane: ControlPlane) -> None:
     with kubernetes(agent_way, plane) as made:

@@ -112,6 +112,14 @@ def test_defaults() -> None:
     assert found.ttl == 86400
 
 
+def test_an_empty_address_is_none() -> None:
+    conf = Reader({"endpoints": ["http://h"], "publicIP": "", "publicIPv6": "2001:db8::1"})
+
+    found = read_settings(conf, Network("pods", (subnet("10.244.0.0/16"),)))
+
+    assert found.public == (addr.pack("2001:db8::1"),)
+
+
 def test_the_end_of_a_range() -> None:
     assert after("/a/nodes/") == "/a/nodes0"
 
