@@ -193,12 +193,16 @@ def _make(host: Namespace, wanted: Wanted, log: Log) -> Link:
     conflict = _conflict(host, wanted)
     if conflict is not None:
         raise conflict
+    for former in _on_port(host, wanted):
+        if former.alias == wanted.alias and _keeps_port(former, wanted):
+            log(f"{former.name} is not needed any more and is removed")
+            host.delete_link(former.index, former.kind)
     try:
         _add(host, wanted)
     except KernelError as error:
         if error.errno != EEXIST:
             raise _unmade(error) from None
-        holder = next((one for one in _neighbours(host, wanted) if _has_number(one, wanted)), None)
+        holder = next((one for one in _on_port(host, wanted) if _has_number(one, wanted)), None)
         if holder is not None:
             log(f"{holder.name} has another name than this network's device has, and is removed")
             host.delete_link(holder.index, holder.kind)
@@ -219,7 +223,7 @@ def _unmade(error: KernelError) -> CniError:
     return CniError(NOT_AVAILABLE, f"the VXLAN device cannot be made: {error.msg}", help_)
 
 
-def _neighbours(host: Namespace, wanted: Wanted) -> list[Link]:
+def _on_port(host: Namespace, wanted: Wanted) -> list[Link]:
     """The other VXLAN devices on the port, over the same family."""
     found = [link for link in host.links() if link.vxlan is not None and link.name != wanted.name]
     return [link for link in found if _receives(link, wanted)]
@@ -242,12 +246,18 @@ def _extensions(wanted: Wanted) -> tuple[str, ...]:
 
 def _conflict(host: Namespace, wanted: Wanted) -> CniError | None:
     """Another device that has the VNI, or has the port and cannot share it; None when there is none that is not ours."""
-    for link in _neighbours(host, wanted):
-        if _has_number(link, wanted) and link.alias != wanted.alias:
+    for link in _on_port(host, wanted):
+        if link.alias != wanted.alias and _has_number(link, wanted):
             return taken(wanted, link)
-        if link.up and link.vxlan is not None and set(link.vxlan.extensions) != set(_extensions(wanted)):
+        if link.alias != wanted.alias and _keeps_port(link, wanted):
             return _unshared(wanted, link)
     return None
+
+
+def _keeps_port(link: Link, wanted: Wanted) -> bool:
+    """Whether a device on the port has its socket, and cannot share it (EADDRINUSE)."""
+    there = link.vxlan
+    return link.up and there is not None and set(there.extensions) != set(_extensions(wanted))
 
 
 def taken(conf: ClusterConf | Wanted, holder: Link) -> CniError:

@@ -687,6 +687,9 @@ class TestDevice:
         error = node.call("vxlan", "ADD", {**other, "gbp": True}, node.pod()).error
         assert "found cnikit.1 without extensions" in error["msg"]
         assert node.snapshot() == before, "and what there was still serves"
+        node.run("ip", "link", "del", "cnikit.2")
+        add(node.pod(), {**conf, "vni": 3, "gbp": True})
+        assert "cnikit.1" not in node.links(), "the network's own former device yields"
 
     def test_a_port_that_another_program_has(self, cluster: Cluster) -> None:
         node, conf = cluster.nodes[0], cluster.conf("vxlan")
