@@ -28,7 +28,8 @@ from agent.log import MOST_NOTES
 from agent.membership import Network, source
 from agent.mirror import Changed, Mirror
 from agent.pod_links import PodLinks
-from agent.reconciler import Firewall, Reconciler
+from agent.reconciler import Reconciler
+from agent.upkeep import Firewall
 from cni import addr
 from cni.addr import overlap
 from cni.config import Reader, wrong

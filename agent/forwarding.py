@@ -13,7 +13,7 @@ from plugins.iptables import FAMILIES, SBIN
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agent.reconciler import Firewall
+    from agent.upkeep import Firewall
     from plugins.pod_network import Site
 
 # Between two looks: where there are tens of thousands of chains one takes long, and then it is not taken as often.

@@ -13,33 +13,34 @@ was planned last stays in force.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent import memory, subnet_file
-from agent.forwarding import Forwarding
+from agent import memory
+from agent.inbox import Inbox
 from agent.membership.troubles import few
+from agent.offer import Offer
 from agent.roster import Roster
+from agent.story import story
 from agent.stranded import Stranded
+from agent.upkeep import Upkeep
 from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import subnet_file_of
-from plugins.peers import ADDRESS_KEYS, SIZES, Local, Node, vtep_mac
-from plugins.pod_network import Site, carried_to, overlay
+from plugins.peers import SIZES, Local, Node
+from plugins.pod_network import Site, carried_to
 from plugins.vxlan_device import remove_former
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
-    from typing import Any, TypeVar
+    from collections.abc import Callable, Iterable
+    from typing import TypeVar
 
     from agent.log import Log
     from agent.membership import Source
     from agent.mirror import Changed
+    from agent.upkeep import Firewall
     from cni.kernel.linux import Namespace
-    from cni.record import Records
     from plugins.cluster_conf import ClusterConf
     from plugins.peers import Subnet
     from plugins.pod_network import Backend
@@ -50,44 +51,6 @@ if TYPE_CHECKING:
 
 
 _STAYS = "what is in force stays"
-
-
-class News(NamedTuple):
-    """Nodes that are there and names that are gone (None: all others, but for those that are there and `unread`)."""
-
-    put: list[Node]
-    gone: list[str] | None
-    unread: frozenset[str] = frozenset()
-
-
-class Inbox:
-    """What a source tells, from its threads to ours."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._mutex = threading.Lock()
-        self._news: deque[News] = deque()
-        self.trouble_text = ""
-
-    def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:
-        with self._mutex:
-            self._news.clear()  # it says it all
-            self._news.append(News(nodes, None, frozenset(unread)))
-        self._wake()
-
-    def change(self, put: list[Node], gone: list[str]) -> None:
-        with self._mutex:
-            self._news.append(News(put, gone))
-        self._wake()
-
-    def trouble(self, text: str) -> None:
-        self.trouble_text = text
-        self._wake()
-
-    def next(self) -> News | None:
-        """None when there is no more news."""
-        with self._mutex:
-            return self._news.popleft() if self._news else None
 
 
 class Ground(NamedTuple):
@@ -107,14 +70,6 @@ class Ground(NamedTuple):
             for ground in (self, other)
         )
         return mine == others
-
-
-class Firewall(NamedTuple):
-    """What `range_masquerade` needs of a call's context."""
-
-    network: str
-    host: Namespace
-    records: Records
 
 
 class Reconciler:
@@ -141,17 +96,13 @@ class Reconciler:
         self._subnet_file = subnet_file_of(conf, run_dir)
         self._log = log
         self._source = source
-        self._lists_us = lists_us
-        self._offered: Node | None = None
-        self._stated: tuple[bytes, ...] = ()  # what an offer was made by
-        self._links: dict[int, str] = {}  # which the addresses that were offered are on
         self._inbox = Inbox(wake)
+        self._offer = Offer(conf, source, self._inbox, self._name(), self._subnet_file, self._tell, lists_us=lists_us)
         self._roster = Roster(conf.networks, conf.vni if conf.kind == "vxlan" else 0)
         self._roster.own = conf.node_name
         self._memory = memory.path_of(run_dir, conf.name)
         self._has_memory = False
         self._to_remember = False
-        self._masqueraded: tuple[Subnet | str, ...] | None = None
         self._ground: Ground | None = None
         self._lost: frozenset[int] = frozenset(SIZES)
         self._site: Site | None = None
@@ -159,7 +110,7 @@ class Reconciler:
         self._located: frozenset[Subnet] | None = None
         self._faults: dict[str, str] = {}
         self._told: dict[str, str] = {}
-        self._forwarding = Forwarding()
+        self._upkeep = Upkeep(conf, backend, self._subnet_file, log, self._tell)
         self._stranded = Stranded()
         self.settled = False
         self.is_sure = False
@@ -202,7 +153,7 @@ class Reconciler:
     @property
     def addresses(self) -> frozenset[bytes]:
         """Those that this node has, or may have: any of them may be where a connection to the source comes from."""
-        own = self._ground.own if self._ground else self._offered
+        own = self._ground.own if self._ground else self._offer.made
         return self._here.union(own.addresses.values() if own else (), self._source.stated)
 
     def goes_by(self, subnet: Subnet) -> bool:
@@ -247,7 +198,7 @@ class Reconciler:
                 self._join(came, self._ground, wanted, changed)
         if heard:
             self._tell("members", few(list(self._roster.faults.values())))
-        return concerned or self._source.stated != self._stated
+        return concerned or self._source.stated != self._offer.stated
 
     def _take_as_whole(self, changed: Changed) -> None:
         """See whether all members are known now: what the kernel holds of one that cannot be read and is not remembered
@@ -262,7 +213,7 @@ class Reconciler:
         before, now = ({node.name: node for node in nodes} for nodes in (left, came))
         for name in before | now:
             if before.get(name) != now.get(name):
-                what = partial(_story, before.get(name), now.get(name))
+                what = partial(story, before.get(name), now.get(name))
                 self._log.note("members", what, network=self.conf.name, node=name)
 
     def _concerns(self, nodes: Iterable[Node]) -> bool:
@@ -307,7 +258,7 @@ class Reconciler:
         if located != self._located:
             self._located = located
             self._source.locate(located)
-        if self._offer(host, there):
+        if self._offer.settle(host, there, is_listed=self.settled):
             self.hear(wanted, changed)  # a source that lists this node answers at once
         self.is_sure = False
         if not self.settled:
@@ -425,75 +376,6 @@ class Reconciler:
         mtu = this_node.pods_mtu(own, self._backend.overhead, known, conf.mtu, "mtu")
         return Site(conf, own, underlays, conf.networks or own.subnets, mtu, lost)
 
-    def _offer(self, host: Namespace, there: Places) -> bool:
-        """Have the source tell the others where this node is, when that has changed: its address has gone and there is
-        another, or it has one of a family that it had none of. Whether there was something to tell.
-
-        No address at all is no news: what was told stands until there is one. A source that lists this node is asked
-        first, because it may know which of several addresses counts. While that one is away another link's is not it:
-        virtual machines often have one address on all of them there.
-        """
-        self._stated = self._source.stated
-        if self._offered is None and self._lists_us:
-            self._offered = Node(self.conf.node_name or self._host_name, {}, self._written())
-            self._source.start(self._offered, self._inbox)
-        if self._lists_us and not self.settled:
-            return False
-        try:
-            self._refuse_elsewhere()
-            addresses = self._addresses(host, there)
-            self._tell("underlay", "")
-        except CniError as error:
-            if not self._lists_us:
-                self._tell("underlay", error.msg)
-            return False
-        return bool(addresses) and self._tell_source(addresses)
-
-    def _addresses(self, host: Namespace, there: Places) -> dict[int, bytes]:
-        """Where this node is, by the address's size. CniError 50 when it has no address."""
-        before = self._offered.addresses if self._offered is not None else {}
-        lasting = {size: packed for size, packed in before.items() if packed in self._here}
-        preferred = (*self._stated, *lasting.values(), *self._source.announced)
-        found = this_node.of_links(host, self.conf, self.conf.networks, there, preferred).addresses
-        links = {address.packed: link.name for link, address in there}
-        for size in () if self.conf.iface else self._away(before):
-            if size in found and links[found[size]] != self._links.get(size):
-                del found[size]
-            if size in before:
-                found.setdefault(size, before[size])
-        if not self._lists_us:
-            found |= {len(packed): packed for packed in self._stated}
-        self._links |= {size: links[packed] for size, packed in found.items() if packed in links}
-        return lasting | found
-
-    def _away(self, before: dict[int, bytes]) -> set[int]:
-        """The families in which the address that this node is to be known by, and was, is not here."""
-        known = {*before.values(), *self._source.announced}.intersection(self._stated)
-        return {len(packed) for packed in known}.difference(len(one) for one in self._stated if one in self._here)
-
-    def _refuse_elsewhere(self) -> None:
-        """CniError 50 when the address that others are to reach this node at is not here: they would be misled."""
-        for packed in () if self._lists_us else self._stated:
-            if packed not in self._here:
-                key, here = ADDRESS_KEYS[len(packed)], ", ".join(sorted(map(addr.unpack, self._here))) or "none"
-                text = f"membership.{key}: expected an address of this host ({here}), found {addr.unpack(packed)}"
-                raise CniError(NOT_AVAILABLE, text)
-
-    def _tell_source(self, addresses: dict[int, bytes]) -> bool:
-        """Offer these addresses, unless they are what was offered last."""
-        if self._offered is not None and self._offered.addresses == addresses:
-            return False
-        vni = self.conf.vni
-        tells_macs = self.conf.kind == "vxlan" and not self._lists_us  # who lists this node derives them
-        macs = {size: vtep_mac(vni, packed) for size, packed in addresses.items()} if tells_macs else {}
-        own = Node(self.conf.node_name or self._host_name, addresses, self._written(), macs)
-        if self._offered is None:
-            self._source.start(own, self._inbox)
-        else:
-            self._source.update(own)
-        self._offered = own
-        return True
-
     # Whether pods can be attached
 
     @property
@@ -510,13 +392,6 @@ class Reconciler:
             self._judged = fault
             self._source.judge(fault)
 
-    def _written(self) -> tuple[Subnet, ...]:
-        """The subnets of an earlier time, which running pods have their addresses from."""
-        try:
-            return this_node.read_subnet_file(self._subnet_file).subnets
-        except CniError:
-            return ()
-
     # What else is this node's own
 
     def keep_up(self, firewall: Firewall) -> None:
@@ -524,25 +399,11 @@ class Reconciler:
         if not self.settled:
             return
         self._remember()
-        own, site = self._own(), self._site
+        own = self._own()
         try:
-            if own is None and self._roster.may_be_in(self.conf.node_name, self._here):
-                pass  # as it was, it stays
-            elif own is None or not own.subnets:
-                self._write("")
-            elif site is not None and site.own.subnets == own.subnets:
-                self._write(subnet_file.text_of(site))
-                from plugins import range_masquerade
-
-                devices = overlay(site, self._backend)
-                masqueraded: tuple[Subnet | str, ...] = (*own.subnets, *devices) if self.conf.ip_masq else ()
-                if range_masquerade.ensure(firewall, site, devices) and masqueraded == self._masqueraded:
-                    text = "repaired: masquerade rules: they were not as they have to be"
-                    self._log.note("repairs", partial(str, text), network=self.conf.name)
-                self._masqueraded = masqueraded
-                for line in self._forwarding.keep_up(firewall, site, devices):
-                    self._log.info(line, network=self.conf.name)
-                self._tell("forwarding", self._forwarding.trouble)
+            may_be_in = own is None and self._roster.may_be_in(self.conf.node_name, self._here)
+            if not may_be_in:  # else all stays as it was
+                self._upkeep.settle(firewall, own, self._site)
             self._tell("upkeep", "")
             if own is not None:
                 self._tell("pods", self._stranded.look(firewall.records, own.subnets))
@@ -563,11 +424,6 @@ class Reconciler:
             self._to_remember = False
             self._tell("memory", "")
 
-    def _write(self, text: str) -> None:
-        if subnet_file.settle(self._subnet_file, text):
-            what = "written anew" if text else "removed: this node has no subnet"
-            self._log.info(f"{self._subnet_file}: {what}", network=self.conf.name)
-
     def _warn(self, text: str) -> None:
         self._log.warning(text, network=self.conf.name)
 
@@ -581,28 +437,6 @@ class Reconciler:
             self._log.warning(f"{what}: {text}", network=self.conf.name)
         else:
             self._log.info(f"{what}: all is well again", network=self.conf.name)
-
-
-def _story(before: Node | None, now: Node | None) -> str:
-    """What has become of a member, None where it was or is not in."""
-    was, has = (node.described() if node else {} for node in (before, now))
-    name = has.pop("name", None) or was["name"]
-    was.pop("name", None)
-    if now is None:
-        return f"node {name} has left"
-    if before is None:
-        return f"node {name} has joined: {_listed(has)}"
-    changed = [key for key in was | has if was.get(key) != has.get(key)]
-    changes = [f"{key} from {_text(was.get(key))} to {_text(has.get(key))}" for key in changed]
-    return f"node {name} has changed: {', '.join(changes)}"
-
-
-def _listed(found: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {_text(value)}" for key, value in found.items())
-
-
-def _text(value: str | list[str] | None) -> str:
-    return (" and ".join(value) if isinstance(value, list) else value) or "none"
 
 
 def _of(found: dict[int, T], sizes: Iterable[int]) -> dict[int, T]:

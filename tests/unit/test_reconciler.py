@@ -13,7 +13,8 @@ import pytest
 
 from agent.membership import Source
 from agent.mirror import Changed
-from agent.reconciler import Firewall, Reconciler
+from agent.reconciler import Reconciler
+from agent.upkeep import Firewall
 from cni import addr
 from cni.config import Reader
 from cni.errors import NOT_AVAILABLE, CniError
