@@ -16,7 +16,7 @@ from agent.mirror import Changed
 from agent.reconciler import Firewall, Reconciler
 from cni import addr
 from cni.config import Reader
-from cni.errors import NOT_AVAILABLE, CniError
+from cni.errors import INTERNAL, NOT_AVAILABLE, CniError
 from cni.kernel import ops
 from cni.lock import Lock
 from cni.record import Records
@@ -312,4 +312,26 @@ def test_who_joins_changes_and_leaves_is_logged_a_line_each(world: World) -> Non
         "members: node n2 has joined: publicIP 192.0.2.2, subnets 10.244.2.0/24",
         "members: node n2 has changed: publicIP from 192.0.2.2 to 192.0.2.22",
         "members: node n2 has left",
+    ]
+
+
+def test_iptables_that_cannot_be_looked_at_is_told_once_and_keeps_no_pods_away(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settle(*_: object) -> None:
+        raise CniError(INTERNAL, "iptables-legacy-save failed with status 4")
+
+    monkeypatch.setattr("agent.forwarding.forward_accept.settle", settle)
+    world.give(V4)
+    world.stand()
+    world.hear(node("n1", "192.0.2.1", subnet="10.244.1.0/24"))
+    world.stand()
+    records = Records(str(tmp_path / "run"), "pods", partial(Lock, clock=time.monotonic), world.log.lines.append)
+
+    for _ in range(3):
+        world.network.keep_up(Firewall("pods", world.host, records))  # type: ignore[arg-type]
+
+    assert world.network.fault == ""
+    assert [line for line in world.log.lines if line.startswith(("forwarding", "upkeep"))] == [
+        "forwarding: iptables-legacy-save failed with status 4; tried again"
     ]
