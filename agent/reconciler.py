@@ -409,12 +409,22 @@ class Reconciler:
         return self.conf.node_name or self._host_name
 
     def _own(self) -> Node | None:
-        """The node that this is, as the members know it: by its name, else by an address, else by the host's name."""
+        """The node that this is, as the members know it: by its name, else by an address, also by one that is away, else
+        by the host's name."""
         if self.conf.node_name:
             return self._roster.get(self.conf.node_name)
         holders = filter(None, map(self._roster.holder, sorted(self._here)))
         host_name = self._host_name
-        return next(holders, None) or self._roster.get(host_name) or self._roster.get(host_name.lower())
+        by_address = next(holders, None) or self._known_by()
+        return by_address or self._roster.get(host_name) or self._roster.get(host_name.lower())
+
+    def _known_by(self) -> Node | None:
+        """The node that this was, as long as the members have an address of it."""
+        before = self._ground.own if self._ground is not None else None
+        now = self._roster.get(before.name) if before is not None else None
+        if before is None or now is None:
+            return None
+        return None if set(now.addresses.values()).isdisjoint(before.addresses.values()) else now
 
     def _site_of(self, host: Namespace, own: Node, there: Places) -> Site:
         conf = self.conf

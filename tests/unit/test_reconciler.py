@@ -335,3 +335,28 @@ def test_iptables_that_cannot_be_looked_at_is_told_once_and_keeps_no_pods_away(
     assert [line for line in world.log.lines if line.startswith(("forwarding", "upkeep"))] == [
         "forwarding: iptables-legacy-save failed with status 4; tried again"
     ]
+
+
+def test_the_subnet_file_stays_while_the_address_that_tells_who_this_node_is_is_away(
+    world: World, tmp_path: Path
+) -> None:
+    world.network.conf.node_name = ""
+    world.give(V4)
+    world.stand()
+    world.hear(node("one", "192.0.2.1", subnet="10.244.1.0/24"), node("two", "192.0.2.2", subnet="10.244.2.0/24"))
+    world.stand()
+    records = Records(str(tmp_path / "run"), "pods", partial(Lock, clock=time.monotonic), world.log.lines.append)
+    firewall = Firewall("pods", world.host, records)  # type: ignore[arg-type]
+    world.network.keep_up(firewall)
+    file = tmp_path / "subnets" / "pods.env"
+    before = file.read_text()
+
+    world.take(V4)
+    world.stand()
+    world.network.keep_up(firewall)
+
+    assert file.read_text() == before
+    assert world.network.fault != ""
+    world.hear(node("two", "192.0.2.2", subnet="10.244.2.0/24"))
+    world.network.keep_up(firewall)
+    assert not file.exists(), "the members say that this node has left"
