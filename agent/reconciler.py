@@ -230,7 +230,6 @@ class Reconciler:
         while (news := self._inbox.next()) is not None:
             if news.gone is None:
                 left, came = self._roster.replace(news.put, news.unread)
-                self._take_as_whole(changed)
             else:
                 left, came = self._roster.change(news.put, news.gone)
             heard = True
@@ -240,6 +239,8 @@ class Reconciler:
                 self._faults.pop(node.name, None)
             concerned = concerned or not self.settled or self._concerns(left) or self._concerns(came)
             self.settled = self.settled or news.gone is None
+            if self.settled:
+                self._see_who_is_known(changed)
             if self._ground is not None:
                 self._leave(left, self._ground, wanted, changed)
                 if self._ground.local.direct is not None:
@@ -249,7 +250,7 @@ class Reconciler:
             self._tell("members", few(list(self._roster.faults.values())))
         return concerned or self._source.stated != self._stated
 
-    def _take_as_whole(self, changed: Changed) -> None:
+    def _see_who_is_known(self, changed: Changed) -> None:
         """See whether all members are known now: what the kernel holds of one that cannot be read and is not remembered
         stays, whichever that is."""
         before, self._knows_all = self._knows_all, self._has_memory or not self._roster.unread

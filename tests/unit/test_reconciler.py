@@ -245,6 +245,25 @@ def test_everything_is_compared_once_the_whole_list_is_known(world: World) -> No
     assert not compared()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_nobody_wants_is_taken_away_once_a_member_that_could_not_be_read_is_known_or_gone(
+    world: World, *, there: bool
+) -> None:
+    world.give(V4)
+    world.stand()
+    own, two = node("n1", "192.0.2.1", subnet="10.244.1.0/24"), node("n2", "192.0.2.2", subnet="10.244.2.0/24")
+    world.source.listener.replace([own], ["n2"])
+    world.network.hear(world.wanted, Changed())
+    world.stand()
+    assert not world.network.knows_all
+
+    world.source.listener.change([two] if there else [], [] if there else ["n2"])
+    changed = Changed()
+    world.network.hear(world.wanted, changed)
+
+    assert (world.network.knows_all, changed.everything) == (True, True)
+
+
 def test_a_peer_with_an_address_that_comes_to_this_host_is_left_out_until_it_goes(world: World) -> None:
     world.give(V4)
     world.stand()
