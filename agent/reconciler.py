@@ -191,8 +191,11 @@ class Reconciler:
     @property
     def links(self) -> frozenset[int]:
         """What it stands on."""
-        underlays = self._ground.local.underlays.values() if self._ground else ()
-        return self.devices | {underlay.index for underlay in underlays}
+        if self._ground is None:
+            return frozenset()
+        local = self._ground.local
+        direct = local.direct.links() if local.direct is not None else set()
+        return self.devices | {underlay.index for underlay in local.underlays.values()} | direct
 
     @property
     def knows_all(self) -> bool:

@@ -18,14 +18,16 @@ from cni import addr
 from cni.config import Reader
 from cni.errors import INTERNAL, NOT_AVAILABLE, CniError
 from cni.kernel import ops
+from cni.kernel.types import Route
 from cni.lock import Lock
 from cni.record import Records
 from cni.testing.fake_kernel import FakeKernel
-from plugins import host_gw
+from plugins import host_gw, vxlan
 from plugins.cluster_conf import ClusterConf
-from plugins.peers import Node
+from plugins.peers import Local, Node
 from plugins.pod_network import Backend
 from plugins.reconcile import Wanted
+from plugins.ways import Ways
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     from agent.membership import Listener
     from cni.kernel import Namespace
-    from plugins.peers import Local
     from plugins.pod_network import Site
 
 V4, V6 = "192.0.2.1/24", "2001:db8::1/64"
@@ -223,6 +224,23 @@ def test_pods_are_kept_away_by_a_device_that_cannot_be_made_and_not_by_an_addres
     assert world.fault_now() == "the number is taken"
     world.take(V6)
     assert world.fault_now() == ""
+
+
+def test_a_network_stands_on_the_links_that_lead_to_nodes_without_its_device(tmp_path: Path) -> None:
+    """Routes go silently with a link that goes down."""
+    led = Route(bytes(4), 0, None, 77, 254, 0, 0, 0, 3, 0, False)
+
+    def prepare(host: Namespace, site: Site, log: Any) -> Local:
+        return Local(host_gw.prepare(host, site, log).underlays, direct=Ways(lambda _: led))
+
+    kind = host_gw.BACKEND
+    world = World(tmp_path, Backend(kind.overhead, vxlan.entries, prepare, kind.refuse, kind.check, kind.devices))
+    world.give(V4)
+    world.stand()
+    world.hear(node("n1", "192.0.2.1", subnet="10.244.1.0/24"), node("n2", "192.0.2.2", subnet="10.244.2.0/24"))
+    world.stand()
+
+    assert world.network.links == {world.index, 77}
 
 
 def test_everything_is_compared_once_the_whole_list_is_known(world: World) -> None:
