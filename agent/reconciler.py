@@ -325,7 +325,8 @@ class Reconciler:
                 raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found {found}")
             site = self._site_of(host, own, there)
             away = frozenset(site.lost)
-            damage = self._damage(host, site) if self._ground is not None else {}
+            is_same = self._ground is not None and self._ground.own == own  # else what differs is to change
+            damage = self._damage(host, site) if is_same else {}
             ground = Ground(own, self._prepare(host, site), self._twins(own))
             if damage:
                 self._note_repairs(damage, self._damage(host, site))

@@ -243,6 +243,33 @@ def test_a_network_stands_on_the_links_that_lead_to_nodes_without_its_device(tmp
     assert world.network.links == {world.index, 77}
 
 
+def test_what_changes_with_this_node_is_no_repair(tmp_path: Path) -> None:
+    made: list[Node] = []
+
+    def prepare(host: Namespace, site: Site, log: Any) -> Local:
+        made[:] = [site.own]
+        return host_gw.prepare(host, site, log)
+
+    def check(host: Namespace, site: Site) -> Local:
+        if made != [site.own]:
+            raise CniError(INTERNAL, "the device is another one")
+        return host_gw.prepare(host, site, None)
+
+    kind = host_gw.BACKEND
+    world = World(tmp_path, Backend(kind.overhead, kind.entries, prepare, kind.refuse, check, kind.devices))
+    world.give(V4)
+    world.stand()
+    for subnet in ("10.244.1.0/24", "10.244.9.0/24"):
+        world.hear(node("n1", "192.0.2.1", subnet=subnet))
+        world.stand()
+    before = list(world.log.lines)
+    made.clear()
+    world.stand()
+
+    assert [line for line in before if line.startswith("repairs")] == []
+    assert world.log.lines[len(before) :] == ["repairs: repaired: the device is another one"]
+
+
 def test_everything_is_compared_once_the_whole_list_is_known(world: World) -> None:
     """Whatever source it is from: etcd and Kubernetes may announce nodes before."""
     world.give(V4)
