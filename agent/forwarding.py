@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from cni.errors import CniError
 from plugins import forward_accept, legacy_iptables
 from plugins.iptables import FAMILIES, SBIN
 
@@ -47,6 +48,9 @@ class Forwarding:
             with firewall.records.lock():
                 done, view = forward_accept.settle(firewall.host, network, self._programs)
             refusals = view.refusals(network)
+        except CniError as error:  # pods are attached all the same
+            self._seen, self.trouble = (), f"{error}; tried again"
+            return []
         finally:
             ended = time.monotonic()
             self._next = ended + max(_SHORTEST, _TIMES * (ended - now))

@@ -356,11 +356,6 @@ def networks_of(files: Sequence[str], plugin_path: Sequence[str]) -> Sequence[Op
         return ()
     from agent import cluster
 
-    for module in (
-        "cni.kernel.ethtool", "cni.kernel.nftsteps", "cni.kernel.rtpeers", "plugins.forward_accept",
-        "plugins.range_masquerade", "plugins.vxlan_device",
-    ):  # fmt: skip
-        __import__(module)  # as in `preload`
     return cluster.networks_of(files, plugin_path)
 
 
@@ -396,11 +391,12 @@ def tracing(environ: Mapping[str, str], otlp: str, log: Log) -> Tracing | None:
 def preload(registry: Mapping[str, str]) -> None:
     """Import now what would be imported when it is first needed: the files may be another version's by then."""
     for module in (
-        *registry.values(), "cni.delegate", "cni.kernel.nfnetlink", "cni.kernel.nftables", "cni.result",
-        "cni.kernel.nftsteps", "ipam.ranges", "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan",
-        "plugins.bridged", "plugins.cluster_conf", "plugins.contradictions", "plugins.forward_accept", "plugins.iptables",
+        *registry.values(), "cni.delegate", "cni.kernel.ethtool", "cni.kernel.nfnetlink", "cni.kernel.nftables",
+        "cni.kernel.nftsteps", "cni.kernel.rtpeers", "cni.result", "cni.unclaimed", "ipam.ranges",
+        "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan", "plugins.bridged",
+        "plugins.cluster_conf", "plugins.contradictions", "plugins.forward_accept", "plugins.iptables",
         "plugins.macspoof", "plugins.range_masquerade", "plugins.reconcile", "plugins.routed", "plugins.routed_check",
-        "plugins.this_node", "plugins.vxlan_device",
+        "plugins.this_node", "plugins.vxlan_device", "plugins.ways",
     ):  # fmt: skip
         __import__(module)
     for part in ("metrics_core", "process_collector"):

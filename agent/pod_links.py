@@ -12,7 +12,7 @@ from errno import ENETDOWN, ENODEV
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cni import addr
-from cni.errors import KernelError
+from cni.errors import CniError, KernelError
 from cni.kernel.watch import AddressEvent, LinkEvent, RouteEvent
 from cni.names import OWNER, call_lock
 from plugins import routed
@@ -112,17 +112,18 @@ class PodLinks:
             try:
                 routed.lead(self._host, link, pods, gateways)
                 restored.append(link.name)
-            except KernelError as error:
+            except CniError as error:
                 self._tell(link, error)
         return restored
 
     def _has(self, link: Link, addresses: list[bytes]) -> bool:
         return {one.packed for one in self._host.addresses(link.index)}.issuperset(addresses)
 
-    def _tell(self, link: Link, error: KernelError) -> None:
+    def _tell(self, link: Link, error: CniError) -> None:
         """Once; the other pods are none the worse for it."""
         text = f"{link.name}: {error.msg}"
-        if error.errno not in _GONE and text not in self._told:
+        is_gone = isinstance(error, KernelError) and error.errno in _GONE
+        if not is_gone and text not in self._told:
             self._told.add(text)
             self._log.warning(f"{text}; its pod is not reached")
 

@@ -142,8 +142,11 @@ class Reconciler:
     @property
     def links(self) -> frozenset[int]:
         """What it stands on."""
-        underlays = self._ground.local.underlays.values() if self._ground else ()
-        return self.devices | {underlay.index for underlay in underlays}
+        if self._ground is None:
+            return frozenset()
+        local = self._ground.local
+        direct = local.direct.links() if local.direct is not None else set()
+        return self.devices | {underlay.index for underlay in local.underlays.values()} | direct
 
     @property
     def knows_all(self) -> bool:
@@ -181,7 +184,6 @@ class Reconciler:
         while (news := self._inbox.next()) is not None:
             if news.gone is None:
                 left, came = self._roster.replace(news.put, news.unread)
-                self._take_as_whole(changed)
             else:
                 left, came = self._roster.change(news.put, news.gone)
             heard = True
@@ -191,6 +193,8 @@ class Reconciler:
                 self._faults.pop(node.name, None)
             concerned = concerned or not self.settled or self._concerns(left) or self._concerns(came)
             self.settled = self.settled or news.gone is None
+            if self.settled:
+                self._see_who_is_known(changed)
             if self._ground is not None:
                 self._leave(left, self._ground, wanted, changed)
                 if self._ground.local.direct is not None:
@@ -200,7 +204,7 @@ class Reconciler:
             self._tell("members", few(list(self._roster.faults.values())))
         return concerned or self._source.stated != self._offer.stated
 
-    def _take_as_whole(self, changed: Changed) -> None:
+    def _see_who_is_known(self, changed: Changed) -> None:
         """See whether all members are known now: what the kernel holds of one that cannot be read and is not remembered
         stays, whichever that is."""
         before, self._knows_all = self._knows_all, self._has_memory or not self._roster.unread
@@ -272,7 +276,8 @@ class Reconciler:
                 raise CniError(NOT_AVAILABLE, f"expected this one among the members as {name!r}, found {found}")
             site = self._site_of(host, own, there)
             away = frozenset(site.lost)
-            damage = self._damage(host, site) if self._ground is not None else {}
+            is_same = self._ground is not None and self._ground.own == own  # else what differs is to change
+            damage = self._damage(host, site) if is_same else {}
             ground = Ground(own, self._prepare(host, site), self._twins(own))
             if damage:
                 self._note_repairs(damage, self._damage(host, site))
@@ -360,12 +365,22 @@ class Reconciler:
         return self.conf.node_name or self._host_name
 
     def _own(self) -> Node | None:
-        """The node that this is, as the members know it: by its name, else by an address, else by the host's name."""
+        """The node that this is, as the members know it: by its name, else by an address, also by one that is away, else
+        by the host's name."""
         if self.conf.node_name:
             return self._roster.get(self.conf.node_name)
         holders = filter(None, map(self._roster.holder, sorted(self._here)))
         host_name = self._host_name
-        return next(holders, None) or self._roster.get(host_name) or self._roster.get(host_name.lower())
+        by_address = next(holders, None) or self._known_by()
+        return by_address or self._roster.get(host_name) or self._roster.get(host_name.lower())
+
+    def _known_by(self) -> Node | None:
+        """The node that this was, as long as the members have an address of it."""
+        before = self._ground.own if self._ground is not None else None
+        now = self._roster.get(before.name) if before is not None else None
+        if before is None or now is None:
+            return None
+        return None if set(now.addresses.values()).isdisjoint(before.addresses.values()) else now
 
     def _site_of(self, host: Namespace, own: Node, there: Places) -> Site:
         conf = self.conf

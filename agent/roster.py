@@ -78,13 +78,18 @@ class Roster:
             self.faults.pop(name, None)
         missing = [name for name in (*self._nodes, *self.faults) if name not in wanted]
         gone = [name for name in missing if name not in self._nodes or self.unread.isdisjoint(("", name))]
-        return self.change(list(wanted.values()), gone)
+        return self._take(wanted, gone)
 
     def change(self, put: Iterable[Node], gone: Iterable[str]) -> tuple[list[Node], list[Node]]:
         """Take nodes as they are now, and other names as gone; what left (as it was) and what came in (as it is)."""
+        latest, names = {node.name: node for node in put}, set(gone)
+        self.unread = self.unread.difference(latest, names)
+        return self._take(latest, names)
+
+    def _take(self, latest: dict[str, Node], names: Iterable[str]) -> tuple[list[Node], list[Node]]:
+        """As `change`."""
         left: dict[str, Node] = {}
-        latest = {node.name: node for node in put}
-        gone = set(gone).difference(latest)
+        gone = set(names).difference(latest)
         # Whatever stood against those may be gone now.
         pending = {name: node for name, node in self._refused.items() if name not in gone}
         pending.update(

@@ -21,7 +21,7 @@ from cni.errors import INTERNAL, NOT_AVAILABLE, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.ops import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 from plugins import legacy_iptables
-from plugins.forward_policy import Packet, dropped_at
+from plugins.forward_policy import Packet, dropped_at, left_at
 from plugins.iptables import FAMILIES
 
 TYPE_CHECKING = False
@@ -242,31 +242,26 @@ def _settle(table: _NftTable | _LegacyTable, network: Network) -> list[str]:
     mine = {id(step) for _, step in there}
     others = _cached(lambda chain: [step for step in table.steps(chain) if id(step) not in mine])
     packets = network.packets(table.size)
-    drop = dropped_at(others, FORWARD, table.policy, packets)
-    wanted = network.rules(table.size) if drop is not None else {}
+    dropped = [one for one in packets if dropped_at(others, FORWARD, table.policy, [one]) is not None]
+    wanted = network.rules(table.size) if dropped else {}
     if sorted(step.comment for _, step in there) == sorted(wanted) and (
-        drop is None or dropped_at(table.steps, FORWARD, table.policy, packets) is None
+        not dropped or dropped_at(table.steps, FORWARD, table.policy, packets) is None
     ):
         return []
-    chain, before = _place(others, drop or 0)
+    chain, before = _place(others, dropped)
     table.change(there, chain, before, wanted)
     if not wanted:
         return [f"{table.text}: accepts of network {network.name} removed"]
     return [f"{table.text} drops forwarded packets: accepts of network {network.name} put into {chain}"]
 
 
-def _place(steps: Callable[[str], Sequence[NftStep]], drop: int) -> tuple[str, int]:
-    """Into which chain accepts go so that they come before rule number `drop` of FORWARD, and before which rule there (0:
-    at the end)."""
-    forward = steps(FORWARD)
-    for step in forward[: drop + 1]:
-        if step.target == DOCKER_USER and _is_for_all(step):
-            last = next((one for one in steps(DOCKER_USER) if one.verdict in _FINAL and _is_for_all(one)), None)
-            return DOCKER_USER, last.handle if last else 0
-    return FORWARD, forward[drop].handle if drop < len(forward) else 0
-
-
-_FINAL = ("accept", "drop", "return", "goto")
+def _place(steps: Callable[[str], Sequence[NftStep]], dropped: Sequence[Packet]) -> tuple[str, int]:
+    """Into which chain accepts go so that these packets come to them, and before which rule there (0: at the end)."""
+    at = left_at(steps, FORWARD, dropped)
+    chain = FORWARD
+    if any(step.target == DOCKER_USER and _is_for_all(step) for step in steps(FORWARD)[: at + 1]):
+        chain, at = DOCKER_USER, left_at(steps, DOCKER_USER, dropped)
+    return chain, steps(chain)[at].handle if at < len(steps(chain)) else 0
 
 
 def _is_for_all(step: NftStep) -> bool:

@@ -39,11 +39,18 @@ def dropped_at(steps: Steps, chain: str, policy: str, packets: Sequence[Packet])
     """Which rule of a base chain, counted from 0, drops one of these packets, by itself or where it jumps to; with the
     policy it is the number of rules. None when they pass."""
     found = [_run(steps, chain, packet, _DEEPEST) for packet in packets]
-    return min((at for verdict, at in found if (verdict or policy) == "drop"), default=None)
+    rules = len(steps(chain))
+    return min((at if verdict else rules for verdict, at in found if (verdict or policy) == "drop"), default=None)
+
+
+def left_at(steps: Steps, chain: str, packets: Sequence[Packet]) -> int:
+    """Which rule of a chain is the first that drops one of these packets or sends it back; the number of rules when none does."""
+    found = [_run(steps, chain, packet, _DEEPEST) for packet in packets]
+    return min((at for verdict, at in found if verdict != "accept"), default=len(steps(chain)))
 
 
 def _run(steps: Steps, chain: str, packet: Packet, depth: int) -> tuple[str, int]:
-    """`accept`, `drop` or empty for neither, and the rule that decides it."""
+    """`accept`, `drop` or empty for neither, and the rule that decides it: the number of rules when none does."""
     rules = steps(chain)
     for at, step in enumerate(rules):
         match = _matches(step, packet)
@@ -57,7 +64,7 @@ def _run(steps: Steps, chain: str, packet: Packet, depth: int) -> tuple[str, int
         if verdict == "accept" or (verdict == "drop" and match == _SURE):
             return verdict, at
         if verdict == "return" and match == _SURE:
-            return "", len(rules)
+            return "", at
     return "", len(rules)
 
 

@@ -43,6 +43,10 @@ class Ways:
             found[packed] = before if route is None else _direct(packed, route)
         return self if found == self._found else Ways(self._way, found)
 
+    def links(self) -> set[int]:
+        """The indexes of the links that they lead over."""
+        return {hop[0] for hop in self._found.values() if hop is not None}
+
     def forget(self, addresses: Iterable[bytes]) -> None:
         for packed in addresses:
             self._found.pop(packed, None)

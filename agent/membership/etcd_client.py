@@ -169,20 +169,25 @@ class Client:
 
     def disturb(self) -> None:
         """Have the call that waits in another thread end with UnreachableError."""
-        connection = self._connection
-        if connection is not None and connection.sock is not None:
+        sock = self._sock()
+        if sock is not None:
             try:
                 # Not SSLSocket's own shutdown, which takes the TLS layer from under the thread that reads.
-                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
             except OSError:
                 pass  # it is gone already
 
     def leave(self, addresses: Container[bytes]) -> None:
         """Have a connection end that was made from one of these addresses, which this host has no more: nothing comes back
         on it, and the kernel would find that out after half a minute only."""
-        connection = self._connection
-        if connection is not None and connection.sock is not None and _source(connection.sock) in addresses:
+        sock = self._sock()
+        if sock is not None and _source(sock) in addresses:
             self.disturb()
+
+    def _sock(self) -> socket.socket | None:
+        """The connection's, to be asked for once by another thread: the connection's own lets go of it at any moment."""
+        connection = self._connection
+        return connection.sock if connection is not None else None
 
     def close(self) -> None:
         connection, self._connection = self._connection, None

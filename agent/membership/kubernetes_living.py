@@ -42,13 +42,14 @@ class Living:
 
     def change(self, put: list[Node], gone: list[str]) -> None:
         """As the listener's."""
-        told, out = self._nodes.keys() - self._out, set(self._out)
+        out = set(self._out)
         altered = {node.name for node in put}.union(gone)
+        unknown = {name for name in altered if name not in self._nodes}
         concerned = set(altered).union(*map(self._leave, altered)).union(*map(self._enter, put))
         self._silent.difference_update(gone)
         self._decide(concerned)
         back = [self._nodes[name] for name in out - self._out - altered]
-        left = [name for name in self._out - out if name in told]
+        left = [name for name in self._out - out if name not in unknown]
         self._listener.change([node for node in put if node.name not in self._out] + back, gone + left)
 
     def hear(self, name: str, *, silent: bool) -> None:

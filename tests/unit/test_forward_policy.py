@@ -10,13 +10,18 @@ from hypothesis import strategies as st
 
 from cni import addr
 from cni.kernel import ops
-from cni.kernel.nftables import counter, drop, jump
-from plugins.forward_policy import Packet, dropped_at
+from cni.kernel.nftables import counter, drop, jump, ret, saddr_in
+from plugins.forward_accept import Network, Programs, settle
+from plugins.forward_policy import Packet, dropped_at, left_at
 from plugins.legacy_iptables import Table, words
-from tests.unit.test_pod_network_fake import conf
+from plugins.peers import Node as PeerNode
+from plugins.pod_network import Site
+from tests.unit.test_pod_network_fake import cluster, conf
 from tests.unit.test_pod_network_fake import node as node  # noqa: PLC0414 - a fixture
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.unit.calls import Node
 
 PODS = (addr.pack("10.244.0.0") or b"", 16)
@@ -55,6 +60,21 @@ def judged(policy: str, *rules: str) -> int | None:
 )  # fmt: skip
 def test_what_a_policy_of_drop_leaves(rules: list[str], at: int | None) -> None:
     assert judged("DROP", *rules) == at
+
+
+@pytest.mark.parametrize(
+    ("rules", "at"),
+    [
+        ([], 0),
+        (["-A FORWARD -i docker0 -j DROP", "-A FORWARD -d 10.244.0.0/16 -j RETURN"], 1),
+        (["-A FORWARD -i docker0 -j DROP", "-A FORWARD -g other", "-A FORWARD -j ACCEPT"], 1),
+        (["-A FORWARD -p tcp -j RETURN", "-A FORWARD -i veth+ -j ACCEPT", "-A FORWARD -j DROP"], 2),
+    ],
+    ids=str,
+)
+def test_where_a_chain_lets_go_of_packets(rules: list[str], at: int) -> None:
+    table = Table("\n".join((":FORWARD DROP [0:0]", ":other - [0:0]", *rules, "COMMIT")), 4)
+    assert left_at(table.steps, "FORWARD", PACKETS) == at
 
 
 @pytest.mark.parametrize(
@@ -129,3 +149,23 @@ class TestOneShot:
         only = conf(walled, forwardAccept=True)
         assert walled.call("host-gw", "ADD", {**only, "type": "host-gw"}).status == 0
         assert len(self.comments(walled)) == 2
+
+    @pytest.mark.parametrize(("chain", "verdict"), [("DOCKER-USER", drop), ("DOCKER-USER", ret), ("FORWARD", drop)])
+    def test_accepts_come_before_what_keeps_the_pods_from_them_and_then_stay(
+        self, walled: Node, chain: str, verdict: Callable[[], Any]
+    ) -> None:
+        rule = [saddr_in(ops.NFPROTO_IPV4, bytes([10, 0, 0, 0]), 8), counter(), verdict()]
+        with walled.kernel.own() as host:
+            if chain == "FORWARD":
+                host.nft(ops.nft_chain_flush(ops.NFPROTO_IPV4, "filter", "FORWARD"))
+            host.nft(ops.nft_rule_add(ops.NFPROTO_IPV4, "filter", chain, rule, "others"))
+        network: dict[str, Any] = conf(walled, ipMasq=True)
+
+        assert walled.call("vxlan", "ADD", network).status == 0
+
+        with walled.kernel.own() as host:
+            comments = [rule.comment for rule in host.nft_rules(ops.NFPROTO_IPV4, "filter", chain)]
+            assert comments[:3] == ["cnikit net from 10.244.0.0/16", "cnikit net to 10.244.0.0/16", "others"]
+            options = cluster(ipMasq=True)
+            site = Site(options, PeerNode("n1", {}, ()), {}, options.networks, 1450)
+            assert settle(host, Network(site, ["cnikit.1"]), Programs({}))[0] == []

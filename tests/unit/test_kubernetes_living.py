@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ from plugins.peers import Node
 from tests.kubernetes.recorder import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 OWN = "own"
 NAMES = (OWN, "a", "b", "c")
@@ -66,3 +66,24 @@ def test_who_is_told_follows_from_who_is_there(history: list[tuple[str, object]]
                 living.replace(listed, set(silent))
         assert told.nodes == expected(there, silent)
         assert bool(told.trouble_now) == (told.nodes != there)
+
+
+class Unlisted(dict[str, Node]):
+    """Thousands of nodes, of which nobody should look at each."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("all nodes were looked at for the change of one")
+
+    def keys(self) -> NoReturn:
+        raise AssertionError("all nodes were looked at for the change of one")
+
+
+def test_a_change_of_one_node_asks_nothing_of_all_others() -> None:
+    told = Recorder()
+    living = Living(OWN, told, Troubles(told.trouble))
+    living._nodes = Unlisted()
+
+    living.change([Node("a", {4: b"\xc0\0\2\1"}, ()), Node("b", {4: b"\xc0\0\2\2"}, ())], [])
+    living.change([], ["a"])
+
+    assert told.nodes.keys() == {"b"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from agent.membership import Network
 from agent.membership.etcd import read_settings
 from agent.membership.etcd_claim import Pool, read_pools
-from agent.membership.etcd_client import Event, KeyValue, after
+from agent.membership.etcd_client import Client, Event, KeyValue, after
+from agent.membership.etcd_credentials import Credentials
 from agent.membership.etcd_nodes import Nodes
 from cni import addr
 from cni.config import Reader
@@ -18,6 +20,8 @@ from cni.jsonio import encode
 from plugins.peers import Node
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from plugins.peers import Subnet
 
 
@@ -182,3 +186,26 @@ def test_of_two_with_one_address_the_later_is_in_whatever_the_order_of_names() -
     found = Nodes(PREFIX, OWN).load([put(node("a", "192.0.2.2"), 7).kv, put(node("b", "192.0.2.2"), 5).kv])
 
     assert {one.name for one in found} == {"own", "a"}
+
+
+class Dropped:
+    """A connection whose thread lets go of its socket as soon as another one has looked at it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socks: list[socket.socket | None] = [sock]
+
+    @property
+    def sock(self) -> socket.socket | None:
+        return self._socks.pop() if self._socks else None
+
+
+@pytest.mark.parametrize(
+    "act", [Client.disturb, lambda client: client.leave({b"\x7f\0\0\1"})], ids=["disturb", "leave"]
+)
+def test_a_connection_may_end_while_another_thread_ends_it(act: Callable[[Client], None]) -> None:
+    client = Client(("http://127.0.0.1:1",), Credentials("", "", "", "", ""), 0)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        client._connection = Dropped(sock)  # type: ignore[assignment]
+
+        act(client)

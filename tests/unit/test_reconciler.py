@@ -17,16 +17,18 @@ from agent.reconciler import Reconciler
 from agent.upkeep import Firewall
 from cni import addr
 from cni.config import Reader
-from cni.errors import NOT_AVAILABLE, CniError
+from cni.errors import INTERNAL, NOT_AVAILABLE, CniError
 from cni.kernel import ops
+from cni.kernel.types import Route
 from cni.lock import Lock
 from cni.record import Records
 from cni.testing.fake_kernel import FakeKernel
-from plugins import host_gw
+from plugins import host_gw, vxlan
 from plugins.cluster_conf import ClusterConf
-from plugins.peers import Node
+from plugins.peers import Local, Node
 from plugins.pod_network import Backend
 from plugins.reconcile import Wanted
+from plugins.ways import Ways
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from agent.membership import Listener
     from cni.kernel import Namespace
-    from plugins.peers import Local
     from plugins.pod_network import Site
 
 V4, V6 = "192.0.2.1/24", "2001:db8::1/64"
@@ -226,6 +227,50 @@ def test_pods_are_kept_away_by_a_device_that_cannot_be_made_and_not_by_an_addres
     assert world.fault_now() == ""
 
 
+def test_a_network_stands_on_the_links_that_lead_to_nodes_without_its_device(tmp_path: Path) -> None:
+    """Routes go silently with a link that goes down."""
+    led = Route(bytes(4), 0, None, 77, 254, 0, 0, 0, 3, 0, False)
+
+    def prepare(host: Namespace, site: Site, log: Any) -> Local:
+        return Local(host_gw.prepare(host, site, log).underlays, direct=Ways(lambda _: led))
+
+    kind = host_gw.BACKEND
+    world = World(tmp_path, Backend(kind.overhead, vxlan.entries, prepare, kind.refuse, kind.check, kind.devices))
+    world.give(V4)
+    world.stand()
+    world.hear(node("n1", "192.0.2.1", subnet="10.244.1.0/24"), node("n2", "192.0.2.2", subnet="10.244.2.0/24"))
+    world.stand()
+
+    assert world.network.links == {world.index, 77}
+
+
+def test_what_changes_with_this_node_is_no_repair(tmp_path: Path) -> None:
+    made: list[Node] = []
+
+    def prepare(host: Namespace, site: Site, log: Any) -> Local:
+        made[:] = [site.own]
+        return host_gw.prepare(host, site, log)
+
+    def check(host: Namespace, site: Site) -> Local:
+        if made != [site.own]:
+            raise CniError(INTERNAL, "the device is another one")
+        return host_gw.prepare(host, site, None)
+
+    kind = host_gw.BACKEND
+    world = World(tmp_path, Backend(kind.overhead, kind.entries, prepare, kind.refuse, check, kind.devices))
+    world.give(V4)
+    world.stand()
+    for subnet in ("10.244.1.0/24", "10.244.9.0/24"):
+        world.hear(node("n1", "192.0.2.1", subnet=subnet))
+        world.stand()
+    before = list(world.log.lines)
+    made.clear()
+    world.stand()
+
+    assert [line for line in before if line.startswith("repairs")] == []
+    assert world.log.lines[len(before) :] == ["repairs: repaired: the device is another one"]
+
+
 def test_everything_is_compared_once_the_whole_list_is_known(world: World) -> None:
     """Whatever source it is from: etcd and Kubernetes may announce nodes before."""
     world.give(V4)
@@ -244,6 +289,25 @@ def test_everything_is_compared_once_the_whole_list_is_known(world: World) -> No
     world.source.listener.replace([own])
     assert (compared(), len(world.network.ranges)) == (True, 2)
     assert not compared()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_nobody_wants_is_taken_away_once_a_member_that_could_not_be_read_is_known_or_gone(
+    world: World, *, there: bool
+) -> None:
+    world.give(V4)
+    world.stand()
+    own, two = node("n1", "192.0.2.1", subnet="10.244.1.0/24"), node("n2", "192.0.2.2", subnet="10.244.2.0/24")
+    world.source.listener.replace([own], ["n2"])
+    world.network.hear(world.wanted, Changed())
+    world.stand()
+    assert not world.network.knows_all
+
+    world.source.listener.change([two] if there else [], [] if there else ["n2"])
+    changed = Changed()
+    world.network.hear(world.wanted, changed)
+
+    assert (world.network.knows_all, changed.everything) == (True, True)
 
 
 def test_a_peer_with_an_address_that_comes_to_this_host_is_left_out_until_it_goes(world: World) -> None:
@@ -314,3 +378,50 @@ def test_who_joins_changes_and_leaves_is_logged_a_line_each(world: World) -> Non
         "members: node n2 has changed: publicIP from 192.0.2.2 to 192.0.2.22",
         "members: node n2 has left",
     ]
+
+
+def test_iptables_that_cannot_be_looked_at_is_told_once_and_keeps_no_pods_away(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settle(*_: object) -> None:
+        raise CniError(INTERNAL, "iptables-legacy-save failed with status 4")
+
+    monkeypatch.setattr("agent.forwarding.forward_accept.settle", settle)
+    world.give(V4)
+    world.stand()
+    world.hear(node("n1", "192.0.2.1", subnet="10.244.1.0/24"))
+    world.stand()
+    records = Records(str(tmp_path / "run"), "pods", partial(Lock, clock=time.monotonic), world.log.lines.append)
+
+    for _ in range(3):
+        world.network.keep_up(Firewall("pods", world.host, records))  # type: ignore[arg-type]
+
+    assert world.network.fault == ""
+    assert [line for line in world.log.lines if line.startswith(("forwarding", "upkeep"))] == [
+        "forwarding: iptables-legacy-save failed with status 4; tried again"
+    ]
+
+
+def test_the_subnet_file_stays_while_the_address_that_tells_who_this_node_is_is_away(
+    world: World, tmp_path: Path
+) -> None:
+    world.network.conf.node_name = ""
+    world.give(V4)
+    world.stand()
+    world.hear(node("one", "192.0.2.1", subnet="10.244.1.0/24"), node("two", "192.0.2.2", subnet="10.244.2.0/24"))
+    world.stand()
+    records = Records(str(tmp_path / "run"), "pods", partial(Lock, clock=time.monotonic), world.log.lines.append)
+    firewall = Firewall("pods", world.host, records)  # type: ignore[arg-type]
+    world.network.keep_up(firewall)
+    file = tmp_path / "subnets" / "pods.env"
+    before = file.read_text()
+
+    world.take(V4)
+    world.stand()
+    world.network.keep_up(firewall)
+
+    assert file.read_text() == before
+    assert world.network.fault != ""
+    world.hear(node("two", "192.0.2.2", subnet="10.244.2.0/24"))
+    world.network.keep_up(firewall)
+    assert not file.exists(), "the members say that this node has left"
