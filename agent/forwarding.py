@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from agent.upkeep import Firewall
     from plugins.pod_network import Site
 
-# Between two looks: where there are tens of thousands of chains one takes long, and then it is not taken as often.
+# Between two looks: where there are tens of thousands of chains one takes much of a processor's time, and then it is not
+# taken as often.
 _SHORTEST = 0.4
 _TIMES = 50
 _LEGACY_SECONDS = 2.0
@@ -41,6 +42,7 @@ class Forwarding:
         network = forward_accept.Network(site, devices)
         ruleset = firewall.host.nft_generation()
         found = (ruleset, network.is_accepted, network.ranges, network.wires, network.pods)
+        begun = time.thread_time()
         has_legacy = now >= self._legacy_at and any(map(legacy_iptables.is_used, FAMILIES))
         if found == self._seen and not has_legacy:
             return []
@@ -52,8 +54,7 @@ class Forwarding:
             self._seen, self.trouble = (), f"{error}; tried again"
             return []
         finally:
-            ended = time.monotonic()
-            self._next = ended + max(_SHORTEST, _TIMES * (ended - now))
+            self._next = time.monotonic() + max(_SHORTEST, _TIMES * (time.thread_time() - begun))
         self._seen = found
         self._legacy_at = now + _LEGACY_SECONDS
         self.trouble = "; ".join(f"{one.msg}; {one.details}" for one in refusals)
