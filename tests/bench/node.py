@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
 CLONE_NEWNET = 0x40000000
 MS_BIND = 4096
 MS_REC = 16384
@@ -102,12 +103,10 @@ def make_pods(names: list[str]) -> None:
     os.close(own)
 
 
-def be_host(machine_id: str) -> None:
-    """Be another host than this machine, as machine-id(5) tells hosts apart."""
-    own = "/run/machine-id"
-    with open(own, "w") as file:
-        file.write(f"{machine_id}\n")
-    mount(own, "/etc/machine-id", None, MS_BIND)
+def be_host(host_name: str) -> None:
+    """Be another host than this machine: it has another name."""
+    check(libc.unshare(CLONE_NEWUTS), "unshare")
+    socket.sethostname(host_name)
 
 
 # Calls

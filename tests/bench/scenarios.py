@@ -85,7 +85,7 @@ class Site:
         nodes = [self.node() for _ in range(count)]
         self._fill(nodes[0], leases)
         for number, node in enumerate(nodes):
-            node.ask("be_host", machine_id=f"{number + 1:032x}")
+            node.ask("be_host", host_name=f"host{number + 1}")
         return InTurn(
             [
                 Attachments(node, self.subject.ours, data_dir=nodes[0].data_dir, first_id=number * (PODS + RESIDENTS))
