@@ -60,6 +60,10 @@ KINDS = ("vxlan", "host-gw")
 # How often everything is looked at, and what is cheap to look at (subnet file, masquerade rules).
 _LOOK_SECONDS = 60.0
 _KEEP_UP_SECONDS = 0.5
+# A network that is not sure of its ground looks for it each time. With thousands of nodes that takes long: then it rests for
+# so many times as long, up to so many seconds. What it waits for is announced as a rule.
+_STAND_TIMES = 10
+_LONGEST_UNSURE = 2.0
 # After each round, so that a burst is put right in few batches, and who undoes our work does not keep us busy.
 _REST_MS = 10
 # When something fails.
@@ -188,7 +192,7 @@ class Cluster:
         self._again = Changed()
         self._again_at = 0.0
         self._pause = _FIRST_PAUSE
-        self._look_at = self._keep_up_at = 0.0
+        self._look_at = self._keep_up_at = self._stand_at = 0.0
         self._failing: set[str] = set()
         self._told: set[str] = set()
         self.changes = self.repairs = 0
@@ -256,8 +260,12 @@ class Cluster:
         if now >= self._again_at and (self._again or self._failing or self._told):
             self._try_again(now)
         is_time = now >= self._keep_up_at
-        if mirror.moved or (is_time and not all(reconciler.is_sure for reconciler, _ in self._networks)):
+        is_due = is_time and now >= self._stand_at and not all(reconciler.is_sure for reconciler, _ in self._networks)
+        if mirror.moved or is_due:
+            began = time.monotonic()
             self._stand(planned)
+            ended = time.monotonic()
+            self._stand_at = ended + min(_STAND_TIMES * (ended - began), _LONGEST_UNSURE)
         if mirror.moved or is_time:
             self._keep_up_at = now + _KEEP_UP_SECONDS
             for reconciler, firewall in self._networks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from _bisect import bisect_left, insort_right
+
 from cni import addr
 from cni.errors import KernelError
 
@@ -19,12 +21,13 @@ class Ways:
     that what follows from it stays the same until `again`.
     """
 
-    __slots__ = ("_found", "_way")
+    __slots__ = ("_found", "_order", "_way")
 
     def __init__(self, way: Callable[[bytes], Route | None], found: dict[bytes, Hop | None] | None = None) -> None:
         """`way` is `Namespace.way`."""
         self._way = way
         self._found = found or {}
+        self._order = sorted((len(packed), packed) for packed in self._found)  # a route may be announced at any moment
 
     def hop(self, packed: bytes, otherwise: Hop | None) -> Hop | None:
         """The hop to a node's address; None when a gateway is on the way, and `otherwise` when no route leads there, as when
@@ -32,6 +35,7 @@ class Ways:
         if packed not in self._found:
             route = self._ask(packed)
             self._found[packed] = otherwise if route is None else _direct(packed, route)
+            insort_right(self._order, (len(packed), packed))
         return self._found[packed]
 
     def again(self, kept: Collection[int]) -> Ways:
@@ -49,20 +53,26 @@ class Ways:
 
     def forget(self, addresses: Iterable[bytes]) -> None:
         for packed in addresses:
-            self._found.pop(packed, None)
+            if packed in self._found:
+                del self._found[packed]
+                del self._order[bisect_left(self._order, (len(packed), packed))]
 
     def has(self, subnet: Subnet) -> bool:
         """Whether a way to one of the addresses that were asked for may lead by a route to this network."""
         packed, prefix = subnet
-        if prefix == len(packed) * 8:  # a pod's, for the most part
-            return packed in self._found
-        return any(len(one) == len(packed) and addr.inside(one, packed, prefix) for one in self._found)
+        at = bisect_left(self._order, (len(packed), addr.network(packed, prefix)))
+        return at < len(self._order) and self._order[at] <= (len(packed), _last(packed, prefix))
 
     def _ask(self, packed: bytes) -> Route | None:
         try:
             return self._way(packed)
         except KernelError:
             return None
+
+
+def _last(packed: bytes, prefix: int) -> bytes:
+    """A network's last address."""
+    return (int.from_bytes(packed, "big") | (1 << len(packed) * 8 - prefix) - 1).to_bytes(len(packed), "big")
 
 
 def _direct(packed: bytes, route: Route) -> Hop | None:
