@@ -63,7 +63,7 @@ _KEEP_UP_SECONDS = 0.5
 # A network that is not sure of its ground looks for it each time. With thousands of nodes that takes long: then it rests for
 # so many times as long, up to so many seconds. What it waits for is announced as a rule.
 _STAND_TIMES = 10
-_LONGEST_UNSURE = 2.0
+_LONGEST_UNSURE = 1.2  # what comes back is right again within 3 s
 # After each round, so that a burst is put right in few batches, and who undoes our work does not keep us busy.
 _REST_MS = 10
 # When something fails.
