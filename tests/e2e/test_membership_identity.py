@@ -153,7 +153,10 @@ def test_nodes_that_exchange_their_addresses_keep_their_ranges(agent_way: AgentW
         stands(one, "10.244.1.1/24", {"10.244.2.0/24": "198.18.0.1"}, "node1 is node1, and knows where node2 is")
         stands(two, "10.244.2.1/24", {"10.244.1.0/24": "198.18.0.2"}, "node2 is node2")
         assert not [agent.log() for agent in agents if "this node's subnet was" in agent.log()]
-        assert (annotated(plane, "node1"), annotated(plane, "node2")) == ("198.18.0.2", "198.18.0.1")
+        told = ("198.18.0.2", "198.18.0.1")
+        wait_until(
+            lambda: (annotated(plane, "node1"), annotated(plane, "node2")) == told, "both say where they are", 20
+        )
 
 
 def test_a_node_with_a_dead_ones_address_has_its_own_range(agent_way: AgentWay, plane: ControlPlane) -> None:
