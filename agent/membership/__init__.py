@@ -77,7 +77,7 @@ class Source(Protocol):
         """Where nodes claim what they have, one text for each way there. Two networks with one of them would be one."""
         return frozenset()
 
-    def locate(self, here: frozenset[Subnet]) -> None:  # noqa: ARG002
+    def locate(self, here: frozenset[Subnet]) -> None:  # noqa: ARG002 - most sources do without
         """Take these as the addresses that this host has now, each with its prefix length. Called before `start` too."""
         return
 
@@ -88,7 +88,7 @@ class Source(Protocol):
     def update(self, own: Node) -> None:
         """Tell the others that this node's address or MAC has changed. There is an address."""
 
-    def judge(self, fault: str) -> None:  # noqa: ARG002
+    def judge(self, fault: str) -> None:  # noqa: ARG002 - most sources do without
         """Tell whoever places pods that this node can take them (""), or why it cannot. Most sources know nobody who does."""
         return
 
