@@ -16,7 +16,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent import memory
+from agent import remembered
 from agent.inbox import Inbox
 from agent.membership.troubles import few
 from agent.offer import Offer
@@ -100,7 +100,7 @@ class Reconciler:
         self._offer = Offer(conf, source, self._inbox, self._name(), self._subnet_file, self._tell, lists_us=lists_us)
         self._roster = Roster(conf.networks, conf.vni if conf.kind == "vxlan" else 0)
         self._roster.own = conf.node_name
-        self._memory = memory.path_of(run_dir, conf.name)
+        self._memory = remembered.path_of(run_dir, conf.name)
         self._has_memory = False
         self._to_remember = False
         self._ground: Ground | None = None
@@ -173,7 +173,7 @@ class Reconciler:
 
     def recall(self) -> None:
         """Begin with the members that the agent before this one went by."""
-        self._roster.remember(memory.read(self._memory))
+        self._roster.remember(remembered.read(self._memory))
         self._has_memory = len(self._roster) > 0
 
     def hear(self, wanted: Wanted, changed: Changed) -> bool:
@@ -432,7 +432,7 @@ class Reconciler:
         if not self._to_remember:
             return
         try:
-            memory.write(self._memory, self._roster)
+            remembered.write(self._memory, self._roster)
         except OSError as error:
             self._tell("memory", f"{self._memory}: {error.strerror}; written as soon as that is possible")
         else:
