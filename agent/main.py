@@ -19,6 +19,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, ClassVar
 
+from agent import rights
 from agent.exposition import CONTENT_TYPE, Page, lean
 from agent.health import Health
 from agent.http import AddressError, HttpServer, Reply, beside, parse
@@ -123,6 +124,10 @@ class Agent:
         self.ending = ""
         self._stop_asked = False
         self._sent_away = 0
+        self._unfit = rights.of_this_process()
+        if self._unfit:  # every call runs one-shot then, which works
+            what = f"calls cannot be served: {self._unfit}"
+            log.error(what)
         self.kernel = ResidentKernel(time.monotonic, sysctl_dir)
         limits = Limits(descriptor_limit())
         self.workers = Workers(limits.threads, limits.calls)
@@ -220,7 +225,9 @@ class Agent:
         self._log.warning(line)
 
     def _replies(self) -> dict[str, Callable[[], Reply]]:
-        health = Health(self.server, [self.workers, self.ipam_workers], time.monotonic, lambda: self.ending)
+        health = Health(
+            self.server, [self.workers, self.ipam_workers], time.monotonic, lambda: self.ending, self._unfit
+        )
         collectors = [self.counters.families, self._vitals().families, self.pools.families, process_families]
         if self.cluster is not None:
             collectors.append(self.cluster.families)
