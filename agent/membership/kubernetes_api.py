@@ -42,7 +42,7 @@ _CONNECT_SECONDS, _READ_SECONDS = 5.0, 30.0
 _KEEPALIVE = (20, 5, 4)
 _LONGEST_EVENT = 16 << 20
 _LONGEST_RETRY = 60.0
-_RBAC = "apply conf/kubernetes/cnikit-rbac.yaml, or give its rights to whom this agent calls as"
+_RBAC = "apply conf/kubernetes/base/rbac.yaml, or give its rights to whom this agent calls as"
 
 
 _Kind = TypeVar("_Kind", bound=BaseException)

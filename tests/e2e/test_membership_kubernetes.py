@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.kubernetes.fixtures"]
 
 ROOT = Path(__file__).parents[2]
-RBAC = ROOT / "conf" / "kubernetes" / "cnikit-rbac.yaml"
+RBAC = ROOT / "conf" / "kubernetes" / "base" / "rbac.yaml"
 NETWORK = Network("pods", ((bytes([10, 244, 0, 0]), 16),), (), "vxlan", 1)
 DUAL = Network("pods", (*NETWORK.ranges, (addr.pack("fd00:244::") or b"", 48)), (), "vxlan", 1)
 OURS, FLANNEL = "cnikit.dev/", "flannel.alpha.coreos.com/"
@@ -333,7 +333,7 @@ def test_the_rights_of_the_manifest_are_needed_and_enough(plane: ControlPlane, m
     with running(KubernetesSource(NETWORK, "", str(folder))) as told:
         text = told.wait_trouble("403")
         assert "system:serviceaccount:kube-system:cnikit" in text
-        assert "conf/kubernetes/cnikit-rbac.yaml" in text
+        assert "conf/kubernetes/base/rbac.yaml" in text
         apply_rbac(plane)
 
         told.wait_for("node1")

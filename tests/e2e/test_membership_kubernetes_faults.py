@@ -163,7 +163,7 @@ def test_gone_between_two_pages(server: StandIn, tmp_path: Path) -> None:
     [
         (refuse(500, "etcdserver: request timed out"), "500 Internal Server Error: etcdserver: request timed out"),
         (refuse(503, "apiserver not ready"), "503 Service Unavailable"),
-        (refuse(403, "nodes is forbidden"), "conf/kubernetes/cnikit-rbac.yaml"),
+        (refuse(403, "nodes is forbidden"), "conf/kubernetes/base/rbac.yaml"),
         (refuse(401, "Unauthorized"), "token or client certificate"),
         (say(b"<html>bad gateway</html>", 502, "text/html"), "502 Bad Gateway: <html>bad gateway</html>"),
         (say(b"", 302), "302 Found: nothing else"),
