@@ -182,11 +182,21 @@ def staged(
 
 def copy(source: Path, target: Path) -> None:
     """Copy a folder. OSError for the first file that could not be."""
+    failed: list[OSError] = []
+
+    def one(file: str, place: str) -> None:
+        try:
+            shutil.copy2(file, place)
+        except OSError as error:  # shutil would go on, and keep no more than a text
+            failed.append(OSError(error.errno, error.strerror, place))
+            raise
+
     try:
-        shutil.copytree(source, target, symlinks=True)
-    except shutil.Error as error:  # of all of them, each with its reason as text
-        _, file, reason = error.args[0][0]
-        raise InstallError(f"{file}: {reason}") from error
+        shutil.copytree(source, target, symlinks=True, copy_function=one)
+    except shutil.Error:
+        if failed:
+            raise failed[0] from None
+        raise
 
 
 class Launcher(NamedTuple):

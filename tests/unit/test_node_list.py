@@ -79,23 +79,32 @@ def test_a_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
         network_list.template(tmp_path / "list")
 
 
-def test_what_lint_refuses_is_refused(tmp_path: Path) -> None:
-    place = tmp_path / "10-cnikit.conflist"
-    wrong = network_list.encoded(conflist(network="10.244.0.0/16", vni="big"))
-    with pytest.raises(NodeError) as caught:
-        network_list.refuse(place, wrong, [])
-    assert "plugins[0].vni: expected" in str(caught.value)
-    assert "plugins[0].type: expected an executable 'vxlan'" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(NodeError, match="expected a file name that ends in .conflist"):
-        network_list.refuse(tmp_path / "10-cnikit.conf", network_list.encoded(conflist()), [])
-
-
-def test_the_form_for_all_containerds_is_taken(tmp_path: Path) -> None:
+@pytest.fixture
+def plugins(tmp_path: Path) -> list[str]:
+    """CNI_PATH with what the list calls."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
     for name in ("vxlan", "host-local"):
-        (tmp_path / name).touch(0o755)
+        (folder / name).touch(0o755)
+    return [str(folder)]
+
+
+def test_what_lint_refuses_is_refused(tmp_path: Path, plugins: list[str]) -> None:
+    place = tmp_path / "10-cnikit.conflist"
+    with pytest.raises(NodeError) as caught:
+        network_list.refuse(place, network_list.encoded(conflist(vni="big", network="10.244.0.0/33")), plugins)
+    assert "plugins[0].vni: expected" in str(caught.value)
+    assert "plugins[0].network: expected" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(NodeError, match="expected an executable 'vxlan'"):
+        network_list.refuse(place, network_list.encoded(conflist(network="10.244.0.0/16")), [])
+    with pytest.raises(NodeError, match="expected a file name that ends in .conflist"):
+        network_list.refuse(tmp_path / "10-cnikit.conf", network_list.encoded(conflist()), plugins)
+
+
+def test_the_form_for_all_containerds_is_taken(tmp_path: Path, plugins: list[str]) -> None:
     data = network_list.encoded(conflist(network="10.244.0.0/16"))
-    assert network_list.refuse(tmp_path / "10-cnikit.conflist", data, [str(tmp_path)]) == []
+    assert network_list.refuse(tmp_path / "10-cnikit.conflist", data, plugins) == []
 
 
 def test_a_list_of_ours_under_another_name_is_replaced(tmp_path: Path) -> None:
