@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LIBRARY = "libc.so.6"
 _VERSION = re.compile(r"GLIBC_(\d+(?:\.\d+)+)")
+_RELEASE = re.compile(rb"GNU C Library [^\n]* release version (\d+\.\d+)")
 _REMEDY = "install it on nodes with a newer system, or build it on one that is as old as this"
 
 Version = tuple[int, ...]
@@ -45,7 +46,7 @@ def refuse(bundle: Path, root: NodeRoot) -> None:
         elif version >= needed:
             return
         elif version:  # beside the loader, and so the one that counts
-            raise NodeError(f"{expected} on this node, found {_text(version)}; {_REMEDY}")
+            raise NodeError(f"{expected} on this node, found {_release(place) or _text(version)}; {_REMEDY}")
     if others:
         raise NodeError(
             f"{expected} on this node, found it for {', '.join(sorted(others))}; install the build for that"
@@ -84,6 +85,12 @@ def _libraries(root: NodeRoot, machine: str, interpreter: str) -> Iterable[Path]
 def _highest(versions: Iterable[str]) -> Version:
     found = [match[1] for one in versions if (match := _VERSION.fullmatch(one))]
     return max((tuple(map(int, one.split("."))) for one in found), default=())
+
+
+def _release(library: Path) -> str:
+    """What a C library says of itself. A release may have brought no symbols, and so define no version of its number."""
+    found = _RELEASE.search(library.read_bytes())
+    return found[1].decode() if found else ""
 
 
 def _text(version: Version) -> str:

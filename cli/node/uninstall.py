@@ -7,6 +7,7 @@ repeated call knows as much.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -191,9 +192,16 @@ class Uninstallation:
             self._outcome.removed.append(str(place))
 
     def _remove_empty(self, folder: Path) -> None:
-        """Remove a folder when nothing is in it and it is no mount of the container's."""
-        if folder.is_dir() and not any(folder.iterdir()) and not os.path.ismount(folder):
-            self._remove(folder)
+        """Remove a folder when nothing is in it. What is mounted into a container is busy, and stays as it was."""
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                self._outcome.faults.append(f"{folder}: {error.strerror}")
+        else:
+            self._outcome.removed.append(str(folder))
 
 
 class Network(NamedTuple):
