@@ -16,7 +16,17 @@ from __future__ import annotations
 
 import _struct
 
-from cni.kernel.netlink import NLA_F_NESTED, NLM_F_APPEND, NLM_F_CREATE, attr, attr_text, attrs, each_attr, malformed
+from cni.kernel.netlink import (
+    NLA_F_NESTED,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_NONREC,
+    attr,
+    attr_text,
+    attrs,
+    each_attr,
+    malformed,
+)
 from cni.kernel.netlink import text as text_of
 from cni.kernel.ops import NFPROTO_IPV4, NFPROTO_IPV6
 from cni.kernel.types import NftRule
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _NEWTABLE = _SUBSYSTEM | 0
 GETTABLE = _SUBSYSTEM | 1
+_DELTABLE = _SUBSYSTEM | 2
 _NEWCHAIN = _SUBSYSTEM | 3
 GETCHAIN = _SUBSYSTEM | 4
 _DELCHAIN = _SUBSYSTEM | 5
@@ -319,6 +330,10 @@ def _table_add(_number: int, table: str) -> Request:
     return _NEWTABLE, NLM_F_CREATE, attr_text(1, table)
 
 
+def _table_del(_number: int, table: str, empty: bool) -> Request:  # noqa: FBT001 - as the operation has it
+    return _DELTABLE, NLM_F_NONREC if empty else 0, attr_text(1, table)
+
+
 def _chain_add(_number: int, table: str, chain: str, hook: tuple[str, str, int] | None) -> Request:
     body = attr_text(1, table) + attr_text(3, chain)
     if hook is not None:
@@ -374,6 +389,7 @@ def _element_del(_number: int, table: str, name: str, key: bytes) -> Request:
 
 _ENCODERS: dict[str, Callable[..., Request]] = {
     "nft_table_add": _table_add,
+    "nft_table_del": _table_del,
     "nft_chain_add": _chain_add,
     "nft_chain_flush": _chain_flush,
     "nft_chain_del": _chain_del,

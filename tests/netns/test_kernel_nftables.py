@@ -238,9 +238,21 @@ def test_everything_can_be_taken_away(host: Namespace, host_ns: Netns) -> None:
     assert [entry for entry in left if "rule" in entry] == []
 
 
+def test_a_table_goes_with_all_that_is_in_it(host: Namespace, host_ns: Netns) -> None:
+    skeleton(host)
+    host.nft(ops.nft_rule_add(INET, "t", "post", [nftables.jump("net1")]), ops.nft_table_add(INET, "other"))
+
+    host.nft(ops.nft_table_del(INET, "t"), ops.nft_table_del(INET, "other", empty=True))
+
+    assert [entry for entry in host_ns.nft() if "metainfo" not in entry] == []
+    with pytest.raises(KernelError, match="delete nftables table t: ENOENT"):
+        host.nft(ops.nft_table_del(INET, "t"))
+
+
 @pytest.mark.parametrize(
     ("op", "errno"),
     [
+        (ops.nft_table_del(INET, "t", empty=True), EBUSY),
         (ops.nft_element_del(INET, "t", "pods4", bytes(4)), ENOENT),
         (ops.nft_chain_del(INET, "t", "net1"), EBUSY),
         (ops.nft_chain_flush(INET, "t", "none"), ENOENT),
