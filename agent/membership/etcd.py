@@ -36,7 +36,6 @@ from agent.membership.etcd_faults import (
 )
 from agent.membership.etcd_nodes import Nodes
 from agent.membership.troubles import Troubles
-from cni import addr
 from cni.config import Refusal, text, wrong
 from cni.errors import CniError
 from cni.jsonio import decode, encode
@@ -218,13 +217,6 @@ class EtcdSource(Source):
             return
         claim = self._claimer.claim(own, here)
         node = claim.node
-        lost = set(own.subnets) - set(node.subnets)
-        if lost:
-            had, has = (", ".join(addr.unpack_cidr(*one) for one in sorted(some)) for some in (lost, node.subnets))
-            self._troubles.mention(
-                f"{had}, which this node had, cannot be claimed in etcd any more: it has {has} now; "
-                f"pods with addresses of the old range must be made anew"
-            )
         with self._guard:
             self._published.append(node)
             self._own = Node(own.name, self._own.addresses, node.subnets, self._own.macs)
@@ -257,14 +249,14 @@ class EtcdSource(Source):
         mine = next((kv for kv in found if kv.key == keys.node(own.name)), None)
         if mine is None:
             raise LostError("this node's key is gone")
-        self._nodes = Nodes(keys.nodes, own)
         self._look_at_own(mine)
-        self._listener.replace(self._nodes.load(found), self._nodes.unread)
+        self._nodes = Nodes(keys.nodes)
+        self._listener.replace(*self._nodes.load(found))
         self._troubles.tell("values", self._nodes.complaint)
         self._revision, self._listed = revision, True
 
     def _watch(self) -> None:
-        """Follow the changes, until everything has to be read anew or an error ends it."""
+        """Follow the changes until an error ends it."""
         with self._guard:
             claim = self._claim
         if claim is None:
@@ -278,12 +270,11 @@ class EtcdSource(Source):
                     raise LostError("this is another etcd, or one that was set back")
                 self._troubles.tell("etcd", "")
                 self._watching = True
-                if not answer.created and self._apply(answer):
-                    self._revision = 0
-                    return
+                if not answer.created:
+                    self._apply(answer)
 
-    def _apply(self, answer: Answer) -> bool:
-        """Tell of changes; returns whether everything has to be read anew."""
+    def _apply(self, answer: Answer) -> None:
+        """Tell of changes."""
         keys, own = self._settings.keys, self._own
         events = []
         for event in answer.events:
@@ -297,14 +288,13 @@ class EtcdSource(Source):
                 raise LostError("this node's key is gone")
             elif not event.kv.key.startswith(keys.nodes) and (event.gone or event.kv.value != own.name.encode()):
                 raise LostError("a subnet of this node is gone")
-        put, gone, anew = self._nodes.apply(events)
+        put, gone = self._nodes.apply(events)
         if put or gone:
             self._listener.change(put, gone)
         if answer.watch == 1 and not answer.events:  # nothing has happened up to here
             self._revision = answer.revision
         self._revision = max([self._revision, *(event.kv.mod for event in events)])
         self._troubles.tell("values", self._nodes.complaint)
-        return anew
 
     def _look_at_own(self, kv: KeyValue) -> None:
         """See whether the value of this node's key is what this node has written."""
@@ -316,7 +306,6 @@ class EtcdSource(Source):
             ours = self._claim is not None and kv.lease == self._claim.lease and node in self._published
         if not ours:  # an earlier value that somebody has put back misleads the others as well
             raise LostError("this node's key is overwritten")
-        self._nodes.replace_own(node)
 
     def _hear_knock(self, event: Event) -> None:
         """Another machine has come that has our name. It is refused: the thread that keeps the lease answers."""

@@ -6,6 +6,7 @@
     flannel.alpha.coreos.com/node-public-ip(v6)                  -> address: set by people, read by flanneld at its start
     flannel.alpha.coreos.com/public-ip(v6)                       -> address: what the node's agent goes by
     status.addresses, the first InternalIP of each family        -> address
+    status.conditions, Ready                                     -> rank
     flannel.alpha.coreos.com/backend(-v6)-data, cnikit.dev/vtep-mac(-v6) -> MAC of the VXLAN device
 
 A node of ours carries flannel's annotations too, so nodes of both kinds know each other while a cluster is moved
@@ -157,9 +158,14 @@ def overwritten(notes: dict[str, str], size: int) -> str:
     return notes.get(OURS + name) or notes.get(f"{FLANNEL}{name}-overwrite") or notes.get(f"{FLANNEL}node-{name}", "")
 
 
-def is_silent(view: NodeView) -> bool:
-    """Whether nothing is heard of the node's kubelet: so the node controller marks one that sends no heartbeat."""
-    return any((one.type, one.status) == ("Ready", "Unknown") for one in view.status.conditions or ())
+def rank(view: NodeView) -> int:
+    """0 when nothing is heard of the node's kubelet, as the node controller marks one that sends no heartbeat; else 1.
+
+    The object of a machine that was installed anew under another name, or whose address another one has got, stays in the
+    cluster until somebody deletes it: it yields its address.
+    """
+    is_silent = any((one.type, one.status) == ("Ready", "Unknown") for one in view.status.conditions or ())
+    return 0 if is_silent else 1
 
 
 def macs(view: NodeView, network: Network) -> dict[int, bytes]:
@@ -187,7 +193,7 @@ def peer(view: NodeView, network: Network) -> Node | None:
         raise NodeError("expected an InternalIP in its status, found none")
     found = Node(view.metadata.name, answers, ranges, macs(view, network) if network.backend != "host-gw" else {})
     try:
-        return read_described("", found.described())  # what no node of any source may have
+        return read_described("", found.described()).ranked(rank(view))  # what no node of any source may have
     except CniError as error:
         raise NodeError(error.msg) from None
 
