@@ -43,7 +43,6 @@ from cni.names import digest
 from plugins.peers import ADDRESS_KEYS, Node, read_described
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from typing import Any
 
     from agent.membership import Listener, Network
@@ -64,6 +63,7 @@ _KNOCKS_STOPPED = 30.0
 class Settings(NamedTuple):
     """What the configuration says."""
 
+    network: str
     endpoints: tuple[str, ...]
     credentials: Credentials
     keys: Keys
@@ -95,7 +95,7 @@ def read_settings(config: Reader, network: Network) -> Settings:
         config.refuse(Refusal("network", "network or ipv6Network to claim subnets of", "neither", "add the range"))
     pools = read_pools(config, network.ranges)
     ttl = config.integer("ttl", 86400, *_TTL)
-    return Settings(endpoints, credentials, Keys(prefix), pools, ttl, _public(config))
+    return Settings(network.name, endpoints, credentials, Keys(prefix), pools, ttl, _public(config))
 
 
 class EtcdSource(Source):
@@ -138,7 +138,8 @@ class EtcdSource(Source):
         start = int.from_bytes(spread[:4], "big")
         self._follow_client = Client(settings.endpoints, settings.credentials, start)
         self._hold_client = Client(settings.endpoints, settings.credentials, start)
-        self._claimer = Claimer(self._follow_client, settings.keys, settings.pools, settings.ttl)
+        self._claimer = Claimer(self._follow_client, settings, self._stopped)
+        self._nodes = Nodes(settings.keys.nodes)
         self._revision, self._cluster, self._watching = 0, "", False
         self._listed = False  # the listener has had a whole list
         self._knock: KeyValue | None = None  # of another machine with our name, to be answered
@@ -190,7 +191,6 @@ class EtcdSource(Source):
             except NameTakenError as error:
                 self._troubles.tell("etcd", "")
                 self._troubles.tell("name", str(error))
-                self._yield(error.subnets)
             except EtcdError as error:
                 self._troubles.tell("etcd", f"{error}; what is known stays in force")
             except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
@@ -215,7 +215,11 @@ class EtcdSource(Source):
             own, claim, here = self._own, self._claim, self._here
         if claim is not None:
             return
-        claim = self._claimer.claim(own, here)
+        try:
+            claim = self._claimer.claim(own, here)
+        except NameTakenError:
+            self._yield(own)
+            raise
         node = claim.node
         with self._guard:
             self._published.append(node)
@@ -224,16 +228,18 @@ class EtcdSource(Source):
             self._guard.notify_all()
         self._troubles.tell("name", "")
 
-    def _yield(self, subnets: Collection[Subnet]) -> None:
-        """Have no subnet, when those that this node had are now another machine's, which lives under its name: two would
-        hand out one address."""
-        own = self._own
-        if not set(own.subnets).isdisjoint(subnets):
-            bare = Node(own.name, own.addresses, (), own.macs)
-            if self._listed:
-                self._listener.change([bare], [])
-            else:  # an earlier process had them
-                self._listener.replace([bare])
+    def _yield(self, own: Node) -> None:
+        """Have no subnet while another machine lives under this node's name. What is not claimed may become anybody's, and two
+        would hand out one address. EtcdError when who else is there cannot be read."""
+        bare = Node(own.name, own.addresses, (), own.macs)
+        if self._listed:
+            self._listener.change([bare], [])
+            return
+        keys = self._settings.keys
+        found, _, _ = self._follow_client.read_all(keys.nodes)
+        nodes, unread = self._nodes.load(kv for kv in found if kv.key != keys.node(own.name))
+        self._listener.replace([*nodes, bare], unread)
+        self._listed = True
 
     def _lose(self) -> None:
         self._revision = 0
@@ -250,7 +256,6 @@ class EtcdSource(Source):
         if mine is None:
             raise LostError("this node's key is gone")
         self._look_at_own(mine)
-        self._nodes = Nodes(keys.nodes)
         self._listener.replace(*self._nodes.load(found))
         self._troubles.tell("values", self._nodes.complaint)
         self._revision, self._listed = revision, True
