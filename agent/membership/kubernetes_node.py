@@ -17,6 +17,7 @@ where both tell a MAC, flannel's form is the newer one.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,6 +28,8 @@ from cni.errors import CniError
 from plugins.peers import SIZES, Node, read_described
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.membership import Network
     from plugins.peers import Subnet
 
@@ -198,15 +201,26 @@ def peer(view: NodeView, network: Network) -> Node | None:
         raise NodeError(error.msg) from None
 
 
-def status_patch(own: Node, view: NodeView, network: Network, now: float, fault: str | None) -> dict[str, Any]:
+def status_patch(
+    own: Node,
+    view: NodeView,
+    network: Network,
+    now: float,
+    fault: str | None,
+    more: Mapping[str, str | None] = MappingProxyType({}),
+) -> dict[str, Any]:
     """What to change in our own node's object, as a strategic merge patch of its status; empty for nothing.
 
-    `fault` is why no pod can be attached here, "" when one can; with None the condition is left alone.
+    `fault` is why no pod can be attached here, "" when one can; with None the condition is left alone. `more`
+    are annotations beside those that tell where it is.
     `nodes/status` takes annotations as well, and flannel's agent may write nothing else.
     """
     patch: dict[str, Any] = {}
     notes = view.metadata.annotations or {}
-    changed = {key: value for key, value in own_annotations(own, notes, network).items() if notes.get(key) != value}
+    wanted_notes = own_annotations(own, notes, network)
+    if wanted_notes:
+        wanted_notes.update(more)
+    changed = {key: value for key, value in wanted_notes.items() if notes.get(key) != value}
     if changed:
         patch["metadata"] = {"annotations": changed}
     condition = next((one for one in view.status.conditions or () if one.type == _CONDITION), _Condition())

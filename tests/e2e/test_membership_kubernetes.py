@@ -295,6 +295,40 @@ def test_what_somebody_undoes_is_done_again(plane: ControlPlane, kubeconfig: str
         told.wait(lambda: notes_of(plane).get(FLANNEL + "public-ip") == "192.0.2.1", "announced again")
 
 
+# Two machines of one name
+
+
+def test_of_two_machines_with_one_name_the_earlier_has_the_object(plane: ControlPlane, kubeconfig: str) -> None:
+    plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
+    with running(KubernetesSource(NETWORK, kubeconfig, machine="first")) as one:
+        one.wait(lambda: notes_of(plane).get(OURS + "machine") == "first", "it is announced")
+        began = plane.version()
+        later = KubernetesSource(NETWORK, kubeconfig, machine="second")
+
+        with running(later, own_node("192.0.2.9")) as two:
+            one.wait_trouble("node1: expected one machine of that name, found another one with 192.0.2.9; give each")
+            two.wait_trouble("node1: expected one machine of that name, found another one with 192.0.2.1; give each")
+            one.wait(lambda: OURS + "knock" not in notes_of(plane), "it has answered")
+
+            states = [node["metadata"]["annotations"] for node in plane.states("node1", began)]
+            assert {notes[FLANNEL + "public-ip"] for notes in states} == {"192.0.2.1"}, "nobody writes in turns"
+            assert [notes.get(OURS + "knock", "") for notes in states] == ["second 192.0.2.9", ""]
+
+
+def test_a_machine_of_the_name_that_is_gone_answers_no_more(plane: ControlPlane, kubeconfig: str) -> None:
+    """A reboot, or another machine in its place."""
+    plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
+    with running(KubernetesSource(NETWORK, kubeconfig, machine="before")) as one:
+        one.wait(lambda: notes_of(plane).get(OURS + "machine") == "before", "it is announced")
+
+    with running(KubernetesSource(NETWORK, kubeconfig, machine="after"), own_node("192.0.2.9")) as two:
+        two.wait(lambda: notes_of(plane).get(FLANNEL + "public-ip") == "192.0.2.9", "it is announced in its place")
+
+        assert notes_of(plane)[OURS + "machine"] == "after"
+        assert OURS + "knock" not in notes_of(plane)
+        assert [text for text in two.troubles if "of that name" in text] == []
+
+
 # Rights
 
 
