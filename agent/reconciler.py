@@ -24,7 +24,6 @@ from agent.roster import Roster
 from agent.story import story
 from agent.stranded import Stranded
 from agent.upkeep import Upkeep
-from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import subnet_file_of
@@ -296,7 +295,6 @@ class Reconciler:
             return
         nodes = list(self._roster)
         if self._ground is not None:
-            self._tell_of_moved_pods(self._ground.own, ground.own)
             self._leave(nodes, self._ground, wanted, changed)
         else:
             changed.everything = True  # what nobody wants may be taken away from now on
@@ -346,15 +344,6 @@ class Reconciler:
             if before.direct is not None:
                 found.direct = before.direct.again(site.lost)
         return found
-
-    def _tell_of_moved_pods(self, before: Node, now: Node) -> None:
-        lost = [addr.unpack_cidr(*subnet) for subnet in before.subnets if subnet not in now.subnets]
-        if lost:
-            found = ", ".join(addr.unpack_cidr(*subnet) for subnet in now.subnets) or "none"
-            what = f"this node's subnet was {', '.join(lost)} and is {found}"
-            self._warn(
-                f"{what}: other nodes do not reach the pods that have addresses of the old one; recreate these pods"
-            )
 
     def _twins(self, own: Node) -> frozenset[str]:
         holders = filter(None, map(self._roster.holder, self._here))

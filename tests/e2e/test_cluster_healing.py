@@ -593,8 +593,8 @@ def test_a_subnet_that_changes_under_pods_is_told(agent_way: AgentWay) -> None:
 
         world.tell([member(1, subnets=["10.244.11.0/24", "fd00:244:0:1::/64"]), *EVERYONE[1:]])
 
-        told = "this node's subnet was 10.244.1.0/24 and is 10.244.11.0/24, fd00:244:0:1::/64"
-        wait_until(lambda: told in agent.log(), "it is told", SOON)
+        told = "node node1 has changed: subnets from 10.244.1.0/24 and fd00:244:0:1::/64 to 10.244.11.0/24 and fd00"
+        wait_until(lambda: told in agent.log(), "it is logged", SOON)
         wait_until(lambda: world.devices()["cnikit.1"][-1] == ["10.244.11.0"], "the device's address", SOON)
         wait_until(lambda: "FLANNEL_SUBNET=10.244.11.1/24" in world.node.path(SUBNETS).read_text(), "the file", SOON)
 
