@@ -360,7 +360,9 @@ def _connect(ctx: Context, site: Site, backend: Backend) -> None:
         if reconcile.sync(ctx.host, others, devices, ranges, ctx.log) and not site.lost:
             from plugins.vxlan_device import remove_former
 
-            remove_former(ctx.host, site.conf.name, devices, ctx.log)
+            left = remove_former(ctx.host, site.conf.name, devices, ctx.log)
+            if left:
+                ctx.log(left)
     for entries in others:
         for fault in entries.faults:
             ctx.log(fault)

@@ -111,13 +111,26 @@ def refuse(host: Namespace, wanted: Wanted) -> None:
             raise _unmade(error) from None
 
 
-def remove_former(host: Namespace, network: str, kept: Iterable[int], log: Log) -> None:
-    """Remove a network's devices but those `kept`: what an earlier VNI, backend or underlay has left."""
+def remove_former(host: Namespace, network: str, kept: Iterable[int], log: Log) -> str:
+    """Remove a network's devices but those `kept`: what an earlier VNI, backend or underlay has left.
+
+    Gives what could not be removed and why; empty when nothing is left. The network works all the same.
+    """
     kept = frozenset(kept)
-    for link in host.links():
-        if link.vxlan is not None and link.alias == label(network) and link.index not in kept:
-            log(f"{link.name} is not needed any more and is removed")
+    try:
+        links = [link for link in host.links() if link.vxlan is not None and link.alias == label(network)]
+    except KernelError as error:
+        return error.msg
+    left = []
+    for link in links:
+        if link.index in kept:
+            continue
+        try:
             host.delete_link(link.index, link.kind)
+            log(f"{link.name} is not needed any more and is removed")
+        except KernelError as error:
+            left.append(f"{link.name} is still there: {error.msg}; ip link delete {link.name} removes it")
+    return "; ".join(left)
 
 
 def check(host: Namespace, wanted: Wanted) -> int:
