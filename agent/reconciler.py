@@ -436,9 +436,11 @@ class Reconciler:
         if self.settled:
             self._memory.keep(self._roster)
         own = self._own()
+        if not self._is_known(own):  # all stays as it was
+            self._tell("upkeep", "")
+            return
         try:
-            if self._is_known(own):  # else all stays as it was
-                self._upkeep.settle(firewall, own, self._site)
+            self._upkeep.settle(firewall, own, self._site)
             self._tell("upkeep", "")
             if own is not None:
                 self._tell("pods", self._stranded.look(firewall.records, own.subnets))
