@@ -35,6 +35,7 @@ test: test-setup ## everything: unit, kernel and end-to-end tests (needs root)
 test-setup: setup dist peers kubernetes
 	@[ "$$(id -u)" -eq 0 ] || { echo "make test makes network namespaces: call it as root" >&2; exit 1; }
 	@tests/setup/install-debian-packages test
+	@tests/setup/unpack-debian-peers .cache/peers/debian
 
 check: setup ## lint, types and unit tests, in seconds
 	$(PYTHON_VENV)/bin/ruff check --quiet .

@@ -399,7 +399,7 @@ def preload(registry: Mapping[str, str]) -> None:
     """Import now what would be imported when it is first needed: the files may be another version's by then."""
     for module in (
         *registry.values(), "cni.delegate", "cni.kernel.ethtool", "cni.kernel.nfnetlink", "cni.kernel.nftables",
-        "cni.kernel.nftsteps", "cni.kernel.rtpeers", "cni.result", "cni.unclaimed", "ipam.ranges",
+        "cni.kernel.nftsteps", "cni.kernel.rtpeers", "cni.kernel.udp", "cni.result", "cni.unclaimed", "ipam.ranges",
         "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan", "plugins.bridged",
         "plugins.cluster_conf", "plugins.contradictions", "plugins.forward_accept", "plugins.iptables",
         "plugins.macspoof", "plugins.range_masquerade", "plugins.reconcile", "plugins.routed", "plugins.routed_check",

@@ -74,14 +74,12 @@ _REG_VERDICT = 0
 _REG_1 = 1
 _CMP_EQ = 0
 _CMP_NEQ = 1
+_META_IIF = 4
 _META_IIFNAME = 6
 _META_OIFNAME = 7
 _META_NFPROTO = 15
 _PAYLOAD_LINK = 0
 _PAYLOAD_NETWORK = 1
-_FIB_ADDRTYPE = 3
-_FIB_SADDR = 1
-_RTN_LOCAL = 2
 _VERDICT_DROP = 0
 _VERDICT_ACCEPT = 1
 _VERDICT_JUMP = -3
@@ -121,9 +119,11 @@ def saddr_not_in(family: int, net: bytes, prefix: int) -> Expression:
     return ("saddr_not_in", family, net, prefix)
 
 
-def saddr_local() -> Expression:
-    """`fib saddr type local`: the source is an address of this machine. ENOENT where the kernel lacks nft_fib."""
-    return ("saddr_local",)
+def sent_here() -> Expression:
+    """`iif 0`: no link has brought the packet, so this machine itself sends it. What it forwards still has its link in
+    postrouting (since Linux 5.7).
+    """
+    return ("sent_here",)
 
 
 def daddr_in(family: int, net: bytes, prefix: int) -> Expression:
@@ -269,9 +269,8 @@ def _saddr_not_in(family: int, net: bytes, prefix: int) -> bytes:
     return _in_network(_SADDR[family], _CMP_NEQ, net, prefix)
 
 
-def _saddr_local() -> bytes:
-    fib = _expression("fib", _be32(1, _REG_1), _be32(2, _FIB_ADDRTYPE), _be32(3, _FIB_SADDR))
-    return fib + _cmp(_CMP_EQ, _struct.pack("=I", _RTN_LOCAL))
+def _sent_here() -> bytes:
+    return _meta(_META_IIF) + _cmp(_CMP_EQ, bytes(4))
 
 
 def _daddr_in(family: int, net: bytes, prefix: int) -> bytes:
@@ -299,7 +298,7 @@ _EXPRESSIONS: dict[str, Callable[..., bytes]] = {
     "saddr_in_set": _saddr_in_set,
     "saddr_in": _saddr_in,
     "saddr_not_in": _saddr_not_in,
-    "saddr_local": _saddr_local,
+    "sent_here": _sent_here,
     "daddr_in": _daddr_in,
     "daddr_not_in": _daddr_not_in,
     "iifname": _iifname,

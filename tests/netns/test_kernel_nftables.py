@@ -81,7 +81,7 @@ def test_ruleset_reads_as_written_by_hand(host: Namespace, host_ns: Netns) -> No
                 nftables.oifname("cnikit.1"),
                 nftables.nfproto(V4),
                 nftables.saddr_not_in(V4, ADDRESS, 16),
-                nftables.saddr_local(),
+                nftables.sent_here(),
                 nftables.daddr_in(V4, ADDRESS, 16),
                 nftables.masquerade(),
             ],
@@ -111,7 +111,7 @@ ip daddr 224.0.0.0/4 return
 ip6 daddr ff00::/8 return
 ip saddr @pods4 ip daddr != 10.1.0.0/24 masquerade comment "masquerade net1"
 ip6 saddr @pods6 ip6 daddr != fd00::/61 masquerade
-oifname "cnikit.1" ip saddr != 10.1.0.0/16 fib saddr type local ip daddr 10.1.0.0/16 masquerade
+oifname "cnikit.1" ip saddr != 10.1.0.0/16 iif 0 ip daddr 10.1.0.0/16 masquerade
 }
 }
 """
