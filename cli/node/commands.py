@@ -19,6 +19,7 @@ IMAGE_PLUGINS = "/opt/cnikit/bin"
 FOLDER = click.Path(file_okay=False, path_type=Path)
 ABSOLUTE = click.Path(file_okay=False, resolve_path=True, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
+ABSOLUTE_FILE = click.Path(dir_okay=False, resolve_path=True, path_type=Path)
 
 _BIN_DIR = click.option(
     "--cni-bin-dir", type=ABSOLUTE, default="/opt/cni/bin", show_default=True, help="The folder of the plugins."
@@ -53,12 +54,20 @@ _TERMINATION_LOG = click.option("--termination-log", type=FILE, default=TERMINAT
     help="The pods' ranges for a list without them. Default: the cluster's, from kubeadm's ConfigMap.",
 )  # fmt: skip
 @click.option("--kubeconfig", default="", metavar="FILE", help="Ask the API server as this user, not as the pod's.")
-@click.option("--apiserver", default="", metavar="URL", help="Where the API server is, when not where that says.")
+@click.option(
+    "--apiserver", default="", metavar="URL",
+    help="Where the API server is. Default: where the kubeconfig says; in a pod where the node's kubelet or the service does.",
+)  # fmt: skip
+@click.option(
+    "--agent-kubeconfig", type=ABSOLUTE_FILE,
+    help="Write a kubeconfig for this pod's agent here: the API server that has answered, and the service account.",
+)  # fmt: skip
 @_NODE_ROOT
 @_SYSCTL_DIR
 @_TERMINATION_LOG
 def install(
-    source: Path | None, template: Path | None, list_name: str, pod_cidr: str, kubeconfig: str, apiserver: str, **place: Any
+    source: Path | None, template: Path | None, list_name: str, pod_cidr: str, kubeconfig: str, apiserver: str,
+    agent_kubeconfig: Path | None, **place: Any
 ) -> None:  # fmt: skip
     """Install the plugins and a network list on this node.
 
@@ -81,7 +90,7 @@ def install(
         cluster = Cluster(os.path.abspath(kubeconfig) if kubeconfig else "", apiserver)
         options = Options(
             source or Path(built), place["cni_bin_dir"], place["cni_conf_dir"], template, list_name, pod_cidr, cluster,
-            NodeRoot(str(place["node_root"])), place["sysctl_dir"],
+            agent_kubeconfig, NodeRoot(str(place["node_root"])), place["sysctl_dir"],
         )  # fmt: skip
         journal.end(installed(options, journal))
     except NodeError as error:

@@ -1,6 +1,7 @@
 """`cnikit install`: put this build on a node, in an order that leaves the node as it was until all is known to be well.
 
-1. The network list is made from its template, with the cluster's ranges, and judged as `cnikit lint` does.
+1. An API server answers, where one is needed. The network list is made from its template, with the cluster's ranges, and
+   judged as `cnikit lint` does.
 2. The node's glibc is new enough for the bundle, and this very command can start an agent.
 3. The executables are copied beside their place, tried on the node, and renamed into it (`cli/install.py`).
 4. The kernel's settings are noted and set.
@@ -20,7 +21,7 @@ from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING, NamedTuple
 
 from cli.install import InstallError, install, try_out_command, try_out_plugin
-from cli.node import glibc, network_list, pod_ranges, settings
+from cli.node import apiserver, glibc, network_list, pod_ranges, settings
 from cli.node.pod_ranges import Cluster
 from cli.node.record import Record
 from cli.node.root import NodeError, NodeRoot
@@ -54,6 +55,7 @@ class Options(NamedTuple):
     list_name: str
     pod_cidr: str
     cluster: Cluster
+    agent_kubeconfig: Path | None
     root: NodeRoot
     sysctl_dir: str
 
@@ -82,10 +84,12 @@ class Installation:
         self._options = options
         self._journal = journal
         self._record = Record()
+        self._cluster = options.cluster
 
     def run(self) -> str:
         """Do all of it; what was done. NodeError, CniError or OSError for what was not."""
         options = self._options
+        self._find_api_server()
         data = self._list()
         self._check_node()
         self._check_agent()
@@ -94,8 +98,25 @@ class Installation:
         fault = settings.filter_on_bridges(options.sysctl_dir, options.root)
         if fault:
             self._journal.warn(fault)
+        if options.agent_kubeconfig is not None:
+            apiserver.write_kubeconfig(options.agent_kubeconfig, self._cluster)
         done = f"installed {', '.join(names)} (cnikit {__version__}) in {options.bin_dir}"
         return f"{done}, and {self._put(options.place, data)}" if options.place else done
+
+    def _find_api_server(self) -> None:
+        """In a pod: where the API server answers, which need not be where the pod is told."""
+        options = self._options
+        if options.cluster.has_account():
+            places = apiserver.servers(options.cluster.server, options.root, os.environ)
+            clusters = [options.cluster._replace(server=place) for place in places]
+            self._cluster = (
+                apiserver.answering(clusters, self._journal.say, time.sleep) if clusters else options.cluster
+            )
+        elif options.agent_kubeconfig is not None:
+            raise NodeError(
+                f"--agent-kubeconfig: expected the service account of a pod at {options.cluster.service_account}, found none; "
+                "outside of a pod write the kubeconfig that the network list names yourself"
+            )
 
     def _list(self) -> bytes:
         """The content of the network list; nothing is written."""
@@ -117,13 +138,13 @@ class Installation:
         options = self._options
         if options.pod_cidr:
             return pod_ranges.parse(options.pod_cidr, "--pod-cidr")
-        if not options.cluster.is_known(os.environ):
+        if not self._cluster.is_known(os.environ):
             name = value.get("name")
             raise NodeError(
                 f"{options.template}: expected the range of network {name}'s pods, found none, and this is no pod of a "
                 f"cluster that could be asked; {pod_ranges.WAYS}, and name a --kubeconfig"
             )
-        return pod_ranges.of_cluster(options.cluster, self._journal.say, time.sleep)
+        return pod_ranges.of_cluster(self._cluster, self._journal.say, time.sleep)
 
     def _check_node(self) -> None:
         options = self._options

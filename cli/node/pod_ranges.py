@@ -8,6 +8,7 @@ only a person can change (no such object, no right to read it) is an error.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -53,6 +54,10 @@ class Cluster(NamedTuple):
     def is_known(self, environ: Mapping[str, str]) -> bool:
         """Whether there is anything to ask with."""
         return bool(self.kubeconfig or self.server or "KUBERNETES_SERVICE_HOST" in environ)
+
+    def has_account(self) -> bool:
+        """Whether it is the service account of a pod that asks."""
+        return not self.kubeconfig and os.path.exists(f"{self.service_account}/token")
 
     def connect(self) -> Api:
         return Api(self.kubeconfig, self.service_account, self.server)
