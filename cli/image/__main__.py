@@ -9,7 +9,6 @@ processor (dist/arm64) that one's. The root file system of the image:
     /opt/cnikit/bin                                                         the plugins, as in dist/bin
     /usr/bin/cnikit, /usr/bin/.cnikit-command                               the command, which the image starts
     /lib/..., /lib64/...                                                    glibc: the dynamic loader, and what is linked to
-    /etc/nsswitch.conf                                                      names are looked for in /etc/hosts too
     /usr/share/doc                                                          the terms of everything in it
 """
 
@@ -38,8 +37,6 @@ NAME = f"cnikit.dev/cnikit:{__version__}"
 PLUGINS = "opt/cnikit/bin"
 COMMAND = "usr/bin"
 DOC = "usr/share/doc"
-# glibc asks DNS alone where this file is missing.
-NSSWITCH = b"hosts: files dns\n"
 CONFIG = {
     "Entrypoint": [f"/{COMMAND}/cnikit"],
     "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
@@ -90,7 +87,7 @@ def image(architecture: Architecture, built: Path) -> archive.Image:
     return archive.Image(
         architecture.name,
         (
-            archive.layer({**outside, "etc/nsswitch.conf": NSSWITCH, **copyrights(debian, glibc)}, versions),
+            archive.layer({**outside, **copyrights(debian, glibc)}, versions),
             archive.layer({**ours, **copyrights(debian, brought - glibc), **licences(site)}, f"cnikit {__version__}"),
         ),
         CONFIG,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from importlib.metadata import Distribution
 
+PROJECT = "cnikit"
 # What a licence is called that stands among a package's metadata and not in its folder `licenses`.
 _TERMS = re.compile(r"(?i)(licen[cs]e|copying|notice|copyright)")
 
@@ -26,8 +27,7 @@ def required(*more: str) -> set[str]:
     """
     from packaging.requirements import Requirement
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    waiting = [Requirement(text) for text in (*project["dependencies"], *more)]
+    waiting = [Requirement(text) for text in (*_dependencies(), *more)]
     extras: dict[str, set[str]] = {}
     while waiting:
         requirement = waiting.pop()
@@ -42,12 +42,20 @@ def required(*more: str) -> set[str]:
     return set(extras)
 
 
+def _dependencies() -> list[str]:
+    """What our own project depends on, said by the checkout or by what is installed."""
+    project = ROOT / "pyproject.toml"
+    if project.is_file():
+        return list(tomllib.loads(project.read_text())["project"]["dependencies"])
+    return [text for text in distribution(PROJECT).requires or () if "extra ==" not in text]
+
+
 def packages_beside() -> list[str]:
     """The importable names of the packages that are installed and not required, as those of tests and of building.
 
     A library imports some of them where they happen to be there, and so would bring them into the built command.
     """
-    wanted = required()
+    wanted = {PROJECT, *required()}
     beside = {
         name
         for name, owners in importlib.metadata.packages_distributions().items()

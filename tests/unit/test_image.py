@@ -7,14 +7,16 @@ import io
 import json
 import os
 import platform
+import subprocess
 import tarfile
+import tomllib
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli.image import ARCHITECTURES, ImageError, archive, libraries
+from cli.image import ARCHITECTURES, ImageError, archive, foreign, libraries, root
 from cli.image.debian import Debian
 from cli.image.packages import distribution, locked, packages_beside, required, terms
 
@@ -192,6 +194,28 @@ class TestPackages:
         assert {"pytest", "mypy", "PIL", "numpy", "matplotlib", "grpc", "PyInstaller", "setuptools"} <= beside
         assert not {"click", "yaml", "google", "opentelemetry", "httpx2"} & beside
 
+    def test_an_installed_wheel_says_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There is no pyproject.toml beside it, and our own packages are among those that are installed."""
+        expected = required()
+        place = tmp_path / "cnikit-1.0.dist-info"
+        place.mkdir()
+        (place / "top_level.txt").write_text("cli\nagent\n")
+        listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        extra = ['Requires-Dist: pyinstaller>=6; extra == "build"']
+        lines = [
+            "Metadata-Version: 2.4",
+            "Name: cnikit",
+            "Version: 1.0",
+            *(f"Requires-Dist: {one}" for one in listed),
+            *extra,
+        ]
+        (place / "METADATA").write_text("\n".join(lines))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr("cli.image.packages.ROOT", tmp_path)
+        assert required() == expected
+        assert not {"cli", "agent", "click"} & set(packages_beside())
+        assert "pytest" in packages_beside()
+
     def test_each_has_terms(self) -> None:
         for name in required("pyinstaller"):
             files = dict(terms(distribution(name)))
@@ -201,3 +225,74 @@ class TestPackages:
     def test_one_that_is_not_installed_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match="expected the Python package click in .*, found none"):
             distribution("click", str(tmp_path))
+
+
+class TestForeign:
+    """Builds for the other processor are kept; how they are made is for tests/e2e/test_image.py."""
+
+    @pytest.fixture
+    def made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What was built; a build takes minutes, so a file stands for it here."""
+        calls: list[str] = []
+
+        def build(name: str, output: Path) -> None:
+            calls.append(name)
+            output.mkdir(parents=True, exist_ok=True)
+            (output / name).write_text("built")
+
+        (tmp_path / "cache" / "root-arm64-x").mkdir(parents=True)
+        (tmp_path / "sources" / "cni").mkdir(parents=True)
+        for name in ("pyproject.toml", "requirements.lock", "cni/main.py"):
+            (tmp_path / "sources" / name).write_text("")
+        monkeypatch.setattr(foreign, "ROOT", tmp_path / "sources")
+        monkeypatch.setattr(foreign, "root_of", lambda _: tmp_path / "cache" / "root-arm64-x")
+        monkeypatch.setattr(foreign, "build_command", lambda output, _: build("cnikit", output))
+        monkeypatch.setattr(foreign, "build_plugins", lambda output, _, __: build("bridge", output))
+        return calls
+
+    def test_the_same_sources_are_built_once(self, tmp_path: Path, made: list[str]) -> None:
+        output = tmp_path / "dist" / "arm64"
+        for _ in range(2):
+            foreign.build_for(ARCHITECTURES["linux/arm64"], output)
+        assert sorted(made) == ["bridge", "cnikit"]
+        assert (output / "cnikit").read_text() == (output / "bin" / "bridge").read_text() == "built"
+
+    def test_others_are_built_anew_and_few_are_kept(self, tmp_path: Path, made: list[str]) -> None:
+        output = tmp_path / "dist" / "arm64"
+        for number in range(foreign.BUILDS_KEPT + 2):
+            (tmp_path / "sources" / "cni" / "main.py").write_text(f"{number}")
+            foreign.build_for(ARCHITECTURES["linux/arm64"], output)
+        assert len(made) == 2 * (foreign.BUILDS_KEPT + 2)
+        assert len(list((tmp_path / "cache").glob("built-arm64-*"))) == foreign.BUILDS_KEPT
+        assert (tmp_path / "cache" / "root-arm64-x").is_dir()
+
+
+class TestRoot:
+    def test_the_cache_is_where_it_is_said_to_be(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CNIKIT_CACHE", str(tmp_path / "named"))
+        assert root.cache() == tmp_path / "named"
+        monkeypatch.delenv("CNIKIT_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert root.cache() == tmp_path / "xdg" / "cnikit"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert root.cache() == tmp_path / ".cache" / "cnikit"
+
+    def test_make_says_the_same(self, tmp_path: Path) -> None:
+        """It has another XDG_CACHE_HOME for what it runs."""
+        shown = ["make", "-C", str(ROOT), "--no-print-directory", "--eval=shown:;@echo $$CNIKIT_CACHE", "shown"]
+        environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+        for given, expected in (
+            ({}, tmp_path / ".cache" / "cnikit"),
+            ({"XDG_CACHE_HOME": "/x"}, "/x/cnikit"),
+            ({"XDG_CACHE_HOME": "/x", "CNIKIT_CACHE": "/named"}, "/named"),
+        ):
+            ran = subprocess.run(shown, env={**environ, **given}, capture_output=True, text=True, check=True)
+            assert ran.stdout == f"{expected}\n"
+
+    def test_a_missing_emulator_says_how_to_get_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "/nowhere")
+        with pytest.raises(
+            ImageError, match="expected qemu-aarch64-static on PATH, .*apt-get install qemu-user-static"
+        ):
+            root.emulator(ARCHITECTURES["linux/arm64"])
