@@ -1,6 +1,8 @@
 # `make help` lists the targets. Each sets up what it needs, and can be repeated.
 #
-# Nothing is written outside this folder, except by `install`, `agent`, `uninstall` and apt-get.
+# Nothing is written outside this folder, except by `install`, `agent`, `uninstall` and apt-get, and except for the cache: what
+# took long to make and is the same for every checkout is in CNIKIT_CACHE, which is `cnikit` in the user's cache folder unless
+# it is set, below names that are hashes of what it is made of. `make clean-cache` removes it.
 
 # Where things are on the node. With DESTDIR they are put below that folder instead, to make a package or an image.
 DESTDIR ?=
@@ -11,19 +13,27 @@ UNIT_DIR ?= /etc/systemd/system
 
 PYTHON_VENV := .venv
 python := $(PYTHON_VENV)/bin/python
+# Before the next line, which is about this folder's own cache.
+ifndef CNIKIT_CACHE
+CNIKIT_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cnikit
+endif
+export CNIKIT_CACHE
 export XDG_CACHE_HOME := $(CURDIR)/.cache
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHONDONTWRITEBYTECODE := 1
 export PYTHONPATH := $(CURDIR)
 
 sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.[ch]') cli/bundle.py cli/identity.py cli/registry.py requirements.lock
-cli_sources := $(shell find cni plugins ipam agent cli conf launcher -type f -not -name '*.pyc') requirements.lock
+cli_sources := $(shell find cni plugins ipam agent cli conf launcher -type f -not -name '*.pyc' -not -path 'cli/image/*') requirements.lock
+image_sources := $(shell find cli/image -name '*.py')
+# The image is for both; the one that this machine has not is emulated.
+other_architecture := $(if $(filter aarch64,$(shell uname -m)),amd64,arm64)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dist bench install agent uninstall clean lock setup test-setup peers kubernetes
+.PHONY: help demo test check format dist image bench install agent uninstall clean clean-cache lock setup test-setup peers kubernetes
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 demo: dist ## two pods on one node, from ADD to DEL, then three nodes joined by VXLAN (needs root)
 	@[ "$$(id -u)" -eq 0 ] || { echo "make demo makes network namespaces: call it as root" >&2; exit 1; }
@@ -32,7 +42,7 @@ demo: dist ## two pods on one node, from ADD to DEL, then three nodes joined by 
 test: test-setup ## everything: unit, kernel and end-to-end tests (needs root)
 	tests/run $(PYTEST_ARGS)
 
-test-setup: setup dist peers kubernetes
+test-setup: setup dist image peers kubernetes
 	@[ "$$(id -u)" -eq 0 ] || { echo "make test makes network namespaces: call it as root" >&2; exit 1; }
 	@tests/setup/install-debian-packages test
 	@tests/setup/unpack-debian-peers .cache/peers/debian
@@ -47,6 +57,9 @@ format: setup ## format the Python code
 	$(PYTHON_VENV)/bin/ruff format .
 
 dist: setup dist/bin/.made dist/.made ## build the executables: dist/bin/* and dist/cnikit
+
+image: dist dist/$(other_architecture)/.made ## write dist/image/cnikit-VERSION.tar, a container image for amd64 and arm64
+	$(python) -m cli.image --output dist/image
 
 bench: dist peers ## measure against the Go plugins; writes the tables and plots of README.md and docs/
 	@tests/setup/install-debian-packages test
@@ -64,6 +77,9 @@ uninstall: setup ## take plugins, cnikit and units off again; not while pods are
 clean: ## remove everything that make has created here
 	[ ! -d .cache/go ] || chmod -R u+w .cache/go
 	rm -rf build cnikit.egg-info dist .cache .venv
+
+clean-cache: ## remove CNIKIT_CACHE, which is shared by all checkouts of this user
+	rm -rf "$(CNIKIT_CACHE)"
 
 lock: setup ## rewrite requirements.lock with the newest versions of what pyproject.toml names
 	tests/setup/write-lock
@@ -84,3 +100,7 @@ dist/bin/.made: $(sources) | setup
 
 dist/.made: $(cli_sources) | setup
 	began=$$(date +%s.%N) && $(python) -m cli.bundle --command --output dist && touch -d "@$$began" $@
+
+dist/$(other_architecture)/.made: $(sources) $(cli_sources) $(image_sources) | setup
+	@tests/setup/install-debian-packages image
+	began=$$(date +%s.%N) && $(python) -m cli.image.foreign --platform linux/$(other_architecture) --output $(@D) && touch -d "@$$began" $@
