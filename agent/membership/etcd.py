@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from agent.membership import FIRST_PAUSE, LAST_PAUSE, Source
-from agent.membership.etcd_claim import Claimer, Keys, read_pools
+from agent.membership.etcd_claim import Claimer, Keys
 from agent.membership.etcd_client import Client, after, delete, leased, put, unchanged
 from agent.membership.etcd_credentials import Credentials
 from agent.membership.etcd_faults import (
@@ -35,6 +35,7 @@ from agent.membership.etcd_faults import (
     name_fault,
 )
 from agent.membership.etcd_nodes import Nodes
+from agent.membership.etcd_pools import read_pools
 from agent.membership.troubles import Troubles
 from cni.config import Refusal, text, wrong
 from cni.errors import CniError
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agent.membership import Listener, Network
-    from agent.membership.etcd_claim import Claim, Pool
+    from agent.membership.etcd_claim import Claim
     from agent.membership.etcd_client import Answer, Event, KeyValue
+    from agent.membership.etcd_pools import Pool
     from cni.config import Reader
     from plugins.peers import Subnet
 

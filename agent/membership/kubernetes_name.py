@@ -78,8 +78,8 @@ class Name:
             return {KNOCK: None} if self._knock else {}
         if now >= self._knocked_at + ANSWER_SECONDS:
             return {MACHINE: self._machine, KNOCK: None}
-        if now < self._knock_at or self._knocked_at < math.inf:
-            return {}
+        if now < self._knock_at or self._knocked_at < math.inf or not own.addresses:
+            return {}  # without an address there would be nothing to write
         return {KNOCK: " ".join([self._machine, *map(addr.unpack, own.addresses.values())])}
 
     def due(self, now: float) -> float:

@@ -159,6 +159,18 @@ def test_an_earlier_state_that_comes_late_is_no_answer() -> None:
     assert machine.name.fault(1.0) == ""
 
 
+def test_who_has_no_address_answers_and_does_not_knock() -> None:
+    nowhere = Node("node1", {}, ())
+    name = Name("node1", "machine1")
+    name.see({MACHINE: "machine1", KNOCK: "machine2 192.0.2.2"}, 0.0)
+    assert name.changes(nowhere, 0.0) == {KNOCK: None}
+
+    name.see({MACHINE: "machine2"}, 0.0)
+
+    assert name.changes(nowhere, 0.0) == {}
+    assert name.changes(Machine(1).own, 0.0) == {KNOCK: "machine1 192.0.2.1"}
+
+
 def test_who_does_not_know_the_machine_writes_nothing_of_it() -> None:
     name = Name("node1", "")
     name.see({MACHINE: "machine1", KNOCK: "machine2"}, 0.0)

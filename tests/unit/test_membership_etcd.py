@@ -9,10 +9,10 @@ import pytest
 
 from agent.membership import Network
 from agent.membership.etcd import read_settings
-from agent.membership.etcd_claim import Pool, read_pools
 from agent.membership.etcd_client import Client, Event, KeyValue, after
 from agent.membership.etcd_credentials import Credentials
 from agent.membership.etcd_nodes import Nodes
+from agent.membership.etcd_pools import Pool, read_pools
 from cni import addr
 from cni.config import Reader
 from cni.errors import CniError
