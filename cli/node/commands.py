@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from cli.node.journal import TERMINATION_LOG, Journal
-from cli.node.root import NodeError, NodeRoot
 from cli.registry import bundled_plugins
 from cni.kernel.sysctl import SYSCTL_DIR
 
 IMAGE_PLUGINS = "/opt/cnikit/bin"
-FOLDER = click.Path(file_okay=False, path_type=Path)
-ABSOLUTE = click.Path(file_okay=False, resolve_path=True, path_type=Path)
-FILE = click.Path(dir_okay=False, path_type=Path)
-ABSOLUTE_FILE = click.Path(dir_okay=False, resolve_path=True, path_type=Path)
+TERMINATION_LOG = "/dev/termination-log"
+FOLDER = click.Path(file_okay=False)
+ABSOLUTE = click.Path(file_okay=False, resolve_path=True)
+FILE = click.Path(dir_okay=False)
+ABSOLUTE_FILE = click.Path(dir_okay=False, resolve_path=True)
 
 _BIN_DIR = click.option(
     "--cni-bin-dir", type=ABSOLUTE, default="/opt/cni/bin", show_default=True, help="The folder of the plugins."
@@ -66,20 +64,24 @@ _TERMINATION_LOG = click.option("--termination-log", type=FILE, default=TERMINAT
 @_SYSCTL_DIR
 @_TERMINATION_LOG
 def install(
-    source: Path | None, template: Path | None, list_name: str, pod_cidr: str, kubeconfig: str, apiserver: str,
-    agent_kubeconfig: Path | None, **place: Any
+    source: str | None, template: str | None, list_name: str, pod_cidr: str, kubeconfig: str, apiserver: str,
+    agent_kubeconfig: str | None, **place: Any
 ) -> None:  # fmt: skip
     """Install the plugins and a network list on this node.
 
     Everything is checked and tried before anything is replaced. It can be repeated, and completes what was interrupted.
     """
+    from pathlib import Path
+
     from cli.node.install import Options, installed
+    from cli.node.journal import Journal
     from cli.node.pod_ranges import Cluster
+    from cli.node.root import NodeError, NodeRoot
 
     # As a container's first process it would ignore the signal while it waits for an API server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    journal = Journal("install", place["termination_log"])
-    built = IMAGE_PLUGINS if os.path.isdir(IMAGE_PLUGINS) else bundled_plugins() or IMAGE_PLUGINS
+    journal = Journal("install", Path(place["termination_log"]))
+    built = source or (IMAGE_PLUGINS if os.path.isdir(IMAGE_PLUGINS) else bundled_plugins() or IMAGE_PLUGINS)
     try:
         if "/" in list_name:
             raise NodeError(f"--list-name: expected a file name, found {list_name!r}; --cni-conf-dir names the folder")
@@ -89,8 +91,9 @@ def install(
             )
         cluster = Cluster(os.path.abspath(kubeconfig) if kubeconfig else "", apiserver)
         options = Options(
-            source or Path(built), place["cni_bin_dir"], place["cni_conf_dir"], template, list_name, pod_cidr, cluster,
-            agent_kubeconfig, NodeRoot(str(place["node_root"])), place["sysctl_dir"],
+            Path(built), Path(place["cni_bin_dir"]), Path(place["cni_conf_dir"]), Path(template) if template else None,
+            list_name, pod_cidr, cluster, Path(agent_kubeconfig) if agent_kubeconfig else None,
+            NodeRoot(place["node_root"]), place["sysctl_dir"],
         )  # fmt: skip
         journal.end(installed(options, journal))
     except NodeError as error:
@@ -103,17 +106,24 @@ def install(
 @_NODE_ROOT
 @_SYSCTL_DIR
 @click.option("--force", is_flag=True, help="Also while pods are attached, whose DEL nobody can make then.")
+@click.option("--stay", is_flag=True, help="Go on running when all is done, as a container of a DaemonSet must.")
 @_TERMINATION_LOG
-def uninstall(*, force: bool, **place: Any) -> None:
+def uninstall(*, force: bool, stay: bool, **place: Any) -> None:
     """Take cnikit off this node, with all that its networks have made there.
 
     It refuses while pods are attached or an agent runs. The last line is a summary in JSON. It can be repeated.
     """
+    from pathlib import Path
+
+    from cli.node.journal import Journal
+    from cli.node.root import NodeError, NodeRoot
     from cli.node.uninstall import Options, uninstalled
 
-    journal = Journal("uninstall", place["termination_log"])
-    root = NodeRoot(str(place["node_root"]))
-    options = Options(place["cni_bin_dir"], place["cni_conf_dir"], root, place["sysctl_dir"], is_forced=force)
+    # As a container's first process it would ignore the signal.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0 if stay else 128 + signal.SIGTERM))
+    journal = Journal("uninstall", Path(place["termination_log"]))
+    folders = (Path(place["cni_bin_dir"]), Path(place["cni_conf_dir"]))
+    options = Options(*folders, NodeRoot(place["node_root"]), place["sysctl_dir"], is_forced=force)
     try:
         summary, faults = uninstalled(options, journal)
     except NodeError as error:
@@ -121,3 +131,5 @@ def uninstall(*, force: bool, **place: Any) -> None:
     journal.end(summary)
     if faults:
         sys.exit(1)
+    while stay:
+        signal.pause()

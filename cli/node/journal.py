@@ -14,7 +14,6 @@ from cli.findings import printable
 if TYPE_CHECKING:
     from pathlib import Path
 
-TERMINATION_LOG = "/dev/termination-log"
 _LONGEST = 4096  # bytes; Kubernetes cuts the rest off
 
 

@@ -154,10 +154,13 @@ class TestRefusals:
         succeeds(node, *words)
         before = lists(node), {path.name: path.stat().st_ino for path in node.path(BIN).iterdir()}
         template(tmp_path, conflist(vni="big"))
+        log = node.path("/run/termination-log")
+        log.touch()
 
-        line = fails(node, *words)
+        line = fails(node, *words, "--termination-log", "/run/termination-log")
 
         assert line.startswith(f"cnikit install: not installed: {LISTS}/{NAME}: error: plugins[0].vni: expected")
+        assert line == f"cnikit install: {log.read_text()}"
         assert (lists(node), {path.name: path.stat().st_ino for path in node.path(BIN).iterdir()}) == before
 
     def test_a_plugin_that_the_node_lacks(self, node: Node, words: list[str], tmp_path: Path) -> None:
