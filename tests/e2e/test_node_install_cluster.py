@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent.membership.kubernetes_api import Api
+from cli.node.pod_ranges import ConfigMapView
 from tests.e2e.node_world import COMMAND, ENVIRON, NAME, conflist, template
 from tests.e2e.world import Answer, wait_until
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.kubernetes.fixtures"]
 
+RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system"
 MAP = "/api/v1/namespaces/kube-system/configmaps"
 RANGES = {"network": "10.244.0.0/16", "ipv6Network": "fd00:10:244::/56"}
 # As kubeadm writes it.
@@ -41,7 +44,8 @@ def cluster(plane: ControlPlane) -> Iterator[ControlPlane]:
         "kube-system",
     )
     yield plane
-    plane.call("DELETE", f"{MAP}/kubeadm-config", expected=(200, 404))
+    for path in (f"{MAP}/kubeadm-config", f"{RBAC}/rolebindings/installer", f"{RBAC}/roles/installer"):
+        plane.call("DELETE", path, expected=(200, 404))
 
 
 def write(plane: ControlPlane, data: dict[str, str]) -> None:
@@ -115,17 +119,9 @@ def test_the_ranges_are_kubeadm_s(
     assert installing.list == conflist(**ranges)
 
 
-def test_a_pod_asks_as_its_service_account(cluster: ControlPlane, installing: Installing, tmp_path: Path) -> None:
+def test_a_pod_asks_as_its_service_account(cluster: ControlPlane, installing: Installing) -> None:
     write(cluster, {"ClusterConfiguration": CONFIGURATION.format("10.244.0.0/16")})
-    account = {
-        "kind": "ServiceAccount",
-        "apiVersion": "v1",
-        "metadata": {"name": "installer", "namespace": "kube-system"},
-    }
-    cluster.call("POST", "/api/v1/namespaces/kube-system/serviceaccounts", account, expected=(201, 409))
-    folder = cluster.service_account("kube-system", "installer")
-    bind = f"mkdir -p /var/run/secrets/kubernetes.io/serviceaccount && mount --bind {folder} /var/run/secrets/kubernetes.io/serviceaccount"
-    installing.inside(f"mount -t tmpfs tmpfs /run && {bind}")
+    as_pod(cluster, installing)
 
     refused = installing("--apiserver", cluster.server)
     assert refused.status == 1
@@ -144,6 +140,52 @@ def test_a_pod_asks_as_its_service_account(cluster: ControlPlane, installing: In
         answer = installing(*words, env=env)
         assert answer.status == 0, answer
         assert installing.list == conflist(network="10.244.0.0/16")
+
+
+DEAD = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1"}  # a service that nothing forwards
+
+
+def test_a_pod_finds_the_api_server_where_the_kubelet_does(
+    cluster: ControlPlane, installing: Installing, kubeconfig: str, tmp_path: Path
+) -> None:
+    """And says in a kubeconfig for the agent where that is."""
+    write(cluster, {"ClusterConfiguration": CONFIGURATION.format("10.244.0.0/16")})
+    folder = as_pod(cluster, installing)
+    allow(cluster)
+    installing.inside(f"mkdir -p /var/lib/kubelet && cp {kubeconfig} /var/lib/kubelet/kubeconfig")
+    for_agent = tmp_path / "run" / "kubeconfig"
+
+    answer = installing("--agent-kubeconfig", str(for_agent), env=DEAD)
+
+    assert answer.status == 0, answer
+    assert installing.list == conflist(network="10.244.0.0/16")
+    written = json.loads(for_agent.read_text())
+    assert written["clusters"][0]["cluster"]["server"] == cluster.server
+    # Where the pod has them; here the same files are elsewhere.
+    text = for_agent.read_text().replace("/var/run/secrets/kubernetes.io/serviceaccount", str(folder))
+    for_agent.write_text(text)
+    api = Api(str(for_agent))
+    assert api.read(ConfigMapView, "kubeadm-config", "kube-system").data["ClusterConfiguration"]
+    api.close()
+
+
+def test_a_pod_waits_for_an_api_server_wherever_it_may_be(cluster: ControlPlane, installing: Installing) -> None:
+    as_pod(cluster, installing)
+    installing.inside("mkdir -p /var/lib/kubelet && echo nonsense > /var/lib/kubelet/kubeconfig")
+    process = installing.start("--pod-cidr", "10.9.0.0/16", env=DEAD)
+    assert process.stderr is not None
+    line = process.stderr.readline().decode()
+    process.terminate()
+    assert installing.ended(process).status == 143
+    assert "waiting for an API server: cannot reach the API server at https://127.0.0.1:1: " in line
+    assert installing.list is None
+
+
+def test_an_agent_s_kubeconfig_outside_of_a_pod_is_refused(installing: Installing, tmp_path: Path) -> None:
+    answer = installing("--pod-cidr", "10.9.0.0/16", "--agent-kubeconfig", str(tmp_path / "kubeconfig"))
+    assert answer.status == 1, answer
+    assert "--agent-kubeconfig: expected the service account of a pod" in answer.stderr
+    assert not installing.bin.exists()
 
 
 def test_it_waits_for_an_api_server_that_is_away(
@@ -211,14 +253,27 @@ def test_a_cluster_that_does_not_say(
     assert installing.list == conflist(network="10.9.0.0/16")
 
 
+def as_pod(cluster: ControlPlane, installing: Installing) -> Path:
+    """Let it run where a pod has its service account; returns where that folder is."""
+    account = {
+        "kind": "ServiceAccount",
+        "apiVersion": "v1",
+        "metadata": {"name": "installer", "namespace": "kube-system"},
+    }
+    cluster.call("POST", "/api/v1/namespaces/kube-system/serviceaccounts", account, expected=(201, 409))
+    folder = cluster.service_account("kube-system", "installer")
+    bind = f"mkdir -p /var/run/secrets/kubernetes.io/serviceaccount && mount --bind {folder} /var/run/secrets/kubernetes.io/serviceaccount"
+    installing.inside(f"mount -t tmpfs tmpfs /run && {bind}")
+    return folder
+
+
 def allow(plane: ControlPlane) -> None:
     """The right to read the one object."""
-    base = "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system"
     metadata = {"name": "installer", "namespace": "kube-system"}
     rules = [{"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kubeadm-config"], "verbs": ["get"]}]
     role = {"kind": "Role", "apiVersion": "rbac.authorization.k8s.io/v1", "metadata": metadata, "rules": rules}
-    plane.call("POST", f"{base}/roles", role)
+    plane.call("POST", f"{RBAC}/roles", role)
     reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "installer"}
     subjects = [{"kind": "ServiceAccount", "name": "installer", "namespace": "kube-system"}]
     binding = {"kind": "RoleBinding", "metadata": metadata, "roleRef": reference, "subjects": subjects}
-    plane.call("POST", f"{base}/rolebindings", {"apiVersion": "rbac.authorization.k8s.io/v1", **binding})
+    plane.call("POST", f"{RBAC}/rolebindings", {"apiVersion": "rbac.authorization.k8s.io/v1", **binding})
