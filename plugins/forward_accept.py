@@ -106,7 +106,7 @@ class _NftTable:
     def __init__(self, host: Namespace, size: int, policy: str) -> None:
         self.size = size
         self.policy = policy
-        self.text = FAMILIES[size][1]
+        self.text = self.command = FAMILIES[size][1]
         self._host = host
         self._proto = FAMILIES[size][0]
         self._steps: dict[str, list[NftStep]] = {}
@@ -136,6 +136,7 @@ class _LegacyTable:
         self.size = size
         self.policy = table.policies.get(FORWARD) or "accept"
         self.text = f"{FAMILIES[size][1]} (legacy)"
+        self.command = legacy_iptables.command_name(size, programs.environ)
         self.steps = table.steps
         self._programs = programs
 
@@ -311,8 +312,7 @@ def _unaccepted(table: _NftTable | _LegacyTable, at: int, packets: Sequence[Pack
     text = f"forwarded packets: expected accepts for the pods in {table.text}, found its {FORWARD} chain ({why}) to drop them"
     chain, _ = _place(table.steps, packets)
     networks = dict.fromkeys(addr.unpack_cidr(*one.network) for one in packets)
-    program = FAMILIES[table.size][1]
-    commands = [f"{program} -I {chain} {way} {one} -j ACCEPT" for one in networks for way in ("-s", "-d")]
+    commands = [f"{table.command} -I {chain} {way} {one} -j ACCEPT" for one in networks for way in ("-s", "-d")]
     remedy = "the agent (cnikit agent --network FILE) puts them there within seconds; without it"
     return CniError(NOT_AVAILABLE, text, f"{remedy}: {'; '.join(commands)}")
 

@@ -131,7 +131,8 @@ def test_a_drop_by_the_device_that_comes_later_is_named_and_how_to_accept_the_po
         text = f"expected accepts for the pods in {table}, found its FORWARD chain (rule 1) to drop them"
         assert all(text in error["msg"] for error in (status, check)), (status, check)
         for command in status["details"].partition("without it: ")[2].split("; "):
-            node.run(*command.replace("iptables", f"iptables-{kind}").split(" "))
+            assert command.split(" ")[0] == {"nft": "iptables", "legacy": "iptables-legacy"}[kind]
+            node.run(*command.replace("iptables ", "iptables-nft ").split(" "))
         node.call("vxlan", "STATUS", conf).silent()
         node.call("vxlan", "CHECK", {**conf, "prevResult": result}, other).silent()
         assert ping(one, address(two, V4)).ok
