@@ -183,6 +183,7 @@ def freeze(work: Path, target: Target, spec: str, program: str) -> Path:
 
 def assemble_plugins(pyinstaller: dict[str, Any], registry: dict[str, str], paths: list[str]) -> None:
     """The body of the plugins' spec file; `pyinstaller` holds the names that PyInstaller gives to one."""
+    intern_characters()
     own = own_modules(registry)
     extra = set(registry) - set(PLUGINS)
     analysis = pyinstaller["Analysis"](
@@ -216,6 +217,16 @@ def assemble_plugins(pyinstaller: dict[str, Any], registry: dict[str, str], path
     pyinstaller["COLLECT"](executable, analysis.binaries, library, name=program, strip=True, upx=False)
 
 
+def intern_characters() -> None:
+    """Make every string of one character an interned one, so that two builds of the same sources are equal.
+
+    Python has one object for each of these, which becomes interned when anything interns it, a variable's name in the environment for
+    example, and marshal writes down which strings are.
+    """
+    for number in range(256):
+        sys.intern(chr(number))
+
+
 def packed(registry: dict[str, str], modules: dict[str, tuple[bool, bytes]]) -> bytes:
     """The content of modules.bin, which launcher/oneshot.py describes."""
     index, code = {}, b""
@@ -234,6 +245,7 @@ def own_modules(registry: dict[str, str]) -> list[str]:
 
 def assemble_command(pyinstaller: dict[str, Any]) -> None:
     """The body of the command's spec file: an ordinary onedir build."""
+    intern_characters()
     files = [file for room in ("cli", "agent") for file in sorted((ROOT / room).rglob("*.py"))]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     names = [name for name in names if not name.startswith(BUILD_ONLY)]

@@ -64,6 +64,15 @@ class Image:
                 found.update({entry.name: entry for entry in content})
         return found
 
+    def digests(self) -> dict[str, str]:
+        """A digest of each file's content, by its path."""
+        found: dict[str, str] = {}
+        for layer in self.layers:
+            with tarfile.open(fileobj=io.BytesIO(layer)) as content:
+                files = [(entry.name, content.extractfile(entry)) for entry in content if entry.isfile()]
+                found |= {name: hashlib.sha256(file.read()).hexdigest() for name, file in files if file is not None}
+        return found
+
     def unpacked(self, root: Path) -> Root:
         root.mkdir()
         for layer in self.layers:
