@@ -85,7 +85,7 @@ class Running:
 _VERBS = (
     "addresses", "apply", "attempt", "conf", "fdb", "has_vlan_filtering", "link", "links", "neighbours", "nexthops",
     "nft", "nft_chains", "nft_comment", "nft_comments", "nft_elements", "nft_generation", "nft_has", "nft_has_element",
-    "nft_rules", "nft_steps", "refuse_conf", "routes", "set_conf", "set_tx_checksum", "tx_checksum", "vlans", "wait_port", "way",
+    "nft_rules", "nft_steps", "refuse_conf", "routes", "set_conf", "set_tx_checksum", "tx_checksum", "udp_port_is_free", "vlans", "wait_port", "way",
 )  # fmt: skip
 # Those that wait for something, in which another thread may work.
 _WAITING = ("delete_link", "wait_addresses", "wait_gone")
