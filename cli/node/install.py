@@ -1,13 +1,13 @@
 """`cnikit install`: put this build on a node, in an order that leaves the node as it was until all is known to be well.
 
-1. An API server answers, where one is needed. The network list is made from its template, with the cluster's ranges, and
-   judged as `cnikit lint` does.
+1. An API server answers, where one is needed, and a kubeconfig for the agent says where. The network list is made from its
+   template, with the cluster's ranges, and judged as `cnikit lint` does.
 2. The node's glibc is new enough for the bundle, and this very command can start an agent.
 3. The executables are copied beside their place, tried on the node, and renamed into it (`cli/install.py`).
 4. The kernel's settings are noted and set.
 5. The network list comes last, because with it a runtime calls the node ready.
 
-A refusal before 3 has replaced nothing. Each step can be repeated, so a call that was killed is completed by the next one.
+A refusal before 3 has replaced nothing else. Each step can be repeated, so a call that was killed is completed by the next one.
 """
 
 from __future__ import annotations
@@ -98,8 +98,6 @@ class Installation:
         fault = settings.filter_on_bridges(options.sysctl_dir, options.root)
         if fault:
             self._journal.warn(fault)
-        if options.agent_kubeconfig is not None:
-            apiserver.write_kubeconfig(options.agent_kubeconfig, self._cluster)
         done = f"installed {', '.join(names)} (cnikit {__version__}) in {options.bin_dir}"
         return f"{done}, and {self._put(options.place, data)}" if options.place else done
 
