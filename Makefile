@@ -1,6 +1,8 @@
 # `make help` lists the targets. Each sets up what it needs, and can be repeated.
 #
-# Nothing is written outside this folder, except by `install`, `agent`, `uninstall` and apt-get.
+# Nothing is written outside this folder, except by `install`, `agent`, `uninstall` and apt-get, and except for the cache: what
+# took long to make and is the same for every checkout is in CNIKIT_CACHE, which is `cnikit` in the user's cache folder unless
+# it is set, below names that are hashes of what it is made of. `make clean-cache` removes it.
 
 # Where things are on the node. With DESTDIR they are put below that folder instead, to make a package or an image.
 DESTDIR ?=
@@ -11,6 +13,11 @@ UNIT_DIR ?= /etc/systemd/system
 
 PYTHON_VENV := .venv
 python := $(PYTHON_VENV)/bin/python
+# Before the next line, which is about this folder's own cache.
+ifndef CNIKIT_CACHE
+CNIKIT_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/cnikit
+endif
+export CNIKIT_CACHE
 export XDG_CACHE_HOME := $(CURDIR)/.cache
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PYTHONDONTWRITEBYTECODE := 1
@@ -20,10 +27,10 @@ sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.[ch]'
 cli_sources := $(shell find cni plugins ipam agent cli conf launcher -type f -not -name '*.pyc') requirements.lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dist bench install agent uninstall clean lock setup test-setup peers kubernetes
+.PHONY: help demo test check format dist bench install agent uninstall clean clean-cache lock setup test-setup peers clusters
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 demo: dist ## two pods on one node, from ADD to DEL, then three nodes joined by VXLAN (needs root)
 	@[ "$$(id -u)" -eq 0 ] || { echo "make demo makes network namespaces: call it as root" >&2; exit 1; }
@@ -32,9 +39,7 @@ demo: dist ## two pods on one node, from ADD to DEL, then three nodes joined by 
 test: test-setup ## everything: unit, kernel and end-to-end tests (needs root)
 	tests/run $(PYTEST_ARGS)
 
-test-setup: setup dist peers kubernetes
-	@[ "$$(id -u)" -eq 0 ] || { echo "make test makes network namespaces: call it as root" >&2; exit 1; }
-	@tests/setup/install-debian-packages test
+test-setup: setup dist peers clusters
 
 check: setup ## lint, types and unit tests, in seconds
 	$(PYTHON_VENV)/bin/ruff check --quiet .
@@ -64,6 +69,9 @@ clean: ## remove everything that make has created here
 	[ ! -d .cache/go ] || chmod -R u+w .cache/go
 	rm -rf build cnikit.egg-info dist .cache .venv
 
+clean-cache: ## remove CNIKIT_CACHE, which is shared by all checkouts of this user
+	rm -rf "$(CNIKIT_CACHE)"
+
 lock: setup ## rewrite requirements.lock with the newest versions of what pyproject.toml names
 	tests/setup/write-lock
 
@@ -74,8 +82,10 @@ setup:
 peers: setup
 	@tests/setup/install-go-peers .cache/peers
 
-kubernetes: setup peers
-	@tests/setup/install-kube-apiserver .cache/peers
+clusters: setup
+	@[ "$$(id -u)" -eq 0 ] || { echo "make test makes network namespaces: call it as root" >&2; exit 1; }
+	@tests/setup/install-debian-packages test
+	@$(python) -m tests.artefacts
 
 # A source that changes during a build is newer than what was built.
 dist/bin/.made: $(sources) | setup
