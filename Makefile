@@ -24,10 +24,13 @@ export PYTHONDONTWRITEBYTECODE := 1
 export PYTHONPATH := $(CURDIR)
 
 sources := $(shell find cni plugins ipam launcher -name '*.py' -o -name '*.[ch]') cli/bundle.py cli/identity.py cli/registry.py requirements.lock
-cli_sources := $(shell find cni plugins ipam agent cli conf launcher -type f -not -name '*.pyc') requirements.lock
+cli_sources := $(shell find cni plugins ipam agent cli conf launcher -type f -not -name '*.pyc' -not -path 'cli/image/*') requirements.lock
+image_sources := $(shell find cli/image -name '*.py')
+# The image is for both; the one that this machine has not is emulated.
+other_architecture := $(if $(filter aarch64,$(shell uname -m)),amd64,arm64)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dist bench install agent uninstall clean clean-cache lock setup test-setup peers clusters
+.PHONY: help demo test check format dist image bench install agent uninstall clean clean-cache lock setup test-setup peers clusters
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -39,7 +42,8 @@ demo: dist ## two pods on one node, from ADD to DEL, then three nodes joined by 
 test: test-setup ## everything: unit, kernel and end-to-end tests (needs root)
 	tests/run $(PYTEST_ARGS)
 
-test-setup: setup dist peers clusters
+test-setup: setup dist image peers clusters
+	@tests/setup/unpack-debian-peers .cache/peers/debian
 
 check: setup ## lint, types and unit tests, in seconds
 	$(PYTHON_VENV)/bin/ruff check --quiet .
@@ -51,6 +55,9 @@ format: setup ## format the Python code
 	$(PYTHON_VENV)/bin/ruff format .
 
 dist: setup dist/bin/.made dist/.made ## build the executables: dist/bin/* and dist/cnikit
+
+image: dist dist/$(other_architecture)/.made ## write dist/image/cnikit-VERSION.tar, a container image for amd64 and arm64
+	$(python) -m cli.image --output dist/image
 
 bench: dist peers ## measure against the Go plugins; writes the tables and plots of README.md and docs/
 	@tests/setup/install-debian-packages test
@@ -93,3 +100,7 @@ dist/bin/.made: $(sources) | setup
 
 dist/.made: $(cli_sources) | setup
 	began=$$(date +%s.%N) && $(python) -m cli.bundle --command --output dist && touch -d "@$$began" $@
+
+dist/$(other_architecture)/.made: $(sources) $(cli_sources) $(image_sources) | setup
+	@tests/setup/install-debian-packages image
+	began=$$(date +%s.%N) && $(python) -m cli.image.foreign --platform linux/$(other_architecture) --output $(@D) && touch -d "@$$began" $@

@@ -260,7 +260,7 @@ class Cluster:
         if now >= self._again_at and (self._again or self._failing or self._told):
             self._try_again(now)
         is_time = now >= self._keep_up_at
-        is_due = is_time and now >= self._stand_at and not all(reconciler.is_sure for reconciler, _ in self._networks)
+        is_due = is_time and now >= self._stand_at and not all(reconciler.is_done for reconciler, _ in self._networks)
         if mirror.moved or is_due:
             began = time.monotonic()
             self._stand(planned)

@@ -24,22 +24,31 @@ OK = Reply(200, b"ok\n")
 
 
 class Health:
-    """Looks at the loop and at the threads. `ending` says how the agent is ending, empty when it is not."""
+    """Looks at the loop and at the threads. `ending` says how the agent is ending, empty when it is not; `unfit` why this
+    process cannot serve calls (agent/rights.py), empty when it can."""
 
     def __init__(
-        self, server: Server, workers: Sequence[Workers], clock: Callable[[], float], ending: Callable[[], str]
+        self,
+        server: Server,
+        workers: Sequence[Workers],
+        clock: Callable[[], float],
+        ending: Callable[[], str],
+        unfit: str = "",
     ) -> None:
         self._server = server
         self._workers = workers
         self._clock = clock
         self._ending = ending
+        self._unfit = unfit
         self._asked = 0.0
         self._done: list[threading.Event] = []
 
     def ready(self) -> Reply:
-        """Whether new calls are taken."""
+        """Whether new calls are taken, and can be served."""
         how = self._ending()
-        return Reply(503, f"ending: {how}\n".encode()) if how else OK
+        if how:
+            return Reply(503, f"ending: {how}\n".encode())
+        return Reply(503, f"{self._unfit}\n".encode()) if self._unfit else OK
 
     def alive(self) -> Reply:
         """Whether the loop goes round, and a thread comes to do something. Asked by one thread at a time."""

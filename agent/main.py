@@ -19,6 +19,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, ClassVar
 
+from agent import rights
 from agent.exposition import CONTENT_TYPE, Page, lean
 from agent.health import Health
 from agent.http import AddressError, HttpServer, Reply, beside, parse
@@ -123,6 +124,10 @@ class Agent:
         self.ending = ""
         self._stop_asked = False
         self._sent_away = 0
+        self._unfit = rights.of_this_process()
+        if self._unfit:  # every call runs one-shot then, which works
+            what = f"calls cannot be served: {self._unfit}"
+            log.error(what)
         self.kernel = ResidentKernel(time.monotonic, sysctl_dir)
         limits = Limits(descriptor_limit())
         self.workers = Workers(limits.threads, limits.calls)
@@ -220,7 +225,9 @@ class Agent:
         self._log.warning(line)
 
     def _replies(self) -> dict[str, Callable[[], Reply]]:
-        health = Health(self.server, [self.workers, self.ipam_workers], time.monotonic, lambda: self.ending)
+        health = Health(
+            self.server, [self.workers, self.ipam_workers], time.monotonic, lambda: self.ending, self._unfit
+        )
         collectors = [self.counters.families, self._vitals().families, self.pools.families, process_families]
         if self.cluster is not None:
             collectors.append(self.cluster.families)
@@ -392,7 +399,7 @@ def preload(registry: Mapping[str, str]) -> None:
     """Import now what would be imported when it is first needed: the files may be another version's by then."""
     for module in (
         *registry.values(), "cni.delegate", "cni.kernel.ethtool", "cni.kernel.nfnetlink", "cni.kernel.nftables",
-        "cni.kernel.nftsteps", "cni.kernel.rtpeers", "cni.result", "cni.unclaimed", "ipam.ranges",
+        "cni.kernel.nftsteps", "cni.kernel.rtpeers", "cni.kernel.udp", "cni.result", "cni.unclaimed", "ipam.ranges",
         "plugins.attachment", "plugins.bridge_check", "plugins.bridge_vlan", "plugins.bridged",
         "plugins.cluster_conf", "plugins.contradictions", "plugins.forward_accept", "plugins.iptables",
         "plugins.macspoof", "plugins.range_masquerade", "plugins.reconcile", "plugins.routed", "plugins.routed_check",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent import subnet_file
 from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
@@ -29,19 +30,20 @@ class Offer:
         source: Source,
         inbox: Inbox,
         name: str,
-        subnet_file: str,
+        file: str,
         tell: Callable[[str, str], None],
         *,
         lists_us: bool,
     ) -> None:
-        """`lists_us`: the source knows by itself where this node is. `tell` is given a subject and what is wrong with it."""
+        """`file` is the subnet file's path. `lists_us`: the source knows by itself where this node is. `tell` is given a
+        subject and what is wrong with it."""
         self.made: Node | None = None
         self.stated: tuple[bytes, ...] = ()
         self._conf = conf
         self._source = source
         self._inbox = inbox
         self._name = name
-        self._subnet_file = subnet_file
+        self._subnet_file = file
         self._tell = tell
         self._lists_us = lists_us
         self._here: frozenset[bytes] = frozenset()
@@ -119,7 +121,5 @@ class Offer:
 
     def _written(self) -> tuple[Subnet, ...]:
         """The subnets of an earlier time, which running pods have their addresses from."""
-        try:
-            return this_node.read_subnet_file(self._subnet_file).subnets
-        except CniError:
-            return ()
+        file = subnet_file.written(self._subnet_file)
+        return file.subnets if file is not None else ()

@@ -7,8 +7,9 @@ Three things can change, and each is looked at where it costs least:
 - the ground, which is this node's own link, addresses and devices: everything is planned anew;
 - the kernel, which is not looked at here: `cluster.py` compares it with what is wanted.
 
-While something is missing (no member list yet, the underlay without its address, a device that cannot be made) what
-was planned last stays in force.
+While something is missing (the underlay without its address, a device that cannot be made) what was planned last stays in
+force. Until the first whole list of members comes it is those of the earlier process that count: what leads to them is kept
+in force, and nothing is taken away.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent import remembered
+from agent import subnet_file
 from agent.inbox import Inbox
 from agent.membership.troubles import few
 from agent.offer import Offer
+from agent.remembered import Memory
 from agent.roster import Roster
 from agent.story import story
 from agent.stranded import Stranded
 from agent.upkeep import Upkeep
-from cni import addr
 from cni.errors import NOT_AVAILABLE, CniError
 from plugins import this_node
 from plugins.cluster_conf import subnet_file_of
@@ -100,9 +101,8 @@ class Reconciler:
         self._offer = Offer(conf, source, self._inbox, self._name(), self._subnet_file, self._tell, lists_us=lists_us)
         self._roster = Roster(conf.networks, conf.vni if conf.kind == "vxlan" else 0)
         self._roster.own = conf.node_name
-        self._memory = remembered.path_of(run_dir, conf.name)
+        self._memory = Memory(run_dir, conf.name, self._tell)
         self._has_memory = False
-        self._to_remember = False
         self._ground: Ground | None = None
         self._lost: frozenset[int] = frozenset(SIZES)
         self._site: Site | None = None
@@ -112,15 +112,16 @@ class Reconciler:
         self._told: dict[str, str] = {}
         self._upkeep = Upkeep(conf, backend, self._subnet_file, log, self._tell)
         self._stranded = Stranded()
-        self.settled = False
+        self.settled = False  # whether a whole list of members was heard
         self.is_sure = False
+        self._is_tidy = False
         self._knows_all = False
         self._unfit: str | None = None  # why it has no ground; None before that is known
         self._judged: str | None = None
 
     def close(self) -> None:
         self._source.close()
-        self._remember()
+        self._memory.keep(self._roster)
 
     @property
     def nodes(self) -> int:
@@ -154,6 +155,11 @@ class Reconciler:
         return self._knows_all and self._ground is not None
 
     @property
+    def is_done(self) -> bool:
+        """Whether `stand` has nothing to try again."""
+        return self.is_sure and (self._is_tidy or not self.knows_all)
+
+    @property
     def addresses(self) -> frozenset[bytes]:
         """Those that this node has, or may have: any of them may be where a connection to the source comes from."""
         own = self._ground.own if self._ground else self._offer.made
@@ -173,7 +179,7 @@ class Reconciler:
 
     def recall(self) -> None:
         """Begin with the members that the agent before this one went by."""
-        self._roster.remember(remembered.read(self._memory))
+        self._roster.remember(self._memory.recall())
         self._has_memory = len(self._roster) > 0
 
     def hear(self, wanted: Wanted, changed: Changed) -> bool:
@@ -187,7 +193,7 @@ class Reconciler:
             else:
                 left, came = self._roster.change(news.put, news.gone)
             heard = True
-            self._to_remember = self._to_remember or bool(left or came)
+            self._memory.is_outdated = self._memory.is_outdated or bool(left or came)
             self._note(left, came)
             for node in left:
                 self._faults.pop(node.name, None)
@@ -265,11 +271,11 @@ class Reconciler:
         if self._offer.settle(host, there, is_listed=self.settled):
             self.hear(wanted, changed)  # a source that lists this node answers at once
         self.is_sure = False
-        if not self.settled:
+        own = self._own() if self.settled or self._has_memory else None
+        if own is None and not self.settled:
             return
         before, self._lost = self._lost, frozenset(SIZES)
         try:
-            own = self._own()
             if own is None:
                 name = self._name()
                 found = self._roster.faults.get(name, "it missing")
@@ -292,18 +298,26 @@ class Reconciler:
         self._tell("node", "; ".join([*(error.msg for error in site.lost.values()), _STAYS]) if site.lost else "")
         if before - self._lost:
             changed.everything = True  # the kernel refused what it takes now, and took away more than it announced
-        if ground.same(self._ground):
-            return
+        if not ground.same(self._ground):
+            self._move(ground, wanted, changed)
+        self._tidy(host)
+
+    def _move(self, ground: Ground, wanted: Wanted, changed: Changed) -> None:
+        """Plan anew, for another ground."""
         nodes = list(self._roster)
         if self._ground is not None:
-            self._tell_of_moved_pods(self._ground.own, ground.own)
             self._leave(nodes, self._ground, wanted, changed)
         else:
             changed.everything = True  # what nobody wants may be taken away from now on
-        self._ground = ground
+        self._ground, self._is_tidy = ground, False
         self._join(nodes, ground, wanted, changed)
-        if self.is_sure:
-            remove_former(host, self.conf.name, ground.local.devices.values(), self._warn)
+
+    def _tidy(self, host: Namespace) -> None:
+        """Remove the devices of an earlier configuration, once everyone is known whose routes lead through them."""
+        if not self.is_done and self.is_sure:
+            left = remove_former(host, self.conf.name, self.devices, self._warn)
+            self._is_tidy = not left
+            self._tell("former", left)
 
     def _damage(self, host: Namespace, site: Site) -> dict[int, str]:
         """What is not as it has to be of the devices, by the family of their underlay."""
@@ -347,15 +361,6 @@ class Reconciler:
                 found.direct = before.direct.again(site.lost)
         return found
 
-    def _tell_of_moved_pods(self, before: Node, now: Node) -> None:
-        lost = [addr.unpack_cidr(*subnet) for subnet in before.subnets if subnet not in now.subnets]
-        if lost:
-            found = ", ".join(addr.unpack_cidr(*subnet) for subnet in now.subnets) or "none"
-            what = f"this node's subnet was {', '.join(lost)} and is {found}"
-            self._warn(
-                f"{what}: other nodes do not reach the pods that have addresses of the old one; recreate these pods"
-            )
-
     def _twins(self, own: Node) -> frozenset[str]:
         holders = filter(None, map(self._roster.holder, self._here))
         return frozenset(node.name for node in holders if node.name != own.name)
@@ -375,12 +380,16 @@ class Reconciler:
         return by_address or self._roster.get(host_name) or self._roster.get(host_name.lower())
 
     def _known_by(self) -> Node | None:
-        """The node that this was, as long as the members have an address of it."""
-        before = self._ground.own if self._ground is not None else None
-        now = self._roster.get(before.name) if before is not None else None
-        if before is None or now is None:
-            return None
-        return None if set(now.addresses.values()).isdisjoint(before.addresses.values()) else now
+        """The node that this was, as long as the members have an address of it. What it was in an earlier process the
+        subnet file says."""
+        if self._ground is None:
+            file = subnet_file.written(self._subnet_file)
+            addresses = file.addresses.values() if file is not None else ()
+            return next(filter(None, map(self._roster.holder, addresses)), None)
+        before = self._ground.own
+        now = self._roster.get(before.name)
+        is_same = now is not None and not set(now.addresses.values()).isdisjoint(before.addresses.values())
+        return now if is_same else None
 
     def _site_of(self, host: Namespace, own: Node, there: Places) -> Site:
         conf = self.conf
@@ -396,6 +405,8 @@ class Reconciler:
     @property
     def fault(self) -> str | None:
         """Why no pod can be attached in this network, empty when one can, and None before that is known."""
+        if not self.settled:
+            return None
         if self._unfit is None or self._site is None:
             return self._unfit
         missing = "" if self._site.own.subnets else f"{self._site.own}: expected a subnet for its pods, found none"
@@ -411,14 +422,14 @@ class Reconciler:
 
     def keep_up(self, firewall: Firewall) -> None:
         """Make sure of the subnet file, the masquerade rules and that forwarded packets are accepted."""
-        if not self.settled:
-            return
-        self._remember()
+        if self.settled:
+            self._memory.keep(self._roster)
         own = self._own()
+        if not self._is_known(own):  # all stays as it was
+            self._tell("upkeep", "")
+            return
         try:
-            may_be_in = own is None and self._roster.may_be_in(self.conf.node_name, self._here)
-            if not may_be_in:  # else all stays as it was
-                self._upkeep.settle(firewall, own, self._site)
+            self._upkeep.settle(firewall, own, self._site)
             self._tell("upkeep", "")
             if own is not None:
                 self._tell("pods", self._stranded.look(firewall.records, own.subnets))
@@ -427,17 +438,11 @@ class Reconciler:
         except CniError as error:
             self._tell("upkeep", error.msg)
 
-    def _remember(self) -> None:
-        """Write down who is in, for the process after this one. Without it this one serves all the same."""
-        if not self._to_remember:
-            return
-        try:
-            remembered.write(self._memory, self._roster)
-        except OSError as error:
-            self._tell("memory", f"{self._memory}: {error.strerror}; written as soon as that is possible")
-        else:
-            self._to_remember = False
-            self._tell("memory", "")
+    def _is_known(self, own: Node | None) -> bool:
+        """Whether it is known what this node has in the network, or that it is not among the members."""
+        if not self.settled:
+            return self._has_memory and own is not None and bool(own.subnets)
+        return own is not None or not self._roster.may_be_in(self.conf.node_name, self._here)
 
     def _warn(self, text: str) -> None:
         self._log.warning(text, network=self.conf.name)

@@ -14,9 +14,33 @@ from cni import jsonio
 from cni.errors import CniError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from plugins.peers import Node
+
+
+class Memory:
+    """The file of one network. `tell` is given a subject and what is wrong with it."""
+
+    def __init__(self, run_dir: str, network: str, tell: Callable[[str, str], None]) -> None:
+        self._path = path_of(run_dir, network)
+        self._tell = tell
+        self.is_outdated = False
+
+    def recall(self) -> list[Node]:
+        return read(self._path)
+
+    def keep(self, nodes: Iterable[Node]) -> None:
+        """Write down who is in, when that has changed. Without the file this process serves all the same."""
+        if not self.is_outdated:
+            return
+        try:
+            write(self._path, nodes)
+        except OSError as error:
+            self._tell("memory", f"{self._path}: {error.strerror}; written as soon as that is possible")
+        else:
+            self.is_outdated = False
+            self._tell("memory", "")
 
 
 def path_of(run_dir: str, network: str) -> str:

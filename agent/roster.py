@@ -4,8 +4,10 @@ Who is in keeps what it has: a newcomer that contradicts a member stays out, is 
 stands against it any more. A member that becomes another and contradicts then stays as it was, as long as nobody else
 needs what it had and does not want any more. A member that is there and cannot be read (`unread`) stays as it was, and
 what it has is its own, because nobody knows that it wants to give it up. So a wrong entry costs the node that it is
-about, and no other, whatever the order in which changes arrive. Only this node itself (`own`) does not wait when its address
-is this host's (`here`): whoever else is said to have it is out of date.
+about, and no other, whatever the order in which changes arrive.
+
+Two do not wait. Of nodes with one address the one of the highest rank has it, whoever came first. And this node itself
+(`own`) yields to nobody: when its address is this host's (`here`), whoever else is said to have it is out of date.
 
 `remember` brings the members of an earlier process, so that a restart decides nothing anew.
 """
@@ -90,11 +92,7 @@ class Roster:
         """As `change`."""
         left: dict[str, Node] = {}
         gone = set(names).difference(latest)
-        # Whatever stood against those may be gone now.
-        pending = {name: node for name, node in self._refused.items() if name not in gone}
-        pending.update(
-            (name, node) for name, node in latest.items() if self._nodes.get(name) != node or name in self._refused
-        )
+        pending = self._pending(latest, gone)
         own = pending.get(self.own)
         sizes = [size for size, address in own.addresses.items() if address in self.here] if own is not None else []
         if own is not None and sizes:  # whoever else has its address or its MAC there is out of date, and yields
@@ -104,10 +102,8 @@ class Roster:
         for name in (*gone, *pending):
             self._refused.pop(name, None)
             self.faults.pop(name, None)
-            node = self._nodes.pop(name, None)
-            if node is not None:
-                left[name] = node
-                self._agreed.forget(node)
+            if name in self._nodes:
+                left[name] = self._leave(name)
 
         def turn(node: Node) -> tuple[int, bool]:
             """The own node, then members before newcomers, and of these last who may have taken its MAC from another."""
@@ -115,25 +111,62 @@ class Roster:
                 return 0, False
             return (1 if node.name in left else 2 if node.name in known else 3), self._agreed.borrows(node)
 
-        came = [node for node in sorted(pending.values(), key=turn) if self._admit(node)]
-        for name, node in pending.items():
-            before = left.get(name)
-            if name in self.faults and before is not None and not self._agreed.contradiction(before):
-                self._enter(before)
-                came.append(before)
-                self._refused[name] = node  # so that what it was yields to whoever needs it
-                self.faults[name] += "; it stays as it was"
-        return list(left.values()), came
-
-    def _admit(self, node: Node) -> bool:
-        fault = self._agreed.contradiction(node)
-        if fault:
+        came: dict[str, Node] = {}
+        waiting = sorted(pending.values(), key=turn)
+        while waiting:  # who yields makes room, maybe for one that was asked before
+            waiting, has_room = self._admit(waiting, left, came)
+            if not has_room:
+                break
+        for node in waiting:
             self._refused[node.name] = node
-            self.faults[node.name] = fault
-            return False
-        self._enter(node)
-        return True
+            before = left.get(node.name)
+            if before is not None and not self._agreed.contradiction(before):
+                self._enter(before)  # it yields, as all that are refused are asked first, to whoever needs it
+                came[node.name] = before
+                self.faults[node.name] += "; it stays as it was"
+        return list(left.values()), list(came.values())
+
+    def _pending(self, latest: dict[str, Node], gone: set[str]) -> dict[str, Node]:
+        """Those to be judged, by name. Of one that is as it was only the rank is noted."""
+        # Whatever stood against those that are refused may be gone now.
+        pending = {name: node for name, node in self._refused.items() if name not in gone}
+        for name, node in latest.items():
+            if self._nodes.get(name) != node or name in self._refused:
+                pending[name] = node
+            else:
+                self._nodes[name] = node
+                self._agreed.rank(node)
+        return pending
+
+    def _admit(self, waiting: list[Node], left: dict[str, Node], came: dict[str, Node]) -> tuple[list[Node], bool]:
+        """Let in whoever can come in, and out who yields to one of them, and take note of both; returns who is refused, and
+        whether somebody has yielded."""
+        refused: list[Node] = []
+        has_room = False
+        for node in waiting:
+            yielding = [self._leave(name) for name in self._agreed.outranked(node) - {self.own}]
+            fault = self._agreed.contradiction(node)
+            if fault:
+                self.faults[node.name] = fault
+                refused.append(node)
+                for other in yielding:
+                    self._enter(other)
+                continue
+            self.faults.pop(node.name, None)
+            self._enter(node)
+            came[node.name] = node
+            for other in yielding:
+                if came.pop(other.name, None) is None:
+                    left[other.name] = other
+                refused.append(other)
+                has_room = True
+        return refused, has_room
 
     def _enter(self, node: Node) -> None:
         self._nodes[node.name] = node
         self._agreed.enter(node)
+
+    def _leave(self, name: str) -> Node:
+        node = self._nodes.pop(name)
+        self._agreed.forget(node)
+        return node

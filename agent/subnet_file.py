@@ -16,13 +16,23 @@ import os
 from typing import TYPE_CHECKING
 
 from cni import addr
-from plugins.this_node import FILE_KEYS
+from cni.errors import CniError
+from plugins.this_node import FILE_KEYS, read_subnet_file
 
 if TYPE_CHECKING:
     from plugins.pod_network import Site
+    from plugins.this_node import SubnetFile
 
 _LONGEST = 1 << 16
 _KEYS = {4: ("FLANNEL_NETWORK", "FLANNEL_SUBNET"), 16: ("FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET")}
+
+
+def written(path: str) -> SubnetFile | None:
+    """What an earlier process has written down; None when there is nothing, or nothing that can be understood."""
+    try:
+        return read_subnet_file(path)
+    except CniError:
+        return None
 
 
 def text_of(site: Site) -> str:

@@ -32,9 +32,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cli.identity import CODE_FILE, NOT_ONE_SHOT, ROOT, build_of, code, codes, own_files
+from cli.image.packages import packages_beside
 from cli.install import put, sweep
 from cli.registry import PLUGINS, module_of, third_party
 from cni import __version__
@@ -42,7 +43,7 @@ from cni.start import Stamp
 from cni.version import SUPPORTED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 # The launcher's bundle folder and program: of the plugins, and of the command.
 PLUGIN_BUNDLE = (".cnikit", "cnikit-oneshot")
@@ -59,7 +60,10 @@ UNREACHED = (
     "tracemalloc",
 )  # fmt: skip
 # What is not in the built command.
-BUILD_ONLY = ("cli.bundle",)
+BUILD_ONLY = ("cli.bundle", "cli.image")
+# What nothing of ours uses. `readline` would bring a library under the GPL along; the last two are what rich shows source code
+# and Markdown with, and a fifth of the bundle.
+NOT_IN_COMMAND = ("readline", "tkinter", "pygments", "markdown_it")
 # The one-shot program runs in UTF-8 mode; the others are what a codec lookup may ask for.
 ENCODINGS = ("__init__", "aliases", "ascii", "latin_1", "utf_8")
 
@@ -107,22 +111,45 @@ def run(what: str, command: list[str], **options: Any) -> None:
         raise BuildError(f"{what} failed with exit code {status}; its messages are above")
 
 
-def build_plugins(output: Path, extra: dict[str, str]) -> None:
+class Target(NamedTuple):
+    """The machine that is built for, by its name in uname(1), and how Python runs there: with these arguments, in this
+    working folder of ours, which it may have at another place (`place`)."""
+
+    machine: str
+    run_python: Callable[[Path, list[str]], None]
+    place: Path | None = None
+
+
+def run_python_here(work: Path, arguments: list[str]) -> None:
+    # The hash seed makes two builds of the same sources equal.
+    environ = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(work), "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+    run("PyInstaller", [sys.executable, *arguments], env=environ, cwd=ROOT)
+
+
+HERE = Target(platform.machine(), run_python_here)
+
+
+def build_plugins(output: Path, extra: dict[str, str], target: Target = HERE) -> None:
     """Build the bundle of our plugins and the `extra` ones (name to file), and a launcher for each."""
     registry = {**PLUGINS, **{name: module_of(file) for name, file in extra.items()}}
-    paths = [str(ROOT), *(os.path.dirname(file) for file in extra.values())]
+    paths = [os.path.dirname(file) for file in extra.values()]
     spec = f"from cli.bundle import assemble_plugins\nassemble_plugins(globals(), {registry!r}, {paths!r})\n"
-    build(output, spec, PLUGIN_BUNDLE, {name: (name, code) for name, code in codes(extra).items()})
+    build(output, target, spec, PLUGIN_BUNDLE, {name: (name, code) for name, code in codes(extra).items()})
 
 
-def build_command(output: Path) -> None:
+def build_command(output: Path, target: Target = HERE) -> None:
     """Build the `cnikit` command."""
     spec = "from cli.bundle import assemble_command\nassemble_command(globals())\n"
-    build(output, spec, COMMAND_BUNDLE, {"cnikit": ("", "")}, "-DPEOPLE")
+    build(output, target, spec, COMMAND_BUNDLE, {"cnikit": ("", "")}, "-DPEOPLE")
 
 
 def build(
-    output: Path, spec: str, names: tuple[str, str], launchers: Mapping[str, tuple[str, str]], *defines: str
+    output: Path,
+    target: Target,
+    spec: str,
+    names: tuple[str, str],
+    launchers: Mapping[str, tuple[str, str]],
+    *defines: str,
 ) -> None:
     """Freeze, compile the launcher, and put both into `output`: what is there may be in use.
 
@@ -131,9 +158,9 @@ def build(
     folder, program = names
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=output) as work:
-        bundle = freeze(Path(work), spec, program)
+        bundle = freeze(Path(work), target, spec, program)
         define = (f'-DFOLDER="{folder}"', f'-DPROGRAM="{program}"', *defines)
-        compile_launcher(bundle / "launcher", platform.machine(), *define)
+        compile_launcher(bundle / "launcher", target.machine, *define)
         build = build_of(bundle)
         put(bundle, output / folder / build)
         for name, (plugin, digest) in launchers.items():
@@ -144,25 +171,24 @@ def build(
     sweep(output, folder, patience=0)
 
 
-def freeze(work: Path, spec: str, program: str) -> Path:
+def freeze(work: Path, target: Target, spec: str, program: str) -> Path:
     """Run PyInstaller on a spec file; returns the folder it made."""
-    file = work / f"{program}.spec"
-    file.write_text(spec)
-    command = [sys.executable, "-m", "PyInstaller", "--log-level", "WARN", "--noconfirm"]
-    command += ["--distpath", str(work / "dist"), "--workpath", str(work / "work"), str(file)]
-    # The hash seed makes two builds of the same sources equal.
-    environ = {**os.environ, "PYINSTALLER_CONFIG_DIR": str(work), "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
-    run("PyInstaller", command, env=environ, cwd=ROOT)
+    (work / f"{program}.spec").write_text(spec)
+    there = target.place or work
+    arguments = ["-m", "PyInstaller", "--log-level", "WARN", "--noconfirm"]
+    arguments += ["--distpath", str(there / "dist"), "--workpath", str(there / "work"), str(there / f"{program}.spec")]
+    target.run_python(work, arguments)
     return work / "dist" / program
 
 
 def assemble_plugins(pyinstaller: dict[str, Any], registry: dict[str, str], paths: list[str]) -> None:
     """The body of the plugins' spec file; `pyinstaller` holds the names that PyInstaller gives to one."""
+    intern_characters()
     own = own_modules(registry)
     extra = set(registry) - set(PLUGINS)
     analysis = pyinstaller["Analysis"](
         [str(ROOT / "launcher" / "oneshot.py")],
-        pathex=paths, hiddenimports=own, excludes=[] if extra else list(UNREACHED), noarchive=True, optimize=2,
+        pathex=[str(ROOT), *paths], hiddenimports=own, excludes=[] if extra else list(UNREACHED), noarchive=True, optimize=2,
     )  # fmt: skip
     modules: dict[str, tuple[bool, bytes]] = {}
     library = []
@@ -191,6 +217,16 @@ def assemble_plugins(pyinstaller: dict[str, Any], registry: dict[str, str], path
     pyinstaller["COLLECT"](executable, analysis.binaries, library, name=program, strip=True, upx=False)
 
 
+def intern_characters() -> None:
+    """Make every string of one character an interned one, so that two builds of the same sources are equal.
+
+    Python has one object for each of these, which becomes interned when anything interns it, a variable's name in the environment for
+    example, and marshal writes down which strings are.
+    """
+    for number in range(256):
+        sys.intern(chr(number))
+
+
 def packed(registry: dict[str, str], modules: dict[str, tuple[bool, bytes]]) -> bytes:
     """The content of modules.bin, which launcher/oneshot.py describes."""
     index, code = {}, b""
@@ -209,15 +245,16 @@ def own_modules(registry: dict[str, str]) -> list[str]:
 
 def assemble_command(pyinstaller: dict[str, Any]) -> None:
     """The body of the command's spec file: an ordinary onedir build."""
+    intern_characters()
     files = [file for room in ("cli", "agent") for file in sorted((ROOT / room).rglob("*.py"))]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
-    names = [name for name in names if name not in BUILD_ONLY]
+    names = [name for name in names if not name.startswith(BUILD_ONLY)]
     written = Path(pyinstaller["workpath"]) / CODE_FILE
     written.write_text(code())
     analysis = pyinstaller["Analysis"](
         [str(ROOT / "launcher" / "command.py")],
         pathex=[str(ROOT)], hiddenimports=[*names, *own_modules(PLUGINS), *NOT_ONE_SHOT], datas=[(str(ROOT / "conf"), "conf"), (str(written), ".")],
-        excludes=["PyInstaller", "pytest", "mypy", "tkinter", "matplotlib", "numpy", "grpc", *BUILD_ONLY],
+        excludes=[*packages_beside(), *NOT_IN_COMMAND, *BUILD_ONLY],
     )  # fmt: skip
     program = COMMAND_BUNDLE[1]
     # Not PyInstaller's hooks for single libraries: none is needed here, and they import half of the standard library.

@@ -24,15 +24,18 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cli.node import glibc
+from cli.node.record import Record
+from cli.node.root import NodeError, NodeRoot
+from cli.node.settings import filter_on_bridges
+from cli.node.traces import note_before
 from cni import __version__
-from cni.kernel import sysctl
 from cni.start import BUNDLES, LARGEST_LAUNCHER, Stamp
 
 if TYPE_CHECKING:
@@ -42,8 +45,6 @@ COMMAND_BUNDLES = ".cnikit-command"
 UNITS = ("cnikit-agent.service", "cnikit-agent.socket")
 UNIT_SOURCES = Path(__file__).resolve().parent.parent / "conf" / "systemd"
 UNIT_COMMAND = "/usr/local/bin/cnikit"  # what stands in them
-BRIDGE_SETTINGS = Path("/proc/sys/net/bridge")
-LOAD_BR_NETFILTER = ("modprobe", "br_netfilter")
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 STAGE = ".install-"
@@ -51,7 +52,7 @@ UNUSED = ".unused-"  # a file for each bundle that no launcher names any more
 CALLS_END_IN = 3600.0  # seconds; the runtimes give up sooner
 
 
-class InstallError(Exception):
+class InstallError(NodeError):
     """The installation was refused or failed; the directory is as it was."""
 
 
@@ -74,15 +75,23 @@ def main() -> None:
     try:
         units = unit_texts(arguments.target.absolute() / "cnikit") if arguments.units else {}
         # Nothing runs below another root, so what nobody names there need not wait for calls to end.
+        if not arguments.root:
+            glibc.refuse(arguments.source / bundles, NodeRoot())
         names = install(arguments.source, target, bundles, try_out, 0 if arguments.root else CALLS_END_IN)
         if arguments.units:
             put_units(units, below(arguments.root, arguments.units))
-    except (InstallError, OSError) as error:
+        fault = prepare() if "bridge" in names and not arguments.root else ""
+    except (NodeError, OSError) as error:
         sys.exit(f"not installed: {error}")
     print(f"installed {', '.join(names)} (cnikit {__version__}) in {target}")
-    fault = filter_on_bridges() if "bridge" in names and not arguments.root else ""
     if fault:
         print(f"warning: {fault}", file=sys.stderr)
+
+
+def prepare() -> str:
+    """Set what networks need of the node's kernel, after it is noted how it was; what is missing."""
+    note_before(Record())
+    return filter_on_bridges()
 
 
 def named_folder(text: str) -> Path:
@@ -117,24 +126,6 @@ def put_units(units: Mapping[str, str], place: Path) -> None:
         new.write_text(text)
         new.chmod(0o644)
         new.replace(place / name)
-
-
-def filter_on_bridges(settings: Path = BRIDGE_SETTINGS, load: tuple[str, ...] = LOAD_BR_NETFILTER) -> str:
-    """Load br_netfilter and set it for both families; why that was not possible, empty when it was."""
-    need = "without it rules of services and policy do not see what pods on one bridge send each other"
-    if not settings.is_dir():
-        try:
-            subprocess.run(load, capture_output=True, timeout=60, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            pass  # what is missing then is reported below
-    if not settings.is_dir():
-        return f"expected br_netfilter in this kernel, found no {settings}; {need}: try {' '.join(load)}"
-    for name in ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables"):
-        try:
-            sysctl.put(str(settings / name), "1")
-        except OSError as error:
-            return f"cannot set net.bridge.{name} to 1: {error.strerror}; {need}"
-    return ""
 
 
 def install(
@@ -177,7 +168,7 @@ def staged(
     stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=target / bundles))
     try:
         for build in builds:
-            shutil.copytree(source / bundles / build, stage / bundles / build, symlinks=True)
+            copy(source / bundles / build, stage / bundles / build)
         for name in names:
             shutil.copy2(source / name, stage / name)
         sync(stage)
@@ -187,6 +178,25 @@ def staged(
         shutil.rmtree(stage, ignore_errors=True)
         raise
     return stage
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a folder. OSError for the first file that could not be."""
+    failed: list[OSError] = []
+
+    def one(file: str, place: str) -> None:
+        try:
+            shutil.copy2(file, place)
+        except OSError as error:  # shutil would go on, and keep no more than a text
+            failed.append(OSError(error.errno, error.strerror, place))
+            raise
+
+    try:
+        shutil.copytree(source, target, symlinks=True, copy_function=one)
+    except shutil.Error:
+        if failed:
+            raise failed[0] from None
+        raise
 
 
 class Launcher(NamedTuple):
@@ -275,17 +285,16 @@ def alone(folder: Path) -> Iterator[None]:
 
 def try_out_command(command: Path) -> None:
     """Have the command explain its agent, which needs its bundle."""
-    ran = subprocess.run([command, "agent", "--help"], capture_output=True, timeout=60, check=False)
+    ran = NodeRoot().run([command, "agent", "--help"])
     if ran.returncode != 0:
         said = (ran.stdout + ran.stderr).decode("utf-8", "replace").strip()
         raise InstallError(f"{command.name} does not run from there (exit code {ran.returncode}): {said}")
 
 
-def try_out_plugin(plugin: Path) -> None:
-    """Ask a plugin for its versions, in a form that needs its bundle (launcher/agent.c)."""
-    ran = subprocess.run(
-        [plugin], env={"CNI_COMMAND": "VERSION"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
-    )
+def try_out_plugin(plugin: Path, root: NodeRoot | None = None) -> None:
+    """Ask a plugin for its versions in the node's root, with nothing on stdin: what runtimes send is answered by the
+    launcher alone (launcher/agent.c), and this needs the bundle."""
+    ran = (root or NodeRoot()).run([plugin], {"CNI_COMMAND": "VERSION"})
     try:
         versions = json.loads(ran.stdout)["supportedVersions"]
     except (ValueError, KeyError, TypeError):

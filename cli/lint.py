@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli import lint_folder, lint_members, lint_refusals, lint_rules
 from cli.findings import Finding, Report
-from cli.lint_files import parse
+from cli.lint_files import decoded, parse
 from cli.lint_schema import SCHEMAS, get, join, load, spelled, violations
 from cni import jsonio, netlist
 from cni.errors import CniError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cli.lint_folder import Place
     from cli.lint_schema import Violation
 
-__all__ = ("SCHEMAS", "lint_paths")
+__all__ = ("SCHEMAS", "lint_content", "lint_paths")
 
 LIST_FLAGS = ("disableCheck", "disableGC", "loadOnlyInlinedPlugins")
 
@@ -58,6 +58,13 @@ def lint_paths(paths: Sequence[str], plugin_path: list[str], there: Sequence[Pla
     return findings, sum(len(_folder(path)) if os.path.isdir(path) else 1 for path in paths)
 
 
+def lint_content(file: str, data: bytes, plugin_path: list[str]) -> list[Finding]:
+    """The findings in a network list that is to become `file`."""
+    report = Report(file)
+    Folder(plugin_path).check(file, decoded(data, report), report, is_folder=True)
+    return report.findings
+
+
 def _folder(path: str) -> list[str]:
     """The network lists of a folder in the order a runtime reads them."""
     return netlist.files(path, (".conflist",)) + netlist.files(path, (".conf", ".json"))
@@ -73,7 +80,10 @@ class Folder:
 
     def lint(self, file: str, report: Report, *, is_folder: bool) -> None:
         """Check one file."""
-        value = parse(file, report)
+        self.check(file, parse(file, report), report, is_folder=is_folder)
+
+    def check(self, file: str, value: Any, report: Report, *, is_folder: bool) -> None:
+        """Check what a file was decoded to, None for what is no JSON object."""
         if value is None:
             return
         if lint_members.is_one(value):

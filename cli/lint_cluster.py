@@ -13,7 +13,7 @@ from cli import lint_members
 from cli.findings import Report
 from cli.lint_files import parse
 from cni import addr
-from plugins import pod_network
+from plugins import bridge_conf, pod_network
 from plugins.peers import ADDRESS_KEYS
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _files(membership: Reader, report: Report, conf: ClusterConf) -> None:
 
 
 def _without_effect(reader: Reader, report: Report, conf: pod_network.Conf) -> None:
-    idle = [(key, 'attachment: "bridged"') for key in _OF_BRIDGED if conf.attachment != pod_network.BRIDGED]
+    idle = [(key, 'attachment: "bridged"') for key in _OF_BRIDGED if conf.attachment != bridge_conf.BRIDGED]
     if not reader.boolean("ipMasq"):
         idle += [("nonMasqueradeCIDRs", "ipMasq"), ("ipMasqBackend", "ipMasq")]
     for key, other in idle:

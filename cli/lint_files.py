@@ -34,6 +34,11 @@ def parse(file: str, report: Report) -> Any:
     except OSError as error:
         report.error("", f"expected a file that can be read, found {error.strerror}", "check the path and its mode")
         return None
+    return decoded(data, report)
+
+
+def decoded(data: bytes, report: Report) -> Any:
+    """The same of a file's content."""
     if not data.strip(b"\xef\xbb\xbf" + jsonio.WHITESPACE.encode()):
         report.error("", "expected a JSON object, found an empty file", "write the network list, or remove the file")
         return None

@@ -13,7 +13,7 @@ from cni import addr
 from cni.addr import overlap
 from cni.errors import CniError
 from cni.names import OWNER
-from plugins import pod_network
+from plugins import bridge_conf
 from plugins.node_bridge import conflict
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Plugin(NamedTuple):
     def bridge(self) -> str:
         """The node's interface with the gateways, if it is a bridge's."""
         conf = self.found.bridge
-        if conf is None and self.found.cluster and self.found.cluster.attachment == pod_network.BRIDGED:
+        if conf is None and self.found.cluster and self.found.cluster.attachment == bridge_conf.BRIDGED:
             conf = self.found.cluster.link()
         if conf is None or not conf.is_gateway:
             return ""

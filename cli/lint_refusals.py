@@ -113,7 +113,7 @@ def of(value: dict[str, Any], version: str) -> Found:
             reader.refuse(fault)
     elif kind in CLUSTER:
         cluster = _tried(reader, lambda: pod_network.Conf(reader, _WHO))
-        if cluster and cluster.attachment == pod_network.BRIDGED:
+        if cluster and cluster.attachment == bridge_conf.BRIDGED:
             for fault in cluster.link().contradictions():
                 reader.refuse(fault)
         if reader.raw("membership") is not None or reader.raw("peers") is not None:

@@ -17,6 +17,7 @@ import click
 
 from cli.agent import agent
 from cli.lab import lab
+from cli.node.commands import install, uninstall
 from cli.registry import bundled_plugins
 from cli.top import top
 from cni import __version__, jsonio, netlist
@@ -79,6 +80,8 @@ def cli() -> None:
 cli.add_command(agent)
 cli.add_command(lab)
 cli.add_command(top)
+cli.add_command(install)
+cli.add_command(uninstall)
 
 NETWORK = click.argument("network")
 NETNS = click.argument("netns", type=click.Path())

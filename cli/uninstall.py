@@ -32,25 +32,20 @@ from cli.install import (
     programs,
     sweep,
 )
+from cli.node import pods, settings
+from cli.node.record import Record
+from cli.node.root import NodeError, NodeRoot
+from cli.node.running_agent import listens, socket_of
 from cli.registry import PLUGINS
-from cni import names
-from cni.cache import Cache
-from cni.config import Reader
 from cni.errors import CniError
 from cni.kernel.background import fork_background
 from cni.kernel.linux import Kernel
-from cni.netlist import NetworkList
+from cni.kernel.sysctl import SYSCTL_DIR
 from cni.start import BUNDLES
 from plugins import forward_accept
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
-
-    from cni.cache import Cached
-
-RECORDS = Path("/run/cnikit/networks")
-RESULTS = Path("/var/lib/cni")
-SOCKET = Path("/run/cnikit/agent.sock")
 
 
 class Places(NamedTuple):
@@ -79,70 +74,32 @@ def main() -> None:
     parser.add_argument("--root", default="", metavar="DIR", help="all of this below DIR, not on the running system")
     parser.add_argument("--force", action="store_true", help="also while pods are attached")
     arguments = parser.parse_args()
-    socket = Path(os.environ.get("CNIKIT_SOCKET") or SOCKET)
-    named = (arguments.plugins, arguments.command, arguments.units, RECORDS, socket)
+    socket = socket_of(os.environ)
+    named = (arguments.plugins, arguments.command, arguments.units, pods.RECORDS, socket)
     places = Places(*(below(arguments.root, place) for place in named))
     try:
-        found = {f"records in {places.records}": attached(places.records)}
-        if not arguments.root:
-            found["labels of links"] = attached_by_label()
-            found[f"results in {RESULTS}/results"] = attached_by_result(RESULTS, places.plugins)
-    except OSError as error:
-        sys.exit(f"not uninstalled: cannot see whether pods are attached: {error.filename}: {error.strerror}")
-    except CniError as error:
-        sys.exit(f"not uninstalled: cannot see whether pods are attached: {error.msg}")
-    pods = set().union(*found.values())
-    if pods and not arguments.force:
-        where = ", ".join(f"{len(some)} by {what}" for what, some in found.items() if some)
-        sys.exit(
-            f"not uninstalled: expected no attached pods, found {len(pods)} ({where}); remove them from the "
-            "node first, or force it (make uninstall FORCE=1), after which their links and leases stay"
+        found = (
+            {f"records in {places.records}": pods.by_record(places.records)}
+            if arguments.root
+            else pods.attached(
+                places.records, places.plugins, NodeRoot(), lambda line: print(f"note: {line}", file=sys.stderr)
+            )
         )
+        if not arguments.force:
+            pods.refuse(found, "make uninstall FORCE=1")
+    except (NodeError, OSError) as error:
+        sys.exit(f"not uninstalled: {error}")
     outcome = uninstall(places)
     if not arguments.root:
         withdraw(outcome)
+        record = Record()
+        put_settings_back(outcome, record, SYSCTL_DIR)
+        record.forget_before()
     print("\n".join(f"removed {item}" for item in outcome.removed) or "nothing of cnikit is installed")
     for line in outcome.notes:
         print(f"note: {line}", file=sys.stderr)
     if outcome.faults:
         sys.exit("\n".join(f"not removed: {line}" for line in outcome.faults))
-
-
-def attached(records: Path) -> set[str]:
-    """The containers that the records in this folder are about, KEY being CONTAINER:IFNAME. OSError when it cannot be
-    read."""
-    found = (name for folder in records.glob("*/attachments") for name in os.listdir(folder))
-    return {name.rpartition(":")[0] for name in found if not name.startswith(".")}
-
-
-def attached_by_label() -> set[str]:
-    """The containers that links of the node are labelled with: a record may be lost."""
-    with Kernel(time.monotonic, fork_background).own() as host:
-        return {holder[0] for link in host.links() if (holder := names.holder(link.alias))}
-
-
-def attached_by_result(folder: Path, plugins: Path) -> set[str]:
-    """The containers that a runtime has in its cache, where one of our plugins in this folder is in their network and
-    their namespace is there: of `loopback`, and of an IPAM plugin that serves another maker's, nothing else is left."""
-    ours = {launcher.path.name for launcher in launchers(plugins, BUNDLES) if launcher.plugin in PLUGINS}
-    return {
-        entry.attachment.container_id
-        for entry in Cache(str(folder), _unread).all()
-        if entry.attachment.netns and os.path.exists(entry.attachment.netns) and not ours.isdisjoint(_types(entry))
-    }
-
-
-def _unread(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr)
-
-
-def _types(entry: Cached) -> set[str]:
-    """The plugins of a cached attachment's network, IPAM's among them."""
-    try:
-        plugins = NetworkList(entry.config or b"{}").plugins
-        return {kind for one in plugins for kind in (one.type, Reader(one.value).object("ipam").string("type"))}
-    except CniError:
-        return set()
 
 
 def uninstall(places: Places) -> Outcome:
@@ -167,6 +124,17 @@ def withdraw(outcome: Outcome) -> None:
             outcome.removed.extend(forward_accept.remove_all(host, forward_accept.Programs(os.environ)))
     except CniError as error:
         outcome.faults.append(f"accepts in iptables: {error.msg}")
+
+
+def put_settings_back(outcome: Outcome, record: Record, sysctl_dir: str) -> None:
+    """Give the kernel's settings their values of before the installation, where they hold ours."""
+    try:
+        done, stays = settings.put_back(record.before.get("settings", {}), sysctl_dir)
+    except OSError as error:
+        outcome.faults.append(f"{error.filename}: {error.strerror}; --sysctl-dir names another mount of /proc/sys")
+    else:
+        outcome.removed.extend(done)
+        outcome.notes.extend(stays)
 
 
 class Removal:
@@ -267,12 +235,6 @@ def _same_line(found: str, wanted: str) -> bool:
     call = "ExecStart="
     moved = wanted.startswith(call) and found.startswith(call) and found.endswith(("/cnikit agent", '/cnikit" agent'))
     return moved or found == wanted
-
-
-def listens(socket: Path) -> bool:
-    """Whether somebody listens at this path: the agent, or systemd for it. Asking there would start it."""
-    entries = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()
-    return any(entry.endswith(f" {socket}") for entry in entries)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
  * Whatever is wrong with the agent, the bundle serves the call instead, as if nobody had been asked: stdin is
  * read only when somebody listens, and what was read is there to be read again; nothing else of the caller's is
  * changed, and every file that is opened here closes itself when the bundle is executed. The one exception is an
- * ADD that the agent was sent GO for, which is never begun a second time. No byte of an answer is written
- * before all of it is there.
+ * ADD that the agent was sent GO for: it is begun anew only when the agent is gone and a DEL has taken back what it
+ * did. No byte of an answer is written before all of it is there.
  *
  * What a call costs is its system calls (VERSION: 18) and the pages it touches, so both are few.
  */
@@ -29,6 +29,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -99,7 +100,7 @@ static int wait_for(int fd, short events, int64_t deadline)
     return ready > 0;
 }
 
-/* Read (POLLIN) or write (POLLOUT) exactly so many bytes; if that fails, errno says why. */
+/* Read (POLLIN) or write (POLLOUT) exactly so many bytes; if that fails, errno says why, ECONNRESET for an end. */
 static int transfer(int fd, short direction, char *bytes, size_t size, int64_t deadline)
 {
     ssize_t moved;
@@ -112,7 +113,10 @@ static int transfer(int fd, short direction, char *bytes, size_t size, int64_t d
         if (moved > 0) {
             bytes += moved;
             size -= (size_t)moved;
-        } else if (moved == 0 || (errno != EINTR && errno != EAGAIN))
+        } else if (moved == 0) {
+            errno = ECONNRESET;
+            return 0;
+        } else if (errno != EINTR && errno != EAGAIN)
             return 0;
     }
     return 1;
@@ -241,7 +245,7 @@ static int send_request(int agent, const int *fds, int count, int64_t deadline)
     return sent > 0 && transfer(agent, POLLOUT, (char *)&request + sent, whole.iov_len - (size_t)sent, deadline);
 }
 
-/* Receive a frame; returns its texts with a zero byte behind them, or NULL when it is none. */
+/* Receive a frame; returns its texts with a zero byte behind them. NULL when it is none, or when errno says why. */
 static char *receive_frame(int agent, struct frame *frame, int64_t deadline)
 {
     char *texts = request.rest + used; /* nearly always there is room */
@@ -250,6 +254,7 @@ static char *receive_frame(int agent, struct frame *frame, int64_t deadline)
     if (!transfer(agent, POLLIN, (char *)frame, sizeof *frame, deadline))
         return NULL;
     size = (size_t)frame->first + frame->second;
+    errno = EPROTO;
     if (frame->zero != 0 || size > MOST_TEXT)
         return NULL;
     if (size >= sizeof request.rest - used && (texts = malloc(size + 1)) == NULL)
@@ -294,6 +299,29 @@ static int deliver(int agent, const struct frame *answer, char *texts, int added
     return 1;
 }
 
+/* Take back what an agent that is gone had begun of this ADD, by a process that goes on as the same call's DEL: for that
+ * one this returns 1 too. For us it returns whether the DEL has succeeded, and so whether the ADD can be begun anew.
+ */
+static int take_back(void)
+{
+    void (*child_signal)(int) = signal(SIGCHLD, SIG_DFL); /* ignored, it would cost us the exit code */
+    const pid_t deletion = fork();
+    pid_t ended;
+    int status, nowhere;
+
+    if (deletion == 0) {
+        signal(SIGCHLD, child_signal);
+        nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+        if (nowhere < 0 || dup2(nowhere, 1) < 0 || setenv("CNI_COMMAND", "DEL", 1) != 0)
+            _exit(1);
+        return 1;
+    }
+    while ((ended = waitpid(deletion, &status, 0)) < 0 && errno == EINTR)
+        ;
+    signal(SIGCHLD, child_signal);
+    return deletion > 0 && ended == deletion && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
 /* Send the request and follow the agent; returns the exit code or ONE_SHOT. */
 static int converse(int agent, int adds, const int *fds, int count)
 {
@@ -313,8 +341,9 @@ static int converse(int agent, int adds, const int *fds, int count)
     }
     if (texts != NULL && frame.kind == 'A')
         return deliver(agent, &frame, texts, adds && frame.code == 0);
-    if (adds && begun)
-        return fail(TRY_AGAIN, "the agent was lost in the middle of an ADD, which is not begun a second time",
+    /* An agent that is silent may still be at it; one whose connection has ended is not. */
+    if (adds && begun && !(texts == NULL && errno == ECONNRESET && take_back()))
+        return fail(TRY_AGAIN, "the agent was lost in the middle of an ADD, which could not be taken back",
                     "expected its answer within 60 s; DEL the attachment, which cleans up, then ADD it anew");
     return ONE_SHOT;
 }

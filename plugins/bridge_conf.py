@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cni.request import Request
 
+BRIDGED = "bridged"  # the `attachment` of a cluster network whose pods are on a bridge
 DEFAULT_BRIDGE = "cni0"
 LAST_VLAN = 4094
 

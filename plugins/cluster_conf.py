@@ -10,7 +10,7 @@ from cni import addr
 from cni.config import Reader, wrong
 from cni.errors import INVALID_CONFIG, CniError
 from cni.names import interface_fault
-from plugins.bridge_conf import DEFAULT_BRIDGE
+from plugins.bridge_conf import BRIDGED, DEFAULT_BRIDGE
 from plugins.peers import Node, outside, read_nodes, refuse_no_hosts
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ class ClusterConf:
     `networks` are `network` and `ipv6Network`; `exceptions` what else is not masqueraded; `peers` the nodes when the
     configuration lists them and has no `membership`, else None; `has_agent` whether it has one, so that our agent
     follows the members and writes the subnet file; `subnet_file` the path as it was given, empty for the default
-    (`subnet_file_of`). `bridge` is where bridged pods are.
+    (`subnet_file_of`). `bridge` is where bridged pods are, empty for routed ones.
     """
 
     __slots__ = (
@@ -57,7 +57,8 @@ class ClusterConf:
             config.refuse(wrong(config.at("iface"), f"an interface name ({fault})", self.iface))
         self.has_agent = config.raw("membership") is not None
         bridge = config.raw("bridge")  # a wrong one is refused where pods are attached to it
-        self.bridge = bridge if isinstance(bridge, str) and bridge else DEFAULT_BRIDGE
+        named = bridge if isinstance(bridge, str) and bridge else DEFAULT_BRIDGE
+        self.bridge = named if config.raw("attachment") == BRIDGED else ""
         self.peers: tuple[Node, ...] | None = None
         if config.raw("peers") is not None:
             if not self.networks:

@@ -3,7 +3,8 @@ for every source of membership (`agent/roster.py`) and for `cnikit lint`.
 
 Two nodes cannot have one name, one underlay address, one MAC of a VXLAN device or subnets that overlap; no subnet is
 outside the network; and no node has its address in a range of pods, because the way to it would lead into the overlay.
-A MAC that a node does not give is the derived one, and is its own like a given one.
+A MAC that a node does not give is the derived one, and is its own like a given one. Who came first keeps what it has; only
+for an address a node of a lower rank (`Node.rank`) yields to one of a higher: its source knows that it is out of date.
 
 `Agreed` holds nodes that agree. A node is judged against them and costs the same with 100 and with 5,000: subnets and
 addresses are found by bisection.
@@ -28,12 +29,12 @@ class Agreed:
     """Nodes that agree with one another and with a network: its ranges (`networks`, none: any), and its `vni` (0: there
     are no VXLAN devices, so no MAC is derived)."""
 
-    __slots__ = ("_addresses", "_firsts", "_holders", "_latest", "_macs", "_names", "_networks", "_spans", "_vni")
+    __slots__ = ("_addresses", "_firsts", "_holders", "_latest", "_macs", "_networks", "_ranks", "_spans", "_vni")
 
     def __init__(self, networks: tuple[Subnet, ...] = (), vni: int = 0) -> None:
         self._networks = networks
         self._vni = vni
-        self._names: set[str] = set()
+        self._ranks: dict[str, int] = {}  # by the names of those that are in
         self._latest: tuple[Node | None, list[tuple[int, bytes]]] = (None, [])
         self._holders: dict[bytes, str] = {}  # of addresses
         self._macs: dict[int, dict[bytes, str]] = {size: {} for size in SIZES}  # their holders, by the device's family
@@ -52,9 +53,18 @@ class Agreed:
         found.update(self._macs[size].get(mac, "") for size, mac in self._macs_of(node) if size in sizes)
         return found.difference(("", node.name))
 
+    def outranked(self, node: Node) -> set[str]:
+        """The names of other nodes that have an address of a node and yield to it."""
+        found = {self.holder(address) for address in node.addresses.values()}.difference(("", node.name))
+        return {name for name in found if self._ranks[name] < node.rank}
+
+    def rank(self, node: Node) -> None:
+        """Take note of the rank that a node which is in has now."""
+        self._ranks[node.name] = node.rank
+
     def enter(self, node: Node) -> None:
         """Take in a node that contradicts none."""
-        self._names.add(node.name)
+        self.rank(node)
         for size, mac in self._macs_of(node):
             self._macs[size][mac] = node.name
         for size, address in node.addresses.items():
@@ -68,7 +78,7 @@ class Agreed:
 
     def forget(self, node: Node) -> None:
         """Let go of a node that is in."""
-        self._names.discard(node.name)
+        del self._ranks[node.name]
         for size, mac in self._macs_of(node):
             del self._macs[size][mac]
         for size, address in node.addresses.items():
@@ -81,18 +91,24 @@ class Agreed:
 
     def contradiction(self, node: Node) -> str:
         """What of a node cannot be, and because of whom; empty when it may come in."""
-        if node.name in self._names:
+        if node.name in self._ranks:
             return f"{node}: expected a name that no other node has, found two of it"
         for address in node.addresses.values():
-            if address in self._holders:
-                found = f"{addr.unpack(address)}, which is {self._holders[address]}'s"
+            holder = self.holder(address)
+            if holder:
+                yields = f"; {node.name} yields to it: delete its entry, or give it an address of its own"
+                found = (
+                    f"{addr.unpack(address)}, which is {holder}'s{yields if node.rank < self._ranks[holder] else ''}"
+                )
                 return f"{node}: expected an address of its own, found {found}"
         for size, mac in self._macs_of(node):
             if mac in self._macs[size]:
                 found = f"{addr.unpack_mac(mac)}, which is {self._macs[size][mac]}'s"
                 return f"{node}: expected a VTEP MAC of its own, found {found}"
         fault = outside(node, self._networks) if self._networks else ""
-        return fault or self_contradiction(node) or self._overlapping(node) or self._address_among_pods(node)
+        if fault:
+            return f"{fault}; make the network the range that nodes get their subnets from (Kubernetes: --cluster-cidr)"
+        return self_contradiction(node) or self._overlapping(node) or self._address_among_pods(node)
 
     def borrows(self, node: Node) -> bool:
         """Whether a node gives a MAC that is not the one derived from its address: such a one may be another's."""

@@ -23,10 +23,11 @@ from cni.kernel.ops import NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6
 from plugins import legacy_iptables
 from plugins.forward_policy import Packet, dropped_at, left_at
 from plugins.iptables import FAMILIES
+from plugins.peers import SIZES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from cni.context import Context
     from cni.kernel import Namespace
@@ -45,6 +46,7 @@ FILTER = "filter"
 
 _NFPROTO_NAMES = {NFPROTO_INET: "inet", NFPROTO_IPV4: "ip", NFPROTO_IPV6: "ip6"}
 _LONGEST_NETWORK = 40
+_ROUTED_PODS = "veth"  # what the names of their links begin with (cni/names.py)
 _TRIES = 3
 
 
@@ -59,25 +61,25 @@ class Programs:
 
 
 class Network:
-    """What a network asks for: accepts or none, for which ranges, and the links that its packets come in and leave by."""
+    """What a network asks for: accepts or none, for which ranges, and the links that its packets come in and leave by: `wires`
+    by the size of the pods' addresses, and `pods`."""
 
     __slots__ = ("is_accepted", "name", "pods", "ranges", "wires")
 
     def __init__(self, site: Site, devices: Sequence[str]) -> None:
-        """`devices` are the overlay's."""
+        """`devices` are the overlay's, as `SIZES` has their underlays."""
         conf = site.conf
         self.name = conf.name
         self.is_accepted = conf.forward_accept
         self.ranges = site.networks or site.own.subnets
-        direct = [underlay.name for underlay in site.underlays.values()] if conf.direct or not devices else []
-        self.wires = (*devices, *direct)
-        self.pods = ("veth", conf.bridge)
+        self.wires = {size: tuple(_wires(site, devices, size)) for size in SIZES}
+        self.pods = (conf.bridge or _ROUTED_PODS,)
 
     def packets(self, size: int) -> list[Packet]:
-        found = []
+        wires, found = self.wires[size], []
         for one in self.ranges:
             if len(one[0]) == size:
-                found += [Packet(one, self.wires, self.pods), Packet(one, self.pods, self.wires)]
+                found += [Packet(one, wires, self.pods), Packet(one, self.pods, wires)]
         return found
 
     def rules(self, size: int) -> dict[str, Rule]:
@@ -88,13 +90,23 @@ class Network:
         }
 
 
+def _wires(site: Site, devices: Sequence[str], size: int) -> Iterator[str]:
+    """The links to other nodes for pods' packets of a family. Which family's device carries them follows from the addresses
+    that nodes have; here from this node's, for those of both families are all the same as a rule."""
+    if devices:
+        carriers = [one for one in sorted(SIZES, key=size.__ne__) if one in site.own.addresses]
+        yield devices[SIZES.index(carriers[0] if carriers else size)]
+    if size in site.underlays and (site.conf.direct or not devices):
+        yield site.underlays[size].name
+
+
 class _NftTable:
     """`filter` of iptables' nftables kind."""
 
     def __init__(self, host: Namespace, size: int, policy: str) -> None:
         self.size = size
         self.policy = policy
-        self.text = FAMILIES[size][1]
+        self.text = self.command = FAMILIES[size][1]
         self._host = host
         self._proto = FAMILIES[size][0]
         self._steps: dict[str, list[NftStep]] = {}
@@ -124,6 +136,7 @@ class _LegacyTable:
         self.size = size
         self.policy = table.policies.get(FORWARD) or "accept"
         self.text = f"{FAMILIES[size][1]} (legacy)"
+        self.command = legacy_iptables.command_name(size, programs.environ)
         self.steps = table.steps
         self._programs = programs
 
@@ -180,6 +193,14 @@ class View:
                     found.append(_dropped(chain, at, len(steps(chain.name)), packets[0].network))
         return found
 
+    def missing(self, network: Network) -> Iterator[CniError]:
+        """The same for what accepts of ours would let pass, and do not."""
+        for table in self.tables if network.is_accepted else ():
+            packets = network.packets(table.size)
+            at = dropped_at(table.steps, FORWARD, table.policy, packets)
+            if at is not None:
+                yield _unaccepted(table, at, packets)
+
 
 def ensure(ctx: Context, network: Network) -> None:
     """Have the accepts that the network asks for, and no other of its. What others drop is logged."""
@@ -208,20 +229,15 @@ def settle(host: Namespace, network: Network, programs: Programs) -> tuple[list[
 def check(ctx: Context, network: Network) -> None:
     """CniError 999 that names the first thing that drops the network's packets."""
     view = View(ctx.host, Programs(ctx.request.environ, ctx.world.communicate))
-    for refusal in view.refusals(network):
+    for refusal in (*view.refusals(network), *view.missing(network)):
         raise CniError(INTERNAL, refusal.msg, refusal.details)
-    for table in view.tables:
-        at = dropped_at(table.steps, FORWARD, table.policy, network.packets(table.size))
-        if at is not None and network.is_accepted:
-            text = f"forwarded packets: expected accepts for the pods in {table.text}, found its {FORWARD} chain to drop them"
-            raise CniError(
-                INTERNAL, text, "the agent puts them there within seconds, or the first ADD of the network does"
-            )
 
 
-def status(ctx: Context, network: Network) -> None:
-    """CniError 50 when somebody drops the network's packets, and ADD can do nothing about it."""
-    for refusal in View(ctx.host, Programs(ctx.request.environ, ctx.world.communicate)).refusals(network):
+def status(ctx: Context, network: Network, *, is_looked: bool) -> None:
+    """CniError 50 when somebody drops the network's packets, and ADD can do nothing about it, or will not: `is_looked` says
+    whether the next one calls `ensure`."""
+    view = View(ctx.host, Programs(ctx.request.environ, ctx.world.communicate))
+    for refusal in (*view.refusals(network), *(() if is_looked else view.missing(network))):
         raise refusal
 
 
@@ -289,6 +305,16 @@ def _label(network: str) -> str:
     """What the comments of a network's accepts start with. nft shows 127 bytes of one."""
     short = network if len(network) <= _LONGEST_NETWORK else f"sha512-{names.digest(network).hex()[:32]}"
     return f"{names.OWNER}{short} "
+
+
+def _unaccepted(table: _NftTable | _LegacyTable, at: int, packets: Sequence[Packet]) -> CniError:
+    why = "policy" if at >= len(table.steps(FORWARD)) else f"rule {at + 1}"
+    text = f"forwarded packets: expected accepts for the pods in {table.text}, found its {FORWARD} chain ({why}) to drop them"
+    chain, _ = _place(table.steps, packets)
+    networks = dict.fromkeys(addr.unpack_cidr(*one.network) for one in packets)
+    commands = [f"{table.command} -I {chain} {way} {one} -j ACCEPT" for one in networks for way in ("-s", "-d")]
+    remedy = "the agent (cnikit agent --network FILE) puts them there within seconds; without it"
+    return CniError(NOT_AVAILABLE, text, f"{remedy}: {'; '.join(commands)}")
 
 
 def _dropped(chain: NftChain, at: int, rules: int, network: Subnet) -> CniError:

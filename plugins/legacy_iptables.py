@@ -8,6 +8,7 @@ from __future__ import annotations
 from cni import addr
 from cni.execute import command
 from cni.kernel.types import NftStep
+from cni.paths import base_name
 from plugins.iptables import FAMILIES, find_program, lines_of
 
 TYPE_CHECKING = False
@@ -55,6 +56,11 @@ def read(size: int, environ: Mapping[str, str], through: Communicate | None = No
     if not program:
         return None
     return Table(command([program, "-t", FILTER], environ, b"", through).decode("utf-8", "replace"), size)
+
+
+def command_name(size: int, environ: Mapping[str, str]) -> str:
+    """What a person calls to change a family's tables."""
+    return base_name(_program(size, "save", environ)).removesuffix("-save")
 
 
 def change(size: int, lines: Sequence[str], environ: Mapping[str, str], through: Communicate | None = None) -> None:

@@ -52,17 +52,26 @@ class Node:
     `addresses` are its addresses on the underlay, at most one of each family, and `macs` the MACs of its VXLAN
     devices, in both cases by the address's size (4 or 16). A MAC that is missing is the derived one (`vtep_mac`).
     `subnets` are the ranges of its pods, of either family.
+
+    `rank` is what its source knows beside: of two nodes with one address the one of the higher rank has it
+    (`contradictions.py`). It is no part of what a node is, so nodes that differ in it alone are equal.
     """
 
-    __slots__ = ("addresses", "macs", "name", "subnets")
+    __slots__ = ("addresses", "macs", "name", "rank", "subnets")
 
     def __init__(
-        self, name: str, addresses: dict[int, bytes], subnets: tuple[Subnet, ...], macs: dict[int, bytes] | None = None
+        self,
+        name: str,
+        addresses: dict[int, bytes],
+        subnets: tuple[Subnet, ...],
+        macs: dict[int, bytes] | None = None,
+        rank: int = 0,
     ) -> None:
         self.name = name
         self.addresses = addresses
         self.subnets = subnets
         self.macs = macs or {}
+        self.rank = rank
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Node) and (self.name, self.addresses, self.subnets, self.macs) == (
@@ -77,6 +86,10 @@ class Node:
 
     def __str__(self) -> str:
         return f"node {self.name}" if self.name else "this node"
+
+    def ranked(self, rank: int) -> Node:
+        """The same node with this rank."""
+        return Node(self.name, self.addresses, self.subnets, self.macs, rank)
 
     def subnet(self, size: int) -> Subnet | None:
         """The first range of a family."""

@@ -11,7 +11,7 @@ from cni import addr
 from cni.config import Reader, Refusal, wrong
 from cni.errors import INTERNAL, INVALID_CONFIG, NOT_AVAILABLE, CniError
 from cni.request import CLEANING
-from plugins.bridge_conf import DEFAULT_BRIDGE
+from plugins.bridge_conf import BRIDGED, DEFAULT_BRIDGE
 from plugins.bridge_conf import Conf as LinkConf
 from plugins.peers import Node
 
@@ -36,7 +36,6 @@ PATHS = (("subnetFile", ""),)
 
 DEFAULT_IPAM = "host-local"
 ROUTED = "routed"
-BRIDGED = "bridged"
 
 # What a bridged or routed attachment takes over from the configuration; the rest of it is the network's.
 _LINK_KEYS = ("name", "cniVersion", "bridge", "hairpinMode", "dns", "args", "runtimeConfig")
@@ -233,7 +232,9 @@ def status(ctx: Context, conf: Conf, backend: Backend) -> None:
         if site.conf.forward_accept:
             from plugins import forward_accept
 
-            forward_accept.status(ctx, forward_accept.Network(site, overlay(site, backend)))
+            devices = overlay(site, backend)
+            is_looked = not _has_passed(ctx, site, devices)
+            forward_accept.status(ctx, forward_accept.Network(site, devices), is_looked=is_looked)
         refuse_forwarding(ctx.host)
     except CniError as error:
         code = error.code if NOT_AVAILABLE < error.code < INTERNAL else NOT_AVAILABLE
@@ -360,7 +361,9 @@ def _connect(ctx: Context, site: Site, backend: Backend) -> None:
         if reconcile.sync(ctx.host, others, devices, ranges, ctx.log) and not site.lost:
             from plugins.vxlan_device import remove_former
 
-            remove_former(ctx.host, site.conf.name, devices, ctx.log)
+            left = remove_former(ctx.host, site.conf.name, devices, ctx.log)
+            if left:
+                ctx.log(left)
     for entries in others:
         for fault in entries.faults:
             ctx.log(fault)
@@ -389,16 +392,21 @@ def _pass_firewalls(ctx: Context, site: Site, backend: Backend) -> None:
     What others drop is looked at when the masquerade rules are not there as they have to be, so on a network's first
     ADD and after a flush, and not for each pod; without such rules each time.
     """
-    from plugins import range_masquerade
-
     devices = overlay(site, backend)
-    if range_masquerade.is_settled(ctx, site, devices) and (site.conf.ip_masq or not site.conf.forward_accept):
+    if _has_passed(ctx, site, devices):
         return
-    from plugins import forward_accept
+    from plugins import forward_accept, range_masquerade
 
     with ctx.records.lock():
         forward_accept.ensure(ctx, forward_accept.Network(site, devices))
     range_masquerade.ensure(ctx, site, devices)
+
+
+def _has_passed(ctx: Context, site: Site, devices: list[str]) -> bool:
+    """Whether an earlier ADD has done all that, as far as the masquerade rules tell."""
+    from plugins import range_masquerade
+
+    return range_masquerade.is_settled(ctx, site, devices) and (site.conf.ip_masq or not site.conf.forward_accept)
 
 
 def overlay(site: Site, backend: Backend) -> list[str]:

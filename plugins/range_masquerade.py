@@ -4,7 +4,7 @@
         type nat hook postrouting priority srcnat;
         ip saddr 10.244.1.0/24 ip daddr != 10.244.0.0/16 ip daddr != 192.0.2.0/24 ip daddr != 224.0.0.0/4 masquerade
             comment "range 10.244.1.0/24 1f2e3d4c5b6a7988"
-        oifname "cnikit.1" ip saddr != 10.244.0.0/16 fib saddr type local ip daddr 10.244.0.0/16 masquerade
+        oifname "cnikit.1" ip saddr != 10.244.0.0/16 iif 0 ip daddr 10.244.0.0/16 masquerade
             comment "range 10.244.0.0/16 cnikit.1 8f7e6d5c4b3a2918"
     }
 
@@ -12,8 +12,9 @@ What pods send to the cluster's own networks, to `nonMasqueradeCIDRs` and to mul
 
 What the node itself sends to a pod elsewhere leaves with its overlay device's address, as a rule by the choice of
 the kernel. Where a service's DNAT has led it there the source was chosen for another way: the other node, which
-expects that address on its underlay, drops it by its rp_filter. `fib saddr type local` keeps all that is forwarded out
-of this, as a client's address that `externalTrafficPolicy: Local` is to keep.
+expects that address on its underlay, drops it by its rp_filter. `iif 0` (no link has brought the packet) keeps all that is
+forwarded out of this, as a client's address that `externalTrafficPolicy: Local` is to keep. `fib saddr type local` would say
+the same, but a kernel may lack nft_fib.
 
 The comment names the range, with a device for the node's own packets, and the rule's content by a hash, so a rule of
 another content is known and replaced. Every ADD looks, which heals a ruleset that was flushed. Ranges of an earlier
@@ -133,7 +134,7 @@ def _wanted(site: Site, devices: Sequence[str], earlier: Iterable[Subnet]) -> di
         others = [one for one in family if one != network]  # none as a rule
         text = addr.unpack_cidr(*network)
         for device in devices:
-            rules[_comment(f"{text} {device}", others, also)] = (_of_the_node, network, family, device)
+            rules[_comment(f"{text} {device}", others, f"iif 0 {also}")] = (_of_the_node, network, family, device)
     return rules
 
 
@@ -157,8 +158,8 @@ def _of_pods(subnet: Subnet, exceptions: Sequence[Subnet]) -> list[Expression]:
 
 def _of_the_node(network: Subnet, family: Sequence[Subnet], device: str) -> list[Expression]:
     """What the node sends to a network through a device, from an address in none of the `family`."""
-    from cni.kernel.nftables import daddr_in, masquerade, nfproto, oifname, saddr_local, saddr_not_in
+    from cni.kernel.nftables import daddr_in, masquerade, nfproto, oifname, saddr_not_in, sent_here
 
     proto = FAMILIES[len(network[0])][0]
     others = [saddr_not_in(proto, *one) for one in family]
-    return [oifname(device), nfproto(proto), *others, saddr_local(), daddr_in(proto, *network), masquerade()]
+    return [oifname(device), nfproto(proto), *others, sent_here(), daddr_in(proto, *network), masquerade()]

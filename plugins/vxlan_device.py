@@ -35,6 +35,7 @@ BREAKING_DRIVERS = ("vmxnet3",)
 
 _SCOPE_GLOBAL = 0
 _TOO_LARGE_VNI = 1 << 24
+_TRIES = 3
 
 
 class Wanted:
@@ -82,14 +83,19 @@ def ensure(host: Namespace, wanted: Wanted, log: Log) -> int:
     is_new = link is None
     if link is None:
         link = _make(host, wanted, log)
-    try:
-        _settle(host, link, wanted)
-    except KernelError as error:
-        if error.errno != EADDRINUSE:
-            raise _unmade(error) from None
-        if is_new:
-            host.delete_link(link.index, link.kind)
-        raise _conflict(host, wanted) or _unshared(wanted) from None
+    for attempt in range(1, _TRIES + 1):
+        try:
+            _settle(host, link, wanted)
+            break
+        except KernelError as error:
+            if error.errno != EADDRINUSE:
+                raise _unmade(error) from None
+            conflict = _conflict(host, wanted)
+            if conflict is None and attempt < _TRIES:
+                continue  # somebody else has only looked whether the port is free
+            if is_new:
+                host.delete_link(link.index, link.kind)
+            raise conflict or _unshared(wanted) from None
     return link.index
 
 
@@ -111,13 +117,26 @@ def refuse(host: Namespace, wanted: Wanted) -> None:
             raise _unmade(error) from None
 
 
-def remove_former(host: Namespace, network: str, kept: Iterable[int], log: Log) -> None:
-    """Remove a network's devices but those `kept`: what an earlier VNI, backend or underlay has left."""
+def remove_former(host: Namespace, network: str, kept: Iterable[int], log: Log) -> str:
+    """Remove a network's devices but those `kept`: what an earlier VNI, backend or underlay has left.
+
+    Gives what could not be removed and why; empty when nothing is left. The network works all the same.
+    """
     kept = frozenset(kept)
-    for link in host.links():
-        if link.vxlan is not None and link.alias == label(network) and link.index not in kept:
-            log(f"{link.name} is not needed any more and is removed")
+    try:
+        links = [link for link in host.links() if link.vxlan is not None and link.alias == label(network)]
+    except KernelError as error:
+        return error.msg
+    left = []
+    for link in links:
+        if link.index in kept:
+            continue
+        try:
             host.delete_link(link.index, link.kind)
+            log(f"{link.name} is not needed any more and is removed")
+        except KernelError as error:
+            left.append(f"{link.name} is still there: {error.msg}; ip link delete {link.name} removes it")
+    return "; ".join(left)
 
 
 def check(host: Namespace, wanted: Wanted) -> int:
@@ -245,13 +264,23 @@ def _extensions(wanted: Wanted) -> tuple[str, ...]:
 
 
 def _conflict(host: Namespace, wanted: Wanted) -> CniError | None:
-    """Another device that has the VNI, or has the port and cannot share it; None when there is none that is not ours."""
-    for link in _on_port(host, wanted):
+    """Another device that has the VNI, or has the port and cannot share it, or a program that has the port; None when there
+    is none that is not ours."""
+    on_port = _on_port(host, wanted)
+    for link in on_port:
         if link.alias != wanted.alias and _has_number(link, wanted):
             return taken(wanted, link)
         if link.alias != wanted.alias and _keeps_port(link, wanted):
             return _unshared(wanted, link)
-    return None
+    return None if _is_free(host, wanted, on_port) else _unshared(wanted)
+
+
+def _is_free(host: Namespace, wanted: Wanted, on_port: Iterable[Link]) -> bool:
+    """Whether no program has the port. It is known only where no device has it: of one kind, they share it."""
+    own = host.link(wanted.name)
+    if any(link.up for link in on_port) or (own is not None and own.up and _receives(own, wanted)):
+        return True
+    return host.udp_port_is_free(addr.family(wanted.local), wanted.port)
 
 
 def _keeps_port(link: Link, wanted: Wanted) -> bool:

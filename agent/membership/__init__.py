@@ -37,7 +37,10 @@ _SOURCES = {
 
 
 class Listener(Protocol):
-    """What a source tells to. Every method may be called from any thread of the source, and returns at once."""
+    """What a source tells to. Every method may be called from any thread of the source, and returns at once.
+
+    A source gives all nodes that there are, each with its `rank`. Whether they agree with one another is not its business.
+    """
 
     def replace(self, nodes: list[Node], unread: Collection[str] = ()) -> None:
         """Take this as the whole membership, the own node with its subnets included.

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from agent.membership import FIRST_PAUSE, LAST_PAUSE, Source
-from agent.membership.etcd_claim import Claimer, Keys, read_pools
+from agent.membership.etcd_claim import Claimer, Keys
 from agent.membership.etcd_client import Client, after, delete, leased, put, unchanged
 from agent.membership.etcd_credentials import Credentials
 from agent.membership.etcd_faults import (
@@ -35,8 +35,8 @@ from agent.membership.etcd_faults import (
     name_fault,
 )
 from agent.membership.etcd_nodes import Nodes
+from agent.membership.etcd_pools import read_pools
 from agent.membership.troubles import Troubles
-from cni import addr
 from cni.config import Refusal, text, wrong
 from cni.errors import CniError
 from cni.jsonio import decode, encode
@@ -44,12 +44,12 @@ from cni.names import digest
 from plugins.peers import ADDRESS_KEYS, Node, read_described
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from typing import Any
 
     from agent.membership import Listener, Network
-    from agent.membership.etcd_claim import Claim, Pool
+    from agent.membership.etcd_claim import Claim
     from agent.membership.etcd_client import Answer, Event, KeyValue
+    from agent.membership.etcd_pools import Pool
     from cni.config import Reader
     from plugins.peers import Subnet
 
@@ -65,6 +65,7 @@ _KNOCKS_STOPPED = 30.0
 class Settings(NamedTuple):
     """What the configuration says."""
 
+    network: str
     endpoints: tuple[str, ...]
     credentials: Credentials
     keys: Keys
@@ -96,7 +97,7 @@ def read_settings(config: Reader, network: Network) -> Settings:
         config.refuse(Refusal("network", "network or ipv6Network to claim subnets of", "neither", "add the range"))
     pools = read_pools(config, network.ranges)
     ttl = config.integer("ttl", 86400, *_TTL)
-    return Settings(endpoints, credentials, Keys(prefix), pools, ttl, _public(config))
+    return Settings(network.name, endpoints, credentials, Keys(prefix), pools, ttl, _public(config))
 
 
 class EtcdSource(Source):
@@ -139,7 +140,8 @@ class EtcdSource(Source):
         start = int.from_bytes(spread[:4], "big")
         self._follow_client = Client(settings.endpoints, settings.credentials, start)
         self._hold_client = Client(settings.endpoints, settings.credentials, start)
-        self._claimer = Claimer(self._follow_client, settings.keys, settings.pools, settings.ttl)
+        self._claimer = Claimer(self._follow_client, settings, self._stopped)
+        self._nodes = Nodes(settings.keys.nodes)
         self._revision, self._cluster, self._watching = 0, "", False
         self._listed = False  # the listener has had a whole list
         self._knock: KeyValue | None = None  # of another machine with our name, to be answered
@@ -191,7 +193,6 @@ class EtcdSource(Source):
             except NameTakenError as error:
                 self._troubles.tell("etcd", "")
                 self._troubles.tell("name", str(error))
-                self._yield(error.subnets)
             except EtcdError as error:
                 self._troubles.tell("etcd", f"{error}; what is known stays in force")
             except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
@@ -216,15 +217,12 @@ class EtcdSource(Source):
             own, claim, here = self._own, self._claim, self._here
         if claim is not None:
             return
-        claim = self._claimer.claim(own, here)
+        try:
+            claim = self._claimer.claim(own, here)
+        except NameTakenError:
+            self._yield(own)
+            raise
         node = claim.node
-        lost = set(own.subnets) - set(node.subnets)
-        if lost:
-            had, has = (", ".join(addr.unpack_cidr(*one) for one in sorted(some)) for some in (lost, node.subnets))
-            self._troubles.mention(
-                f"{had}, which this node had, cannot be claimed in etcd any more: it has {has} now; "
-                f"pods with addresses of the old range must be made anew"
-            )
         with self._guard:
             self._published.append(node)
             self._own = Node(own.name, self._own.addresses, node.subnets, self._own.macs)
@@ -232,16 +230,18 @@ class EtcdSource(Source):
             self._guard.notify_all()
         self._troubles.tell("name", "")
 
-    def _yield(self, subnets: Collection[Subnet]) -> None:
-        """Have no subnet, when those that this node had are now another machine's, which lives under its name: two would
-        hand out one address."""
-        own = self._own
-        if not set(own.subnets).isdisjoint(subnets):
-            bare = Node(own.name, own.addresses, (), own.macs)
-            if self._listed:
-                self._listener.change([bare], [])
-            else:  # an earlier process had them
-                self._listener.replace([bare])
+    def _yield(self, own: Node) -> None:
+        """Have no subnet while another machine lives under this node's name. What is not claimed may become anybody's, and two
+        would hand out one address. EtcdError when who else is there cannot be read."""
+        bare = Node(own.name, own.addresses, (), own.macs)
+        if self._listed:
+            self._listener.change([bare], [])
+            return
+        keys = self._settings.keys
+        found, _, _ = self._follow_client.read_all(keys.nodes)
+        nodes, unread = self._nodes.load(kv for kv in found if kv.key != keys.node(own.name))
+        self._listener.replace([*nodes, bare], unread)
+        self._listed = True
 
     def _lose(self) -> None:
         self._revision = 0
@@ -257,14 +257,13 @@ class EtcdSource(Source):
         mine = next((kv for kv in found if kv.key == keys.node(own.name)), None)
         if mine is None:
             raise LostError("this node's key is gone")
-        self._nodes = Nodes(keys.nodes, own)
         self._look_at_own(mine)
-        self._listener.replace(self._nodes.load(found), self._nodes.unread)
+        self._listener.replace(*self._nodes.load(found))
         self._troubles.tell("values", self._nodes.complaint)
         self._revision, self._listed = revision, True
 
     def _watch(self) -> None:
-        """Follow the changes, until everything has to be read anew or an error ends it."""
+        """Follow the changes until an error ends it."""
         with self._guard:
             claim = self._claim
         if claim is None:
@@ -278,12 +277,11 @@ class EtcdSource(Source):
                     raise LostError("this is another etcd, or one that was set back")
                 self._troubles.tell("etcd", "")
                 self._watching = True
-                if not answer.created and self._apply(answer):
-                    self._revision = 0
-                    return
+                if not answer.created:
+                    self._apply(answer)
 
-    def _apply(self, answer: Answer) -> bool:
-        """Tell of changes; returns whether everything has to be read anew."""
+    def _apply(self, answer: Answer) -> None:
+        """Tell of changes."""
         keys, own = self._settings.keys, self._own
         events = []
         for event in answer.events:
@@ -297,14 +295,13 @@ class EtcdSource(Source):
                 raise LostError("this node's key is gone")
             elif not event.kv.key.startswith(keys.nodes) and (event.gone or event.kv.value != own.name.encode()):
                 raise LostError("a subnet of this node is gone")
-        put, gone, anew = self._nodes.apply(events)
+        put, gone = self._nodes.apply(events)
         if put or gone:
             self._listener.change(put, gone)
         if answer.watch == 1 and not answer.events:  # nothing has happened up to here
             self._revision = answer.revision
         self._revision = max([self._revision, *(event.kv.mod for event in events)])
         self._troubles.tell("values", self._nodes.complaint)
-        return anew
 
     def _look_at_own(self, kv: KeyValue) -> None:
         """See whether the value of this node's key is what this node has written."""
@@ -316,7 +313,6 @@ class EtcdSource(Source):
             ours = self._claim is not None and kv.lease == self._claim.lease and node in self._published
         if not ours:  # an earlier value that somebody has put back misleads the others as well
             raise LostError("this node's key is overwritten")
-        self._nodes.replace_own(node)
 
     def _hear_knock(self, event: Event) -> None:
         """Another machine has come that has our name. It is refused: the thread that keeps the lease answers."""

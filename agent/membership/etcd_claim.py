@@ -1,5 +1,6 @@
 """How a node comes to a pod subnet that no other node holds: a claim, in one transaction, under a lease.
 
+    PREFIX/config/network           pods                   whose prefix it is: two networks in one would take each other's nodes in
     PREFIX/config/subnetLen         24                     the length all IPv4 subnets have; ipv6SubnetLen beside it
     PREFIX/subnets/10.244.1.0-24    node2                  who holds a subnet
     PREFIX/nodes/node2              {"name": "node2", ...} the node, with its subnets (plugins/peers.py)
@@ -16,24 +17,25 @@ addresses it is ours from before a change of address, or another machine's, whic
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.membership import etcd_client as etcd
-from agent.membership.etcd_faults import EtcdError, NameTakenError
+from agent.membership.etcd_faults import EtcdError, NameTakenError, UnreachableError
+from agent.membership.etcd_pools import KEYS
 from cni import addr
 from cni.addr import overlap
-from cni.config import wrong
 from cni.errors import CniError
 from cni.jsonio import decode, encode
 from cni.names import digest
-from plugins.peers import Node, read_described, span
+from plugins.peers import Node, read_described
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Collection, Iterable
 
-    from cni.config import Reader
+    from agent.membership.etcd import Settings
+    from agent.membership.etcd_pools import Pool
     from plugins.peers import Subnet
 
 # Subnets that may be found taken before all claims are read, and conflicts before it is left for another time.
@@ -44,63 +46,6 @@ _MOST_PASSED_OVER = 4096
 # For so long, looked at so often, a machine of our name has time to answer. Its watch tells it at once.
 _KNOCK_LOOKS, _KNOCK_PAUSE = 30, 0.1
 _KNOCK_TTL = 10
-# Keys of the configuration, by the size of the family's addresses.
-_KEYS = {
-    4: ("subnetLen", "subnetMin", "subnetMax", 24, 30),
-    16: ("ipv6SubnetLen", "ipv6SubnetMin", "ipv6SubnetMax", 64, 126),
-}
-
-
-class Pool:
-    """The subnets of one family that nodes may have: those of one length from `first` to `last`."""
-
-    __slots__ = ("_first", "_shift", "count", "length", "network", "size")
-
-    def __init__(self, network: Subnet, length: int, low: bytes, high: bytes) -> None:
-        self.network = network
-        self.size = len(network[0])
-        self.length = length
-        self._shift = self.size * 8 - length
-        self._first = int.from_bytes(low, "big") >> self._shift
-        self.count = (int.from_bytes(high, "big") >> self._shift) - self._first + 1
-
-    def at(self, index: int) -> Subnet:
-        return (self._first + index << self._shift).to_bytes(self.size, "big"), self.length
-
-    def __contains__(self, subnet: Subnet) -> bool:
-        packed, length = subnet
-        if len(packed) != self.size or length != self.length:
-            return False
-        return 0 <= (int.from_bytes(packed, "big") >> self._shift) - self._first < self.count
-
-    def __str__(self) -> str:
-        ends = " to ".join(addr.unpack_cidr(*self.at(index)) for index in (0, self.count - 1))
-        return f"{self.count} subnets, {ends}"
-
-
-def read_pools(config: Reader, ranges: Iterable[Subnet]) -> dict[int, Pool]:
-    """The pools of the networks, by the size of their addresses. The rules and defaults are flannel's: the first subnet
-    is left out, because its own address is the network's, and at least four must fit."""
-    pools = {}
-    for network, prefix in ranges:
-        size = len(network)
-        len_key, min_key, max_key, usual, longest = _KEYS[size]
-        length = config.integer(len_key, max(usual, prefix + 2))
-        if not prefix + 2 <= length <= longest:
-            expected = f"a length from {prefix + 2} (four subnets in {addr.unpack_cidr(network, prefix)}) to {longest}"
-            raise wrong(config.at(len_key), expected, length)
-        first, last = span(network, prefix)
-        step = 1 << size * 8 - length
-        low = config.address(min_key) or (first + step).to_bytes(size, "big")
-        high = config.address(max_key) or (last + 1 - step).to_bytes(size, "big")
-        for key, found in ((min_key, low), (max_key, high)):
-            if not addr.inside(found, network, prefix) or addr.network(found, length) != found:
-                expected = f"a subnet's own address (/{length}) in {addr.unpack_cidr(network, prefix)}"
-                raise wrong(config.at(key), expected, addr.unpack(found))
-        if low > high:
-            raise wrong(config.at(max_key), f"an address not before {addr.unpack(low)}", addr.unpack(high))
-        pools[size] = Pool((network, prefix), length, low, high)
-    return pools
 
 
 class Keys(NamedTuple):
@@ -118,6 +63,11 @@ class Keys(NamedTuple):
         """What the keys of claims begin with."""
         return f"{self.prefix}/subnets/"
 
+    @property
+    def network(self) -> str:
+        """The key that says which network all this is of."""
+        return f"{self.prefix}/config/network"
+
     def node(self, name: str) -> str:
         return f"{self.nodes}{name}"
 
@@ -128,7 +78,7 @@ class Keys(NamedTuple):
         return f"{self.subnets}{addr.unpack(subnet[0])}-{subnet[1]}"
 
     def length(self, size: int) -> str:
-        return f"{self.prefix}/config/{_KEYS[size][0]}"
+        return f"{self.prefix}/config/{KEYS[size][0]}"
 
 
 class Hosts:
@@ -163,11 +113,14 @@ class Claim(NamedTuple):
 class Claimer:
     """Claims for one node. `claim` may be called again at any time: what is held is kept."""
 
-    def __init__(self, client: etcd.Client, keys: Keys, pools: dict[int, Pool], ttl: int) -> None:
+    def __init__(self, client: etcd.Client, settings: Settings, stopped: threading.Event) -> None:
+        """`stopped` ends what waits."""
         self._client = client
-        self._keys = keys
-        self._pools = pools
-        self._ttl = ttl
+        self._network = settings.network.encode()
+        self._keys = settings.keys
+        self._pools = settings.pools
+        self._ttl = settings.ttl
+        self._stopped = stopped
         self._held = 0  # the lease of the last claim
         self.conflicts = 0
 
@@ -178,7 +131,9 @@ class Claimer:
         Raises EtcdError, also when none is free, and NameTakenError.
         """
         lengths = [self._keys.length(size) for size in self._pools]
-        found, *agreed = self._client.read([self._keys.node(own.name), *lengths])
+        found, named, *agreed = self._client.read([self._keys.node(own.name), self._keys.network, *lengths])
+        if named is None or named.value != self._network:
+            self._adopt(own)
         for size, length in zip(self._pools, agreed, strict=True):
             if length is None or length.value != self._length(size):
                 self._agree(size)
@@ -223,7 +178,8 @@ class Claimer:
         key = self._keys.knock(own.name)
         self._client.transact([], [etcd.put(key, encode(own.described()), self._client.grant(_KNOCK_TTL))])
         for _ in range(_KNOCK_LOOKS):
-            time.sleep(_KNOCK_PAUSE)
+            if self._stopped.wait(_KNOCK_PAUSE):
+                raise UnreachableError("closed")
             if self._client.read([key]) == [None]:
                 raise NameTakenError(other)
         self._client.transact([], [etcd.delete(key)])
@@ -231,7 +187,8 @@ class Claimer:
     def _try(self, attempt: _Attempt, lease: int) -> bool:
         """One transaction. When it fails, the attempt knows why."""
         name, keys = attempt.own.name.encode(), self._keys
-        compare = [etcd.holds(keys.length(size), self._length(size)) for size in self._pools]
+        compare = [etcd.holds(keys.network, self._network)]
+        compare += [etcd.holds(keys.length(size), self._length(size)) for size in self._pools]
         wanted, released = attempt.subnets(), attempt.released()
         for subnet in (*wanted, *released):
             key = keys.subnet(subnet)
@@ -241,14 +198,17 @@ class Claimer:
         success += [etcd.delete(keys.subnet(subnet)) for subnet in released]
         success.append(etcd.put(keys.node(attempt.own.name), node, lease))
         looked_at = (*wanted, *released)
-        lengths = [etcd.get(keys.length(size)) for size in self._pools]
-        outcome = self._client.transact(compare, success, lengths + [etcd.get(keys.subnet(one)) for one in looked_at])
+        agreed = [etcd.get(key) for key in (keys.network, *map(keys.length, self._pools))]
+        outcome = self._client.transact(compare, success, agreed + [etcd.get(keys.subnet(one)) for one in looked_at])
         if outcome.succeeded:
             return True
-        for size, length in zip(self._pools, outcome.found, strict=False):
+        named, *lengths = outcome.found[: len(agreed)]
+        if not named or named[0].value != self._network:
+            self._adopt(attempt.own)
+        for size, length in zip(self._pools, lengths, strict=True):
             if not length or length[0].value != self._length(size):
                 self._agree(size)
-        for subnet, holder in zip(looked_at, outcome.found[len(lengths) :], strict=True):
+        for subnet, holder in zip(looked_at, outcome.found[len(agreed) :], strict=True):
             self.conflicts += attempt.learn(subnet, _holder(holder[0] if holder else None))
         return False
 
@@ -274,6 +234,33 @@ class Claimer:
             return found.lease
         return self._client.grant(self._ttl)
 
+    def _adopt(self, own: Node) -> None:
+        """See that the prefix is our network's, or raise. It becomes ours when it is nobody's, as that of an earlier build, or
+        when nobody but this node has a claim there."""
+        key, claims = self._keys.network, self._keys.subnets
+        for _ in range(_MOST_TRIES):
+            found, revision, _ = self._client.read_all(claims)
+            (named,) = self._client.read([key])
+            if named is not None and named.value == self._network:
+                return
+            compare = [etcd.unchanged(key, revision)]
+            if named is not None:
+                if any(_holder(kv) != own.name for kv in found):
+                    raise EtcdError(self._strange(named.value.decode("utf-8", "replace")))
+                compare.append(etcd.unchanged(claims, revision, etcd.after(claims)))
+            if self._client.transact(compare, [etcd.put(key, self._network)]).succeeded:
+                return
+        raise EtcdError(f"{key}: not agreed upon in {_MOST_TRIES} tries: others were faster")
+
+    def _strange(self, found: str) -> str:
+        """What to tell of a prefix that is another network's."""
+        network = self._network.decode()
+        return (
+            f"membership.prefix: expected one of network {network}'s own, found {self._keys.prefix}, which is network "
+            f"{found}'s; give each network a prefix of its own; if {found} was renamed, say so with: "
+            f"etcdctl put {self._keys.network} {network}"
+        )
+
     def _length(self, size: int) -> bytes:
         return str(self._pools[size].length).encode()
 
@@ -284,7 +271,7 @@ class Claimer:
             found, revision, _ = self._client.read_all(claims, values=False)
             others = [kv.key for kv in found if _is_other(kv.key.removeprefix(claims), size, self._pools[size].length)]
             if others:
-                name = _KEYS[size][0]
+                name = KEYS[size][0]
                 raise EtcdError(
                     f"{name}: expected subnets of the length {self._pools[size].length} under {self._keys.prefix}, "
                     f"found {others[0].removeprefix(claims)}; give every node the same {name}, or end the nodes that "

@@ -45,11 +45,10 @@ class LostError(EtcdError):
 
 
 class NameTakenError(EtcdError):
-    """Another machine is there under this node's name, and has these subnets."""
+    """Another machine is there under this node's name."""
 
     def __init__(self, other: Node) -> None:
-        super().__init__(name_fault(other))
-        self.subnets = other.subnets
+        super().__init__(f"{name_fault(other)}; until then this one has no subnet")
 
 
 def name_fault(other: Node) -> str:

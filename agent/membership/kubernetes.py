@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from agent.membership import FIRST_PAUSE, LAST_PAUSE, Source
 from agent.membership.kubernetes_api import SERVICE_ACCOUNT, Api, ApiError, GoneError
 from agent.membership.kubernetes_members import Members
+from agent.membership.kubernetes_name import this_machine
 from agent.membership.kubernetes_own import Announcer
 from agent.membership.troubles import Troubles
 from cni.config import wrong
@@ -46,13 +47,17 @@ def make(config: Reader, network: Network) -> KubernetesSource:
     kubeconfig = config.string("kubeconfig")
     if kubeconfig and not kubeconfig.startswith("/"):
         config.refuse(wrong(config.at("kubeconfig"), "an absolute path", kubeconfig))
-    return KubernetesSource(network, kubeconfig)
+    return KubernetesSource(network, kubeconfig, machine=this_machine())
 
 
 class KubernetesSource(Source):
-    """The nodes of a cluster. `service_account` is the folder that a pod finds its own in."""
+    """The nodes of a cluster. `service_account` is the folder that a pod finds its own in, and `machine` tells this one
+    from another of its name (empty: that is not looked at)."""
 
-    def __init__(self, network: Network, kubeconfig: str, service_account: str = SERVICE_ACCOUNT) -> None:
+    def __init__(
+        self, network: Network, kubeconfig: str, service_account: str = SERVICE_ACCOUNT, machine: str = ""
+    ) -> None:
+        self._machine = machine
         self._network = network
         self._connect: Callable[[], Api] = lambda: Api(kubeconfig, service_account)
         self._closed = threading.Event()
@@ -81,7 +86,7 @@ class KubernetesSource(Source):
 
     def start(self, own: Node, listener: Listener) -> None:
         self._troubles = Troubles(listener.trouble, follows={"announce": "api"})
-        self._announcer = Announcer(own, self._network, self._connect, self._troubles, time.time)
+        self._announcer = Announcer(own, self._network, self._connect, self._troubles, time.time, self._machine)
         self._members = Members(own, self._network, listener, self._troubles, self._announcer)
         self._thread = threading.Thread(target=self._run, name="kubernetes", daemon=True)
         self._thread.start()

@@ -19,7 +19,7 @@ import msgspec
 import yaml  # type: ignore[import-untyped]  # for its errors
 from lightkube.config.client_adapter import ConnectionParams, verify_cluster
 from lightkube.config.kubeconfig import KubeConfig
-from lightkube.config.models import User
+from lightkube.config.models import Cluster, User
 from lightkube.core import decoders
 from lightkube.core.exceptions import ConfigError
 from lightkube.core.generic_client import GenericSyncClient
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from lightkube.config.kubeconfig import SingleConfig
     from lightkube.core.generic_client import BasicRequest
+    from lightkube.core.resource import NamespacedResource, Resource
 
 # Where a pod finds its own.
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -42,10 +43,11 @@ _CONNECT_SECONDS, _READ_SECONDS = 5.0, 30.0
 _KEEPALIVE = (20, 5, 4)
 _LONGEST_EVENT = 16 << 20
 _LONGEST_RETRY = 60.0
-_RBAC = "apply conf/kubernetes/cnikit-rbac.yaml, or give its rights to whom this agent calls as"
+_RBAC = "apply conf/kubernetes/base/rbac.yaml, or give its rights to whom this agent calls as"
 
 
 _Kind = TypeVar("_Kind", bound=BaseException)
+_View = TypeVar("_View", bound="NamespacedResource")
 
 
 class ApiError(Exception):
@@ -73,10 +75,11 @@ class _CutError(Exception):
 class Api:
     """One thread's connection, made from the configuration's files as they are now. ApiError when they are wrong."""
 
-    def __init__(self, kubeconfig: str, service_account: str = SERVICE_ACCOUNT) -> None:
+    def __init__(self, kubeconfig: str, service_account: str = SERVICE_ACCOUNT, server: str = "") -> None:
+        """`server` is the URL to ask at, in the place of the configuration's own."""
         self._source = f"kubeconfig {kubeconfig}" if kubeconfig else f"service account {service_account}"
         self._socket: socket.socket | None = None
-        config = _config(kubeconfig, service_account)
+        config = _config(kubeconfig, service_account, server)
         self.server = config.cluster.server
         try:
             # The proxies and certificate stores of the environment are for other servers than the cluster's own.
@@ -147,6 +150,12 @@ class Api:
             found = info["return_value"].get_extra_info("socket")
             self._socket = found if isinstance(found, socket.socket) else None
 
+    def read(self, what: type[_View], name: str, namespace: str) -> _View:
+        """One object of a namespace."""
+        content = self._answer(self._request("get", what, name=name, namespace=namespace)).content
+        with self._failures(f"the object {name}"):
+            return msgspec.json.decode(content, type=what)
+
     def patch_status(self, name: str, patch: dict[str, Any]) -> NodeView:
         """Patch a node's status (and annotations); the node as it is then."""
         return self._patch(NodeStatusView, name, patch, PatchType.STRATEGIC)
@@ -173,7 +182,7 @@ class Api:
                 response.close()
             return decoders.decode_list(content, NodeView)  # type: ignore[arg-type]
 
-    def _request(self, method: str, what: type[NodeView], **options: Any) -> BasicRequest:
+    def _request(self, method: str, what: type[Resource], **options: Any) -> BasicRequest:
         request = self._client.prepare_request(method, what, **options)
         request.headers = {**(request.headers or {}), "User-Agent": f"cnikit/{__version__}"}
         return request
@@ -228,9 +237,9 @@ class Api:
             raise ApiError(f"{self._source}: {error}") from error
 
 
-def _config(kubeconfig: str, service_account: str) -> SingleConfig:
+def _config(kubeconfig: str, service_account: str, server: str = "") -> SingleConfig:
     """What the files say. ApiError when they cannot be used."""
-    if not kubeconfig and "KUBERNETES_SERVICE_HOST" not in os.environ:
+    if not kubeconfig and not server and "KUBERNETES_SERVICE_HOST" not in os.environ:
         raise ApiError(
             "membership.kubeconfig: expected a path, found none, and this is no pod of a cluster "
             "(KUBERNETES_SERVICE_HOST is not set), where the service account would do"
@@ -238,7 +247,7 @@ def _config(kubeconfig: str, service_account: str) -> SingleConfig:
     where = kubeconfig or service_account
     try:
         if not kubeconfig:
-            config = KubeConfig.from_service_account(service_account).get()
+            config = _of_service_account(service_account, server).get()
         else:
             config = KubeConfig.from_file(kubeconfig).get()
         if config is None:
@@ -248,9 +257,22 @@ def _config(kubeconfig: str, service_account: str) -> SingleConfig:
     except (yaml.YAMLError, msgspec.MsgspecError, KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}".replace("\n", " ")
         raise ApiError(f"{where}: expected a kubeconfig with a current-context, found {problem}") from error
+    if server:
+        config = config._replace(cluster=msgspec.structs.replace(config.cluster, server=server))
     if not config.cluster.server.startswith(("http://", "https://")):
         raise ApiError(f"{where}: expected a server such as https://192.0.2.1:6443, found {config.cluster.server!r}")
     return config if config.user is not None else config._replace(user=User())
+
+
+def _of_service_account(folder: str, server: str) -> KubeConfig:
+    """The same as `KubeConfig.from_service_account`, which has no server but that of the environment."""
+    if not server:
+        return KubeConfig.from_service_account(folder)
+    token = os.path.join(folder, "token")
+    with open(token, encoding="utf-8") as file:
+        user = User(token=file.read(), token_file=token)
+    cluster = Cluster(server=server, certificate_auth=os.path.join(folder, "ca.crt"))
+    return KubeConfig.from_one(cluster=cluster, user=user)
 
 
 def _socket_options() -> list[tuple[int, int, int]]:

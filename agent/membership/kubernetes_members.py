@@ -9,10 +9,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from agent.membership.kubernetes_living import Living
-from agent.membership.kubernetes_node import NodeError, announced, is_silent, peer, stated, subnets
-from cni import addr
-from plugins.peers import Node, outside
+from agent.membership.kubernetes_node import NodeError, announced, peer, stated, subnets
+from plugins.peers import Node
 
 if TYPE_CHECKING:
     from agent.membership import Listener, Network
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
     from plugins.peers import Subnet
 
 _MOST_NAMES = 3
+# The rank of this node itself, whatever its object says (`kubernetes_node.rank`).
+_ALIVE = 1
 
 
 class Members:
@@ -31,13 +31,12 @@ class Members:
         self, own: Node, network: Network, listener: Listener, troubles: Troubles, announcer: Announcer
     ) -> None:
         self._own = own  # with the subnets that were told last, or that were in force before we began
-        self._first: tuple[Subnet, ...] = own.subnets  # those that pods may have addresses from
         self._given = own.addresses  # none until this node has found one of those that are `stated`, or another
         self.stated: tuple[bytes, ...] = ()  # where its object wants it to answer
         self.announced: tuple[bytes, ...] = ()  # where its agent has said that it answers
         self._view: NodeView | None = None
         self._network = network
-        self._listener = Living(own.name, listener, troubles)
+        self._listener = listener
         self._troubles = troubles
         self._announcer = announcer
         self._nodes: dict[str, Node] = {}
@@ -57,7 +56,7 @@ class Members:
             own = self._see(reading.own, reading.names)
             if not self._closed:
                 self._nodes[own.name] = own
-                self._listener.replace(list(self._nodes.values()), reading.silent, self._unread)
+                self._listener.replace(list(self._nodes.values()), self._unread)
 
     def put(self, view: NodeView) -> None:
         """A node has come or changed."""
@@ -77,8 +76,6 @@ class Members:
             return
         self._troubles.node(name, "")
         with self._guard:
-            if not self._closed:
-                self._listener.hear(name, silent=is_silent(view))
             self._tell(node)
 
     def gone(self, name: str) -> None:
@@ -97,7 +94,7 @@ class Members:
         """Tell that this node answers at another address, or its device has another MAC."""
         with self._guard:
             self._given = own.addresses
-            self._own = Node(own.name, own.addresses, self._own.subnets, own.macs)
+            self._own = Node(own.name, own.addresses, self._own.subnets, own.macs, _ALIVE)
             if own.name in self._nodes:  # else the list that is under way tells
                 self._tell(self._own, anew=True)  # it is known to be right now, which decides against others
             self._announcer.know(self._own, self._view)
@@ -107,7 +104,9 @@ class Members:
             self._closed = True
 
     def _tell(self, node: Node, *, anew: bool = False) -> None:
-        if (anew or self._nodes.get(node.name) != node) and not self._closed:
+        known = self._nodes.get(node.name)
+        is_same = known is not None and (known, known.rank) == (node, node.rank)
+        if (anew or not is_same) and not self._closed:
             self._nodes[node.name] = node
             self._unread.discard(node.name)
             self._listener.change([node], [])
@@ -129,10 +128,9 @@ class Members:
             except NodeError as problem:  # as it was known, it stays
                 trouble = f"{name}: {problem}"
                 ranges = self._own.subnets
-        self._troubles.tell("own", trouble or self._outside(ranges))
-        self._compare(ranges)
+        self._troubles.tell("own", trouble)
         answers = self._given or {len(packed): packed for packed in reversed(self.stated)}
-        self._own, self._view = Node(name, answers, ranges, macs), view
+        self._own, self._view = Node(name, answers, ranges, macs, _ALIVE), view
         self._announcer.know(Node(name, self._given, ranges, macs), view)
         return self._own
 
@@ -145,23 +143,6 @@ class Members:
             "kube-controller-manager gives one with --allocate-node-cidrs and --cluster-cidr"
         )
 
-    def _outside(self, ranges: tuple[Subnet, ...]) -> str:
-        whole = self._network.ranges
-        fault = outside(Node(self._own.name, {}, ranges), whole) if whole else ""
-        return fault and f"{fault}; make the network the --cluster-cidr of kube-controller-manager"
-
-    def _compare(self, ranges: tuple[Subnet, ...]) -> None:
-        """Tell of a podCIDR that has become another one; it stands until the first is back, or the agent is new."""
-        self._first = self._first or ranges
-        trouble = ""
-        if ranges and set(ranges) != set(self._first):
-            trouble = (
-                f"{self._own.name}: its podCIDR was {_text(self._first)} and is now {_text(ranges)}: new pods get "
-                "addresses of the new one, but those that run keep the old ones, to which the other nodes have no "
-                "route any more; drain the node, or restart its pods"
-            )
-        self._troubles.tell("podCIDR", trouble)
-
 
 class Reading:
     """A list of nodes while its pages come. A node that cannot be read stays as it was known, here (`nodes`) or by the
@@ -172,7 +153,6 @@ class Reading:
         self.problems: dict[str, str] = {}
         self.unread: set[str] = set()
         self.own: NodeView | None = None
-        self.silent: set[str] = set()  # of whose kubelet nothing is heard
         self.names: list[str] = []  # of the first ones, to show
         self._own_name = own
         self._network = network
@@ -185,8 +165,6 @@ class Reading:
         if name == self._own_name:
             self.own = view
             return
-        if is_silent(view):
-            self.silent.add(name)
         try:
             node = peer(view, self._network)
         except NodeError as problem:
@@ -196,7 +174,3 @@ class Reading:
                 self.unread.add(name)
         if node is not None:
             self.nodes[name] = node
-
-
-def _text(ranges: tuple[Subnet, ...]) -> str:
-    return " and ".join(addr.unpack_cidr(*subnet) for subnet in ranges) or "none"

@@ -6,6 +6,7 @@
     flannel.alpha.coreos.com/node-public-ip(v6)                  -> address: set by people, read by flanneld at its start
     flannel.alpha.coreos.com/public-ip(v6)                       -> address: what the node's agent goes by
     status.addresses, the first InternalIP of each family        -> address
+    status.conditions, Ready                                     -> rank
     flannel.alpha.coreos.com/backend(-v6)-data, cnikit.dev/vtep-mac(-v6) -> MAC of the VXLAN device
 
 A node of ours carries flannel's annotations too, so nodes of both kinds know each other while a cluster is moved
@@ -16,6 +17,7 @@ where both tell a MAC, flannel's form is the newer one.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,6 +28,8 @@ from cni.errors import CniError
 from plugins.peers import SIZES, Node, read_described
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from agent.membership import Network
     from plugins.peers import Subnet
 
@@ -157,9 +161,14 @@ def overwritten(notes: dict[str, str], size: int) -> str:
     return notes.get(OURS + name) or notes.get(f"{FLANNEL}{name}-overwrite") or notes.get(f"{FLANNEL}node-{name}", "")
 
 
-def is_silent(view: NodeView) -> bool:
-    """Whether nothing is heard of the node's kubelet: so the node controller marks one that sends no heartbeat."""
-    return any((one.type, one.status) == ("Ready", "Unknown") for one in view.status.conditions or ())
+def rank(view: NodeView) -> int:
+    """0 when nothing is heard of the node's kubelet, as the node controller marks one that sends no heartbeat; else 1.
+
+    The object of a machine that was installed anew under another name, or whose address another one has got, stays in the
+    cluster until somebody deletes it: it yields its address.
+    """
+    is_silent = any((one.type, one.status) == ("Ready", "Unknown") for one in view.status.conditions or ())
+    return 0 if is_silent else 1
 
 
 def macs(view: NodeView, network: Network) -> dict[int, bytes]:
@@ -187,20 +196,31 @@ def peer(view: NodeView, network: Network) -> Node | None:
         raise NodeError("expected an InternalIP in its status, found none")
     found = Node(view.metadata.name, answers, ranges, macs(view, network) if network.backend != "host-gw" else {})
     try:
-        return read_described("", found.described())  # what no node of any source may have
+        return read_described("", found.described()).ranked(rank(view))  # what no node of any source may have
     except CniError as error:
         raise NodeError(error.msg) from None
 
 
-def status_patch(own: Node, view: NodeView, network: Network, now: float, fault: str | None) -> dict[str, Any]:
+def status_patch(
+    own: Node,
+    view: NodeView,
+    network: Network,
+    now: float,
+    fault: str | None,
+    more: Mapping[str, str | None] = MappingProxyType({}),
+) -> dict[str, Any]:
     """What to change in our own node's object, as a strategic merge patch of its status; empty for nothing.
 
-    `fault` is why no pod can be attached here, "" when one can; with None the condition is left alone.
+    `fault` is why no pod can be attached here, "" when one can; with None the condition is left alone. `more`
+    are annotations beside those that tell where it is.
     `nodes/status` takes annotations as well, and flannel's agent may write nothing else.
     """
     patch: dict[str, Any] = {}
     notes = view.metadata.annotations or {}
-    changed = {key: value for key, value in own_annotations(own, notes, network).items() if notes.get(key) != value}
+    wanted_notes = own_annotations(own, notes, network)
+    if wanted_notes:
+        wanted_notes.update(more)
+    changed = {key: value for key, value in wanted_notes.items() if notes.get(key) != value}
     if changed:
         patch["metadata"] = {"annotations": changed}
     condition = next((one for one in view.status.conditions or () if one.type == _CONDITION), _Condition())

@@ -54,13 +54,6 @@ class Troubles:
             self._nodes = texts
             self._say(self._text())
 
-    def mention(self, text: str) -> None:
-        """Tell what has happened and is over."""
-        with self._guard:
-            before = self._told
-            self._say("; ".join(filter(None, (text, before))))
-            self._say(before)
-
     def close(self) -> None:
         """Say nothing more."""
         with self._guard:

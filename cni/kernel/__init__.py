@@ -107,6 +107,10 @@ if TYPE_CHECKING:
         def refuse_conf(self, family: int, link: str, key: str, value: str) -> None:
             """KernelError when `set_conf` could not write this. Changes nothing."""
 
+        def udp_port_is_free(self, family: int, port: int) -> bool:
+            """Whether a tunnel could receive on a UDP port (`family` is AF_INET or AF_INET6): no program has it on any
+            address, and no tunnel that is up."""
+
         def tx_checksum(self, name: str) -> bool | None:
             """Whether a link leaves the checksums of what it sends to the hardware (`ethtool -k`).
 

@@ -326,6 +326,12 @@ class Namespace:
     def refuse_conf(self, family: int, link: str, key: str, value: str) -> None:
         self._conf_of(family).refuse(link, key, value)
 
+    def udp_port_is_free(self, family: int, port: int) -> bool:
+        # Imported here: only who makes a tunnel asks.
+        from cni.kernel import udp
+
+        return self.inside(lambda: udp.is_free(family, port))
+
     def tx_checksum(self, name: str) -> bool | None:
         from cni.kernel import ethtool
 

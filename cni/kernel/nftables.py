@@ -16,7 +16,17 @@ from __future__ import annotations
 
 import _struct
 
-from cni.kernel.netlink import NLA_F_NESTED, NLM_F_APPEND, NLM_F_CREATE, attr, attr_text, attrs, each_attr, malformed
+from cni.kernel.netlink import (
+    NLA_F_NESTED,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    NLM_F_NONREC,
+    attr,
+    attr_text,
+    attrs,
+    each_attr,
+    malformed,
+)
 from cni.kernel.netlink import text as text_of
 from cni.kernel.ops import NFPROTO_IPV4, NFPROTO_IPV6
 from cni.kernel.types import NftRule
@@ -34,6 +44,7 @@ if TYPE_CHECKING:
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _NEWTABLE = _SUBSYSTEM | 0
 GETTABLE = _SUBSYSTEM | 1
+_DELTABLE = _SUBSYSTEM | 2
 _NEWCHAIN = _SUBSYSTEM | 3
 GETCHAIN = _SUBSYSTEM | 4
 _DELCHAIN = _SUBSYSTEM | 5
@@ -63,14 +74,12 @@ _REG_VERDICT = 0
 _REG_1 = 1
 _CMP_EQ = 0
 _CMP_NEQ = 1
+_META_IIF = 4
 _META_IIFNAME = 6
 _META_OIFNAME = 7
 _META_NFPROTO = 15
 _PAYLOAD_LINK = 0
 _PAYLOAD_NETWORK = 1
-_FIB_ADDRTYPE = 3
-_FIB_SADDR = 1
-_RTN_LOCAL = 2
 _VERDICT_DROP = 0
 _VERDICT_ACCEPT = 1
 _VERDICT_JUMP = -3
@@ -110,9 +119,11 @@ def saddr_not_in(family: int, net: bytes, prefix: int) -> Expression:
     return ("saddr_not_in", family, net, prefix)
 
 
-def saddr_local() -> Expression:
-    """`fib saddr type local`: the source is an address of this machine. ENOENT where the kernel lacks nft_fib."""
-    return ("saddr_local",)
+def sent_here() -> Expression:
+    """`iif 0`: no link has brought the packet, so this machine itself sends it. What it forwards still has its link in
+    postrouting (since Linux 5.7).
+    """
+    return ("sent_here",)
 
 
 def daddr_in(family: int, net: bytes, prefix: int) -> Expression:
@@ -258,9 +269,8 @@ def _saddr_not_in(family: int, net: bytes, prefix: int) -> bytes:
     return _in_network(_SADDR[family], _CMP_NEQ, net, prefix)
 
 
-def _saddr_local() -> bytes:
-    fib = _expression("fib", _be32(1, _REG_1), _be32(2, _FIB_ADDRTYPE), _be32(3, _FIB_SADDR))
-    return fib + _cmp(_CMP_EQ, _struct.pack("=I", _RTN_LOCAL))
+def _sent_here() -> bytes:
+    return _meta(_META_IIF) + _cmp(_CMP_EQ, bytes(4))
 
 
 def _daddr_in(family: int, net: bytes, prefix: int) -> bytes:
@@ -288,7 +298,7 @@ _EXPRESSIONS: dict[str, Callable[..., bytes]] = {
     "saddr_in_set": _saddr_in_set,
     "saddr_in": _saddr_in,
     "saddr_not_in": _saddr_not_in,
-    "saddr_local": _saddr_local,
+    "sent_here": _sent_here,
     "daddr_in": _daddr_in,
     "daddr_not_in": _daddr_not_in,
     "iifname": _iifname,
@@ -317,6 +327,10 @@ def encode(op: Op, number: int) -> Request:
 
 def _table_add(_number: int, table: str) -> Request:
     return _NEWTABLE, NLM_F_CREATE, attr_text(1, table)
+
+
+def _table_del(_number: int, table: str, empty: bool) -> Request:  # noqa: FBT001 - as the operation has it
+    return _DELTABLE, NLM_F_NONREC if empty else 0, attr_text(1, table)
 
 
 def _chain_add(_number: int, table: str, chain: str, hook: tuple[str, str, int] | None) -> Request:
@@ -374,6 +388,7 @@ def _element_del(_number: int, table: str, name: str, key: bytes) -> Request:
 
 _ENCODERS: dict[str, Callable[..., Request]] = {
     "nft_table_add": _table_add,
+    "nft_table_del": _table_del,
     "nft_chain_add": _chain_add,
     "nft_chain_flush": _chain_flush,
     "nft_chain_del": _chain_del,

@@ -299,6 +299,11 @@ def nft_table_add(family: int, table: str) -> Op:
     return Op("nft_table_add", f"add nftables table {table}", family=family, table=table)
 
 
+def nft_table_del(family: int, table: str, *, empty: bool = False) -> Op:
+    """Delete a table with all that is in it; with `empty` only one without chains and sets (else EBUSY)."""
+    return Op("nft_table_del", f"delete nftables table {table}", family=family, table=table, empty=empty)
+
+
 def nft_chain_add(family: int, table: str, chain: str, hook: tuple[str, str, int] | None = None) -> Op:
     """Make sure a chain is there; `hook` is (type, hook, priority), for example ("nat", "postrouting", 100)."""
     return Op(

@@ -16,7 +16,7 @@ from cni.errors import INVALID_ENVIRONMENT, CniError, KernelError
 SYSCTL_DIR = "/proc/sys"
 
 # What opening a file for writing fails with where it can only be read.
-_READ_ONLY = (EROFS, EACCES, EPERM)
+READ_ONLY = (EROFS, EACCES, EPERM)
 _WRITABLE = (
     "mount /proc/sys so that it can be written, or name another mount of it with CNIKIT_SYSCTL_DIR (the agent's "
     "--sysctl-dir)"
@@ -86,7 +86,7 @@ class Conf:
         except KernelError:
             found = None
         hint = "there is no such setting here" if errno == ENOENT else f"found {found}" if found is not None else ""
-        return KernelError(what, errno, hint, details=_WRITABLE if errno in _READ_ONLY else "")
+        return KernelError(what, errno, hint, details=_WRITABLE if errno in READ_ONLY else "")
 
     def _path(self, link: str, key: str) -> str:
         """Below the directory. OSError when there is none."""
@@ -106,7 +106,7 @@ def put(path: str, value: str, directory: int | None = None) -> None:
     try:
         fd = posix.open(path, posix.O_RDWR | posix.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
-        if error.errno in _READ_ONLY and _read(path, directory) == value:
+        if error.errno in READ_ONLY and _read(path, directory) == value:
             return
         raise
     try:

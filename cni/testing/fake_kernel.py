@@ -76,6 +76,13 @@ class FakeKernel:
     def _new_world(self, ino: int) -> World:
         return World(ino, vlan_filtering=self.vlan_filtering, ipv6=self.ipv6)
 
+    def take_udp_port(self, port: int) -> None:
+        """Have a program of the own namespace take a UDP port, of both families."""
+        self._own.taken_ports.add(port)
+
+    def release_udp_port(self, port: int) -> None:
+        self._own.taken_ports.remove(port)
+
     def add_neighbour(self, index: int, packed: bytes) -> None:
         """Let the own namespace know a neighbour, as traffic would."""
         self._own.paths.neighbours[index, packed] = Neighbour(index, packed, b"\2\0\0\0\0\1", NUD_REACHABLE)
@@ -214,6 +221,9 @@ class FakeNamespace:
     def refuse_conf(self, family: int, link: str, key: str, value: str) -> None:
         if key not in self._world.conf.get(family, {}).get(link, {}):
             raise KernelError(f"set {setting(family, link, key)} to {value}", ENOENT)
+
+    def udp_port_is_free(self, family: int, port: int) -> bool:
+        return self._world.udp_port_is_free(4 if family == addr.AF_INET else 16, port)
 
     def tx_checksum(self, name: str) -> bool | None:
         try:

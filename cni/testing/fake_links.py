@@ -88,6 +88,7 @@ class World:
         self.addresses: dict[int, list[Address]] = {}
         self.paths = Paths(self.links, self.connected)
         self.nft = FakeNft()
+        self.taken_ports: set[int] = set()  # UDP ports of programs
         families = _CONF if ipv6 else {addr.AF_INET: _CONF[addr.AF_INET]}
         self.conf = {family: {"all": dict(keys), "default": dict(keys)} for family, keys in families.items()}
         self._next_index = 1
@@ -299,9 +300,15 @@ class World:
         if "up" in changes:
             self._set_up(found, up=changes["up"])
 
+    def udp_port_is_free(self, size: int, port: int) -> bool:
+        tunnels = [link.vxlan for link in self.links.values() if link.up and link.vxlan is not None]
+        return port not in self.taken_ports and not any(one.port == port and size in one.sizes for one in tunnels)
+
     def _set_up(self, link: FakeLink, *, up: bool) -> None:
         was_up = link.up
         if up and any(other.up and _shuts_out(other.vxlan, link.vxlan) for other in self.links.values()):
+            raise Refused(EADDRINUSE)
+        if up and link.vxlan is not None and link.vxlan.port in self.taken_ports:
             raise Refused(EADDRINUSE)
         link.flags = link.flags & ~IFF_UP | (IFF_UP if up else 0)
         if up and link.flags & IFF_LOOPBACK and not self.addresses[link.index]:

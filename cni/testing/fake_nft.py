@@ -159,6 +159,12 @@ class FakeNft:
     def table_add(self, family: int, table: str) -> None:
         self.tables.setdefault((family, table), Table())
 
+    def table_del(self, family: int, table: str, empty: bool) -> None:  # noqa: FBT001 - as the operation has it
+        found = self._table(family, table)
+        if empty and (found.chains or found.sets):
+            raise Refused(EBUSY)
+        del self.tables[family, table]
+
     def chain_add(self, family: int, table: str, chain: str, hook: tuple[str, str, int] | None) -> None:
         found = self._table(family, table).chains.setdefault(chain, Chain(hook))
         if hook is not None and found.hook != hook:
@@ -220,6 +226,7 @@ class FakeNft:
 
 _VERBS: dict[str, Callable[..., None]] = {
     "nft_table_add": FakeNft.table_add,
+    "nft_table_del": FakeNft.table_del,
     "nft_chain_add": FakeNft.chain_add,
     "nft_chain_flush": FakeNft.chain_flush,
     "nft_chain_del": FakeNft.chain_del,

@@ -170,6 +170,10 @@ class FaultyNamespace:
         self._kernel.verb(f"refuse_conf {link} {key}")
         self._inner.refuse_conf(family, link, key, value)
 
+    def udp_port_is_free(self, family: int, port: int) -> bool:
+        self._kernel.verb(f"udp_port_is_free {port}")
+        return self._inner.udp_port_is_free(family, port)
+
     def tx_checksum(self, name: str) -> bool | None:
         self._kernel.verb(f"tx_checksum {name}")
         return self._inner.tx_checksum(name)

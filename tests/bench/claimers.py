@@ -245,7 +245,7 @@ def _claim(url: str, first: int, nodes: int, step: int) -> None:
                 return
             node = _node(number)
             client = Client(settings.endpoints, settings.credentials)
-            claimer = Claimer(client, settings.keys, settings.pools, settings.ttl)
+            claimer = Claimer(client, settings, threading.Event())
             begin = time.monotonic()
             claim = claimer.claim(node)
             end = time.monotonic()

@@ -330,6 +330,7 @@ class SlowIpam:
     SCRIPT = """#!/bin/sh
 case $CNI_COMMAND in
   ADD) echo >> /run/began; cat /run/gate; echo '{"cniVersion":"1.1.0","ips":[{"address":"%s","gateway":"10.1.0.1"}]}' ;;
+  DEL) [ ! -e /run/no-del ] || { echo '{"cniVersion":"1.1.0","code":100,"msg":"not now"}'; exit 1; } ;;
 esac
 """
 
@@ -355,6 +356,13 @@ esac
         """Let those that wait go on."""
         with self.node.path("/run/gate").open("w"):
             pass
+
+    def refuse_del(self) -> None:
+        """Let its DEL fail."""
+        self.node.path("/run/no-del").touch()
+
+    def allow_del(self) -> None:
+        self.node.path("/run/no-del").unlink()
 
     def delete(self, pod: Pod) -> None:
         self.node.call("bridge", "DEL", self.conf, pod, env=self.env).silent()

@@ -6,14 +6,15 @@ The other nodes need not exist: what this one holds for them is a matter of its 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tests.e2e.agent_world import Agent
 from tests.e2e.world import Node, wait_same, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from tests.e2e.world import Way
@@ -38,8 +39,15 @@ def member(number: int, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (described | changes).items() if value is not None}
 
 
+# The nodes of most tests: this one and three others, which need not exist.
+PEERS = 3
+EVERYONE = [member(number) for number in range(1, PEERS + 2)]
+
+
 class ClusterNode:
-    """Node 1 with its agent. Use it as a context manager."""
+    """Node 1 with its agent. Use it as a context manager. `shared` are those that several tests have in turn (`settled`)."""
+
+    shared: ClassVar[list[ClusterNode]] = []
 
     def __init__(self, way: Way, kind: str, members: Sequence[dict[str, Any]], **options: Any) -> None:
         self.node = Node(way)
@@ -83,6 +91,10 @@ class ClusterNode:
     def start(self, *options: str, **spawning: Any) -> Agent:
         self.agent = Agent(self.node, "--network", NETWORK, *options, **spawning).ready()
         return self.agent
+
+    def log(self) -> str:
+        """The agent's."""
+        return self.agent.log() if self.agent is not None else ""
 
     # What the kernel holds
 
@@ -153,3 +165,16 @@ class ClusterNode:
     def wait_for(self, wanted: dict[str, Any]) -> None:
         """Until the kernel holds just this."""
         wait_same(self.held, wanted, "the kernel holds what it held", SOON)
+
+
+@contextlib.contextmanager
+def settled(way: Way, kind: str, **options: Any) -> Iterator[ClusterNode]:
+    """A node for several tests, whose agent has made the way to all others."""
+    with ClusterNode(way, kind, EVERYONE, **options) as made:
+        made.start()
+        made.wait_for_routes(2 * PEERS)
+        ClusterNode.shared.append(made)
+        try:
+            yield made
+        finally:
+            ClusterNode.shared.remove(made)

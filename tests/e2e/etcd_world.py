@@ -209,9 +209,9 @@ class Member:
 
     def __init__(self, number: int, endpoints: list[str], had: str = "", name: str = "", **options: Any) -> None:
         self.number = number
-        networks = options.pop("networks", (NETWORK,))
+        network = Network(options.pop("network", "pods"), options.pop("networks", (NETWORK,)))
         conf = {"source": "etcd", "endpoints": endpoints, "prefix": PREFIX, "ttl": 5, **options}
-        self.source: EtcdSource = make(Reader(conf, "membership"), Network("pods", networks))
+        self.source: EtcdSource = make(Reader(conf, "membership"), network)
         self.name = name or f"node{number}"
         self.ear = Ear()
         self._before = tuple(subnet(text) for text in had.split())

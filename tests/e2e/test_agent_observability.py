@@ -210,6 +210,16 @@ class TestHealth:
         assert not node.path(HTTP).exists()
         assert pod.addresses()
 
+    @pytest.mark.parametrize("lost", ["sys_chroot", "sys_admin", "net_admin"])
+    def test_not_ready_without_a_capability(self, node: Node, start: Any, lost: str) -> None:
+        """As a container that was given too few; calls are served all the same, by processes of their own."""
+        agent = start(prefix=("setpriv", f"--bounding-set=-{lost}", f"--inh-caps=-{lost}"))
+        status, text = get(node, "/readyz")
+        assert status == 503
+        assert f"found none of {lost.upper()} (" in text
+        assert get(node, "/healthz") == (200, "ok\n"), "another start would not help"
+        wait_until(lambda: f"found none of {lost.upper()}" in agent.log(), "the log says it too")
+
     def test_the_next_agent_takes_the_place(self, node: Node, start: Any) -> None:
         first = start()
         assert node.call("loopback", "STATUS", PLAIN).ok

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.cluster_world import SOON, UNDERLAY, ClusterNode, member
+from tests.e2e.cluster_world import SOON, UNDERLAY, ClusterNode, settled
 from tests.e2e.underlay import V4, V6, Cluster, add, address, address_of, ping
 from tests.e2e.world import wait_same, wait_until
 
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from tests.e2e.agent_world import AgentWay
     from tests.e2e.world import Way
 
-PEERS = 3
-EVERYONE = [member(number) for number in range(1, PEERS + 2)]
-# After an address is back.
-RETURN = 3.0
+pytest_plugins = ["tests.e2e.cluster_fixtures"]
+
+PATIENT = ("-w", "15")  # seconds until the one answer
 ADDRESSES = {"-4": "192.0.2.1/22", "-6": "2001:db8::1/64"}
 DEVICES = {"-4": "cnikit.1", "-6": "cnik6.1"}
 OTHER = {"-4": "-6", "-6": "-4"}
@@ -35,9 +34,7 @@ BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module", params=BACKENDS)
 def world(request: pytest.FixtureRequest, agent_way: AgentWay) -> Iterator[ClusterNode]:
     kind, options = BACKENDS[request.param]
-    with ClusterNode(agent_way, kind, EVERYONE, **options) as made:
-        made.start()
-        made.wait_for_routes(2 * PEERS)
+    with settled(agent_way, kind, **options) as made:
         yield made
 
 
@@ -115,7 +112,7 @@ def test_the_loss_of_one_family_costs_the_other_nothing(
 
     give(world, family)
 
-    wait_same(world.held, whole, "all is as it was", RETURN)
+    wait_same(world.held, whole, "all is as it was", SOON)
     wait_until(lambda: world.metric("cnikit_cluster_trouble") == 0, "nothing is wrong any more", SOON)
 
 
@@ -140,7 +137,7 @@ def test_pods_are_attached_while_one_family_is_away(way: Way, backend: str, fami
         assert answer.ok
         assert f"{key}: expected an address of this host" in answer.stderr
         assert (node.ip("route", "show", "proto", "205"), node.ip("-6", "route", "show", "proto", "205")) == before
-        assert ping(pod, address(there, other)).ok
+        assert ping(pod, address(there, other), *PATIENT).ok
         mtu = pod.ip("link", "show", "eth0")[0]["mtu"]
         assert mtu == (1500 if kind == "host-gw" else 1430), "it still fits when the family is back"
         error = node.call(kind, "CHECK", {**conf, "prevResult": answer.result}, pod).error
@@ -151,5 +148,5 @@ def test_pods_are_attached_while_one_family_is_away(way: Way, backend: str, fami
         add(node.pod(), conf)
 
         for one in (V4, V6):
-            assert ping(pod, address(there, one)).ok
+            assert ping(pod, address(there, one), *PATIENT).ok
         node.call(kind, "CHECK", {**conf, "prevResult": answer.result}, pod).silent()

@@ -11,17 +11,26 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.agent_world import Agent
-from tests.e2e.cluster_world import MEMBERS, NETWORK, SOON, SUBNETS, UNDERLAY, ClusterNode, member
+from tests.e2e.cluster_world import (
+    EVERYONE,
+    MEMBERS,
+    NETWORK,
+    PEERS,
+    SOON,
+    SUBNETS,
+    UNDERLAY,
+    ClusterNode,
+    member,
+)
 from tests.e2e.world import Way, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.e2e.agent_world import AgentWay
 
-PEERS = 3
-EVERYONE = [member(number) for number in range(1, PEERS + 2)]
+pytest_plugins = ["tests.e2e.cluster_fixtures"]
+
 TWO = "10.244.2.0/24"
 
 
@@ -33,34 +42,6 @@ def many(count: int) -> list[dict[str, Any]]:
         subnet = f"10.{244 + (number >> 11)}.{number >> 3 & 255}.{(number & 7) << 5}/27"
         found.append(member(number, publicIP=f"192.0.{2 + high}.{low}", publicIPv6=None, subnets=[subnet]))
     return found
-
-
-@pytest.fixture(scope="module")
-def vxlan(agent_way: AgentWay) -> Iterator[ClusterNode]:
-    """One node for all kinds of damage: each test finds it whole and leaves it whole."""
-    with ClusterNode(agent_way, "vxlan", EVERYONE) as made:
-        made.start()
-        made.wait_for_routes(2 * PEERS)
-        yield made
-
-
-@pytest.fixture(scope="module")
-def host_gw(agent_way: AgentWay) -> Iterator[ClusterNode]:
-    with ClusterNode(agent_way, "host-gw", EVERYONE) as made:
-        made.start()
-        made.wait_for_routes(2 * PEERS)
-        yield made
-
-
-@pytest.fixture(scope="module")
-def whole(vxlan: ClusterNode) -> dict[str, Any]:
-    """What the node holds before any damage. Looked at between two tests it might be that of the first's end."""
-    return vxlan.held()
-
-
-@pytest.fixture(scope="module")
-def plain(host_gw: ClusterNode) -> dict[str, Any]:
-    return host_gw.held()
 
 
 def test_a_vxlan_node_holds_what_leads_to_every_other_node(vxlan: ClusterNode) -> None:
@@ -593,8 +574,8 @@ def test_a_subnet_that_changes_under_pods_is_told(agent_way: AgentWay) -> None:
 
         world.tell([member(1, subnets=["10.244.11.0/24", "fd00:244:0:1::/64"]), *EVERYONE[1:]])
 
-        told = "this node's subnet was 10.244.1.0/24 and is 10.244.11.0/24, fd00:244:0:1::/64"
-        wait_until(lambda: told in agent.log(), "it is told", SOON)
+        told = "node node1 has changed: subnets from 10.244.1.0/24 and fd00:244:0:1::/64 to 10.244.11.0/24 and fd00"
+        wait_until(lambda: told in agent.log(), "it is logged", SOON)
         wait_until(lambda: world.devices()["cnikit.1"][-1] == ["10.244.11.0"], "the device's address", SOON)
         wait_until(lambda: "FLANNEL_SUBNET=10.244.11.1/24" in world.node.path(SUBNETS).read_text(), "the file", SOON)
 

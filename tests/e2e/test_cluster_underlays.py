@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +17,7 @@ from tests.e2e.world import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.e2e.agent_world import AgentWay
+    from tests.e2e.agent_world import Agent, AgentWay
     from tests.e2e.world import Node, Way
 
 BOTH = (V4, V6)
@@ -162,3 +165,41 @@ def test_the_agents_device_and_file_have_the_mtu_of_the_link_that_packets_leave_
         world.wait_for_routes(2)
         assert {device[1] for device in world.devices().values()} == {1430}
         wait_until(lambda: "FLANNEL_MTU=1430\n" in world.node.path(SUBNETS).read_text(), "the subnet file", SOON)
+
+
+def test_a_device_is_made_once_its_port_is_free(agent_way: AgentWay) -> None:
+    """While a program has the port the agent only asks, and makes nothing."""
+    members = [member(1), member(2)]
+    with ClusterNode(agent_way, "vxlan", members) as world, world.node.socket(V4) as v4, world.node.socket(V6) as v6:
+        v6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        v4.bind(("", 8472))
+        v6.bind(("", 8472))
+        before = last_index(world.node)
+        agent = world.start()
+        told = "UDP port 8472: expected it free for cnikit.1, found another program with it"
+        wait_until(lambda: told in agent.log(), "who has the port is reported", SOON)
+        for number in range(3, 6):  # each time the agent looks for its ground again
+            world.tell([member(1, subnets=[f"10.244.{number + 100}.0/24"]), *members[1:], member(number)])
+            joined = f"node node{number} has joined"
+            wait_until(partial(says, agent, joined), joined, SOON)
+
+        assert last_index(world.node) == before + 1, "no link was made meanwhile"
+        assert agent.log().count(told) == 1
+        assert world.metric("cnikit_cluster_trouble") == 1
+        v4.close()
+        v6.close()
+        wait_until(lambda: set(world.devices()) == {"cnikit.1", "cnik6.1"}, "the devices", SOON)
+        world.wait_for_routes(4)
+        wait_until(lambda: world.metric("cnikit_cluster_trouble") == 0, "nothing is wrong any more", SOON)
+
+
+def says(agent: Agent, text: str) -> bool:
+    return text in agent.log()
+
+
+def last_index(node: Node) -> int:
+    """The index of a link that is made now: each link that ever was has one of its own."""
+    node.run("ip", "link", "add", "probe", "type", "bridge")
+    found = int(json.loads(node.run("ip", "-j", "link", "show", "probe"))[0]["ifindex"])
+    node.run("ip", "link", "del", "probe")
+    return found

@@ -111,6 +111,33 @@ def test_pods_reach_each_other_where_iptables_drops(way: Way, case: Case) -> Non
         assert accepts(node, case.kind) == []
 
 
+@pytest.mark.parametrize("kind", ["nft", "legacy"])
+@pytest.mark.parametrize("option", ["-i", "-o"])
+def test_a_drop_by_the_device_that_comes_later_is_named_and_how_to_accept_the_pods(
+    way: Way, kind: str, option: str
+) -> None:
+    with Cluster(way) as cluster:
+        node, conf = cluster.nodes[0], cluster.conf("vxlan", ipMasq=True)
+        one, two = cluster.attach(conf)
+        result: dict[str, Any] = add(other := node.pod(), conf)
+        node.run(f"iptables-{kind}", "-A", "FORWARD", option, "cnikit.1", "-j", "DROP")
+        assert not ping(one, address(two, V4)).ok
+
+        status = node.call("vxlan", "STATUS", conf).error
+        check = node.call("vxlan", "CHECK", {**conf, "prevResult": result}, other).error
+
+        assert (status["code"], check["code"]) == (50, 999)
+        table = "iptables" if kind == "nft" else "iptables (legacy)"
+        text = f"expected accepts for the pods in {table}, found its FORWARD chain (rule 1) to drop them"
+        assert all(text in error["msg"] for error in (status, check)), (status, check)
+        for command in status["details"].partition("without it: ")[2].split("; "):
+            assert command.split(" ")[0] == {"nft": "iptables", "legacy": "iptables-legacy"}[kind]
+            node.run(*command.replace("iptables ", "iptables-nft ").split(" "))
+        node.call("vxlan", "STATUS", conf).silent()
+        node.call("vxlan", "CHECK", {**conf, "prevResult": result}, other).silent()
+        assert ping(one, address(two, V4)).ok
+
+
 def test_nothing_is_put_where_nothing_drops(way: Way) -> None:
     with Cluster(way, 1) as cluster:
         node = cluster.nodes[0]
@@ -219,6 +246,12 @@ def walled(bin_dir: Path) -> Iterator[Cluster]:
         ("ip saddr 10.244.0.0/16 ct state new accept", False),
         ("ip saddr { 10.244.0.0/16, 10.1.0.0/16 } accept", False),
         ("iifname lo accept; accept", False),
+        ("accept; iifname cnikit.1 drop", False),
+        ("iifname cnikit.1 drop; accept", True),
+        ("oifname cnikit.1 drop; accept", True),
+        ('oifname "veth*" drop; accept', True),
+        ("iifname { cnikit.1, docker0 } drop; accept", False),  # what a set holds is not asked
+        ("iifname cnik6.1 drop; iifname eth0 drop; accept", False),
     ],
 )
 def test_own_rules_for_the_pods_are_believed(walled: Cluster, rule: str, *, is_dropped: bool) -> None:

@@ -12,25 +12,13 @@ import pytest
 
 from cni import addr
 from plugins.peers import vtep_mac
-from tests.e2e.cluster_world import MEMBERS, SOON, SUBNETS, ClusterNode, member
+from tests.e2e.cluster_world import EVERYONE, MEMBERS, PEERS, SOON, SUBNETS, ClusterNode, member
 from tests.e2e.world import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.e2e.agent_world import AgentWay
 
-PEERS = 3
-EVERYONE = [member(number) for number in range(1, PEERS + 2)]
-
-
-@pytest.fixture(scope="module")
-def vxlan(agent_way: AgentWay) -> Iterator[ClusterNode]:
-    """One node for all changes: each test finds it whole and leaves it whole."""
-    with ClusterNode(agent_way, "vxlan", EVERYONE) as made:
-        made.start()
-        made.wait_for_routes(2 * PEERS)
-        yield made
+pytest_plugins = ["tests.e2e.cluster_fixtures"]
 
 
 @pytest.fixture(scope="module")

@@ -3,134 +3,39 @@ lost, exchanged, another's, or one of several."""
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tests.e2e.agent_world import Agent
 from tests.e2e.etcd_world import PREFIX, put_node
-from tests.e2e.relay import Relay
-from tests.e2e.underlay import Cluster, add, address_of, subnet_of
+from tests.e2e.membership_world import (
+    PUBLIC_IP,
+    annotated,
+    claim_of,
+    give,
+    here,
+    internal_ip,
+    kubernetes,
+    served,
+    stands,
+    take,
+    ways,
+    world,
+)
+from tests.e2e.underlay import V4, add, address_of
 from tests.e2e.world import Way, wait_until
 from tests.kubernetes.control_plane import ELSEWHERE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.e2e.agent_world import AgentWay
     from tests.e2e.etcd_world import Etcd
-    from tests.e2e.world import Node
     from tests.kubernetes.control_plane import ControlPlane
 
 pytest_plugins = ["tests.kubernetes.fixtures", "tests.e2e.etcd_fixtures"]
 
-V4 = 2
 # A connection from an address that is gone is found dead by itself after 25 s and more.
 AT_ONCE = 8.0
-NETWORK = "/run/net.conflist"
-SUBNETS = "/run/cnikit/subnets/pods.env"
-PUBLIC_IP = "flannel.alpha.coreos.com/public-ip"
 TAINT = {"key": "node.kubernetes.io/network-unavailable", "effect": "NoSchedule"}
-
-
-class World:
-    """Nodes with agents, whose membership is a server of the test at a port of loopback, and of `ELSEWHERE` on the underlay."""
-
-    def __init__(self, cluster: Cluster, port: int, membership: dict[str, Any], stack: contextlib.ExitStack) -> None:
-        self.cluster = cluster
-        self._membership = membership
-        self._stack = stack
-        self.agents: list[Agent] = []
-        give(cluster.switch, ELSEWHERE, "switch")
-        stack.enter_context(Relay(cluster.switch, port, ELSEWHERE))
-        for node in cluster.nodes:
-            stack.enter_context(Relay(node, port))
-
-    def start(self, number: int, host_name: str = "", **options: Any) -> Agent:
-        """Start the agent of node `number`, which calls its host so (`nodeN` without)."""
-        node = self.cluster.nodes[number - 1]
-        conf = self.cluster.conf("vxlan", membership=self._membership, **options)
-        del conf["peers"]
-        plugins = [{key: value for key, value in conf.items() if key not in ("cniVersion", "name")}]
-        node.path(NETWORK).write_text(json.dumps({"cniVersion": "1.1.0", "name": "pods", "plugins": plugins}))
-        name = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host_name or f"node{number}")
-        agent = Agent(node, "--network", NETWORK, prefix=name)
-        self._stack.callback(agent.forget)
-        self.agents.append(agent)
-        return agent.ready()
-
-
-@contextlib.contextmanager
-def world(way: Way, port: int, membership: dict[str, Any], count: int = 1, **options: Any) -> Iterator[World]:
-    with Cluster(way, count, **options) as cluster, contextlib.ExitStack() as stack:
-        made = World(cluster, port, membership, stack)
-        try:
-            yield made
-        except BaseException:
-            for agent in made.agents:
-                print(agent.log()[-4000:])
-            raise
-
-
-@contextlib.contextmanager
-def kubernetes(way: AgentWay, plane: ControlPlane, count: int = 1, server: str = "", **options: Any) -> Iterator[World]:
-    """Nodes whose kubelets have registered them."""
-    kubeconfig = str(plane.kubeconfig("identity.conf", plane.admin, server=server))
-    membership = {"source": "kubernetes", "kubeconfig": kubeconfig}
-    for number in range(1, count + 1):
-        plane.add_node(f"node{number}", [subnet_of(number, V4)], [address_of(number, V4)])
-    with world(way, plane.port, membership, count, **options) as made:
-        yield made
-
-
-def give(node: Node, address: str, link: str = "eth0") -> None:
-    node.run("ip", "addr", "add", f"{address}/24", "dev", link)
-
-
-def take(node: Node, address: str, link: str = "eth0") -> None:
-    node.run("ip", "addr", "del", f"{address}/24", "dev", link)
-
-
-def served(node: Node) -> str:
-    """The subnet that pods of the node get their addresses from."""
-    file = node.path(SUBNETS)
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.partition("=")[2] for line in lines if line.startswith("FLANNEL_SUBNET=")), "")
-
-
-def ways(node: Node) -> dict[str, str]:
-    """Where the node sends what is for the pods of others: the address on the underlay, by subnet."""
-    hosts = {entry["dst"]: entry["lladdr"] for entry in node.ip("neigh", "show", "nud", "permanent")}
-    receivers = {entry["mac"]: entry["dst"] for entry in node.bridge("fdb", "show") if "dst" in entry}
-    routes = node.ip("-4", "route", "show", "proto", "205")
-    return {route["dst"]: receivers.get(hosts.get(route["gateway"], ""), "") for route in routes}
-
-
-def here(node: Node) -> str:
-    """Which address the node's own device sends from."""
-    return next((one["linkinfo"]["info_data"]["local"] for one in node.ip("link", "show", "type", "vxlan") if one), "")
-
-
-def claim_of(gateway: str) -> str:
-    """The key in etcd that says whose the subnet of a gateway is."""
-    return f"{PREFIX}/subnets/{ipaddress.ip_interface(gateway).network}".replace("/24", "-24")
-
-
-def stands(node: Node, subnet: str, others: dict[str, str], what: str) -> None:
-    wait_until(lambda: (served(node), ways(node)) == (subnet, others), what, 20)
-
-
-def internal_ip(plane: ControlPlane, name: str, *addresses: str) -> None:
-    """As the kubelet reports it."""
-    found = [{"type": "InternalIP", "address": address} for address in addresses]
-    plane.patch_node(name, {"status": {"addresses": found}}, "/status")
-
-
-def annotated(plane: ControlPlane, name: str = "node1") -> str:
-    """Where the node's agent tells the others that it is."""
-    found: str = plane.node(name)["metadata"].get("annotations", {}).get(PUBLIC_IP, "")
-    return found
 
 
 # Who am I
@@ -152,7 +57,7 @@ def test_nodes_that_exchange_their_addresses_keep_their_ranges(agent_way: AgentW
 
         stands(one, "10.244.1.1/24", {"10.244.2.0/24": "198.18.0.1"}, "node1 is node1, and knows where node2 is")
         stands(two, "10.244.2.1/24", {"10.244.1.0/24": "198.18.0.2"}, "node2 is node2")
-        assert not [agent.log() for agent in agents if "this node's subnet was" in agent.log()]
+        assert not [agent.log() for agent in agents if "subnets from" in agent.log()]
         told = ("198.18.0.2", "198.18.0.1")
         wait_until(
             lambda: (annotated(plane, "node1"), annotated(plane, "node2")) == told, "both say where they are", 20
@@ -188,7 +93,7 @@ def test_in_etcd_too_a_name_decides(agent_way: AgentWay, etcd: Etcd) -> None:
         wait_until(lambda: served(node), "it has a subnet", 20)
         assert served(node) != "10.244.66.1/24"
         assert etcd.content()[claim_of(served(node))] == "node1"
-        wait_until(lambda: "198.18.0.1 is node1's address" in agent.log(), "the dead one is reported", 20)
+        wait_until(lambda: "found 198.18.0.1, which is node1's" in agent.log(), "the dead one is reported", 20)
 
 
 # What is my address

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.kubernetes.fixtures"]
 
 ROOT = Path(__file__).parents[2]
-RBAC = ROOT / "conf" / "kubernetes" / "cnikit-rbac.yaml"
+RBAC = ROOT / "conf" / "kubernetes" / "base" / "rbac.yaml"
 NETWORK = Network("pods", ((bytes([10, 244, 0, 0]), 16),), (), "vxlan", 1)
 DUAL = Network("pods", (*NETWORK.ranges, (addr.pack("fd00:244::") or b"", 48)), (), "vxlan", 1)
 OURS, FLANNEL = "cnikit.dev/", "flannel.alpha.coreos.com/"
@@ -183,39 +183,26 @@ def test_a_node_that_is_replaced_by_one_of_its_name(plane: ControlPlane, kubecon
         assert told.described()["node2"]["subnets"] == ["10.244.20.0/24"]
 
 
-def test_of_two_nodes_with_one_address_the_silent_one_yields(plane: ControlPlane, kubeconfig: str) -> None:
+def test_a_node_whose_kubelet_is_silent_ranks_lower(plane: ControlPlane, kubeconfig: str) -> None:
+    """Who of several with one address is in the roster says."""
+
     def ready(name: str, status: str) -> None:
         plane.patch_node(name, {"status": {"conditions": [{"type": "Ready", "status": status}]}}, "/status")
 
+    plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
+    ready("node1", "Unknown")  # we know better
     plane.add_node("dead", ["10.244.2.0/24"], ["192.0.2.2"])
     ready("dead", "Unknown")
 
     with running(KubernetesSource(NETWORK, kubeconfig)) as told:
         told.wait_for("dead", "node1")
         plane.add_node("living", ["10.244.3.0/24"], ["192.0.2.2"])
-
-        told.wait_for("living", "node1")
-        told.wait_trouble("dead: its address is living's", "delete its Node object")
-        ready("dead", "True")
-        told.wait_for("dead", "living", "node1")  # who of them it is the roster says
+        told.wait_for("dead", "living", "node1")
+        assert {name: node.rank for name, node in told.nodes.items()} == {"dead": 0, "living": 1, "node1": 1}
+        ready("dead", "False")
+        told.wait(lambda: told.nodes["dead"].rank == 1, "something is heard of it")
         ready("dead", "Unknown")
-        told.wait_for("living", "node1")
-        plane.delete_node("living")
-        told.wait_for("dead", "node1")
-        assert "living's" not in told.trouble_now
-
-
-def test_a_silent_node_that_is_there_already_when_the_list_is_taken(plane: ControlPlane, kubeconfig: str) -> None:
-    plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
-    for number, name in enumerate(("a-dead-one", "b-living", "node1s-dead-one"), 2):
-        plane.add_node(name, [f"10.244.{number}.0/24"], ["192.0.2.1" if name.startswith("node1") else "192.0.2.2"])
-        silent = {"conditions": [{"type": "Ready", "status": "False" if name == "b-living" else "Unknown"}]}
-        plane.patch_node(name, {"status": silent}, "/status")
-
-    with running(KubernetesSource(NETWORK, kubeconfig)) as told:
-        told.wait_for("b-living", "node1")
-
-        told.wait_trouble("a-dead-one: its address is b-living's", "node1s-dead-one: its address is node1's")
+        told.wait(lambda: told.nodes["dead"].rank == 0, "and nothing any more")
 
 
 def test_a_node_that_cannot_tell_where_it_is_finds_it_in_its_object(plane: ControlPlane, kubeconfig: str) -> None:
@@ -308,6 +295,40 @@ def test_what_somebody_undoes_is_done_again(plane: ControlPlane, kubeconfig: str
         told.wait(lambda: notes_of(plane).get(FLANNEL + "public-ip") == "192.0.2.1", "announced again")
 
 
+# Two machines of one name
+
+
+def test_of_two_machines_with_one_name_the_earlier_has_the_object(plane: ControlPlane, kubeconfig: str) -> None:
+    plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
+    with running(KubernetesSource(NETWORK, kubeconfig, machine="first")) as one:
+        one.wait(lambda: notes_of(plane).get(OURS + "machine") == "first", "it is announced")
+        began = plane.version()
+        later = KubernetesSource(NETWORK, kubeconfig, machine="second")
+
+        with running(later, own_node("192.0.2.9")) as two:
+            one.wait_trouble("node1: expected one machine of that name, found another one with 192.0.2.9; give each")
+            two.wait_trouble("node1: expected one machine of that name, found another one with 192.0.2.1; give each")
+            one.wait(lambda: OURS + "knock" not in notes_of(plane), "it has answered")
+
+            states = [node["metadata"]["annotations"] for node in plane.states("node1", began)]
+            assert {notes[FLANNEL + "public-ip"] for notes in states} == {"192.0.2.1"}, "nobody writes in turns"
+            assert [notes.get(OURS + "knock", "") for notes in states] == ["second 192.0.2.9", ""]
+
+
+def test_a_machine_of_the_name_that_is_gone_answers_no_more(plane: ControlPlane, kubeconfig: str) -> None:
+    """A reboot, or another machine in its place."""
+    plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
+    with running(KubernetesSource(NETWORK, kubeconfig, machine="before")) as one:
+        one.wait(lambda: notes_of(plane).get(OURS + "machine") == "before", "it is announced")
+
+    with running(KubernetesSource(NETWORK, kubeconfig, machine="after"), own_node("192.0.2.9")) as two:
+        two.wait(lambda: notes_of(plane).get(FLANNEL + "public-ip") == "192.0.2.9", "it is announced in its place")
+
+        assert notes_of(plane)[OURS + "machine"] == "after"
+        assert OURS + "knock" not in notes_of(plane)
+        assert [text for text in two.troubles if "of that name" in text] == []
+
+
 # Rights
 
 
@@ -333,7 +354,7 @@ def test_the_rights_of_the_manifest_are_needed_and_enough(plane: ControlPlane, m
     with running(KubernetesSource(NETWORK, "", str(folder))) as told:
         text = told.wait_trouble("403")
         assert "system:serviceaccount:kube-system:cnikit" in text
-        assert "conf/kubernetes/cnikit-rbac.yaml" in text
+        assert "conf/kubernetes/base/rbac.yaml" in text
         apply_rbac(plane)
 
         told.wait_for("node1")
@@ -464,7 +485,7 @@ def test_the_own_node_gets_its_range_late(plane: ControlPlane, kubeconfig: str) 
         assert told.described()["node1"]["subnets"] == ["10.244.1.0/24"]
 
 
-def test_a_range_that_changes_under_running_pods(plane: ControlPlane, kubeconfig: str) -> None:
+def test_a_range_that_changes(plane: ControlPlane, kubeconfig: str) -> None:
     plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
 
     with running(KubernetesSource(NETWORK, kubeconfig)) as told:
@@ -473,21 +494,8 @@ def test_a_range_that_changes_under_running_pods(plane: ControlPlane, kubeconfig
         told.wait_trouble("found none")
         plane.add_node("node1", ["10.244.9.0/24"], ["192.0.2.1"])
 
-        text = told.wait_trouble("was 10.244.1.0/24 and is now 10.244.9.0/24")
-        assert "drain" in text
-        assert told.described()["node1"]["subnets"] == ["10.244.9.0/24"]
-        plane.delete_node("node1")
-        plane.add_node("node1", ["10.244.1.0/24"], ["192.0.2.1"])
+        told.wait(lambda: told.described()["node1"]["subnets"] == ["10.244.9.0/24"], "its range is another one")
         told.wait_trouble("")
-
-
-def test_a_range_outside_the_network(plane: ControlPlane, kubeconfig: str) -> None:
-    plane.add_node("node1", ["10.99.1.0/24"], ["192.0.2.1"])
-
-    with running(KubernetesSource(NETWORK, kubeconfig)) as told:
-        text = told.wait_trouble("10.99.1.0/24")
-
-        assert "10.244.0.0/16" in text
 
 
 def test_annotations_that_are_wrong(plane: ControlPlane, kubeconfig: str) -> None:

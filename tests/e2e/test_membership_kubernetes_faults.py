@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,7 @@ import pytest
 from agent.membership import Network
 from agent.membership.kubernetes import KubernetesSource
 from agent.membership.kubernetes_api import Api, ApiError
-from agent.membership.kubernetes_own import Announcer
-from agent.membership.troubles import Troubles
+from agent.membership.kubernetes_own import Pace
 from plugins.peers import Node
 from tests.kubernetes.pki import Authority
 from tests.kubernetes.recorder import Recorder
@@ -163,7 +163,7 @@ def test_gone_between_two_pages(server: StandIn, tmp_path: Path) -> None:
     [
         (refuse(500, "etcdserver: request timed out"), "500 Internal Server Error: etcdserver: request timed out"),
         (refuse(503, "apiserver not ready"), "503 Service Unavailable"),
-        (refuse(403, "nodes is forbidden"), "conf/kubernetes/cnikit-rbac.yaml"),
+        (refuse(403, "nodes is forbidden"), "conf/kubernetes/base/rbac.yaml"),
         (refuse(401, "Unauthorized"), "token or client certificate"),
         (say(b"<html>bad gateway</html>", 502, "text/html"), "502 Bad Gateway: <html>bad gateway</html>"),
         (say(b"", 302), "302 Found: nothing else"),
@@ -227,14 +227,21 @@ def test_pauses_are_what_the_server_asked_for_and_grow(server: StandIn, tmp_path
 
 
 def test_patches_that_are_undone_are_done_later_each_time() -> None:
-    announcer = Announcer(OWN, NETWORK, lambda: Api("/nowhere"), Troubles(Recorder().trouble), lambda: 0.0)
-    announcer._closed = pauses = Pauses()
+    pace, now, times = Pace(), 1000.0, []
 
     for _ in range(15):
-        announcer._pace()
+        while (at := pace.next(now)) > now:
+            now = at
+        times.append(now)
 
-    assert pauses.seconds == pytest.approx(sorted(pauses.seconds))
-    assert pauses.seconds[-1] > 50.0
+    rests = [later - earlier for earlier, later in pairwise(times)]
+    assert rests == pytest.approx(sorted(rests))
+    assert rests[0] < 0.5
+    assert rests[-1] > 50.0
+    now += 1000.0
+    assert [pace.next(now) for _ in range(2)] == [now, pytest.approx(now + rests[0])], (
+        "after a long time it is forgotten"
+    )
 
 
 @pytest.mark.parametrize(
@@ -466,7 +473,7 @@ found = {"agent": kib("VmRSS")}
 from agent.membership.kubernetes import KubernetesSource
 from agent.membership.kubernetes_api import Api, ApiError
 from agent.membership.troubles import Troubles
-from agent.membership.kubernetes_own import Announcer
+from agent.membership.kubernetes_own import Pace
 found["client"] = kib("VmRSS")
 done = threading.Event()
 

@@ -162,6 +162,18 @@ class TestUninstall:
             assert re.findall("--comment (.*) -j", node.run(program, "-S", "FORWARD")) == ["theirs"]
         assert make(node, modules, "uninstall", **PLACES).stdout == b"nothing of cnikit is installed\n"
 
+    def test_settings_are_put_back(self, node: Node, modules: Path) -> None:
+        names = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
+        node.run("sysctl", "-qw", f"{names[0]}=0", f"{names[1]}=1")
+        make(node, modules, "install", **PLACES)
+        assert node.run("sysctl", "-n", *names).split() == ["1", "1"]
+
+        answer = make(node, modules, "uninstall", **PLACES)
+
+        assert node.run("sysctl", "-n", *names).split() == ["0", "1"]
+        assert f"{names[0]} is 0 again" in answer.stdout.decode()
+        assert node.files("/var/lib/cni") == {}
+
     def test_another_maker_s_plugin_keeps_its_bundle(self, node: Node, modules: Path) -> None:
         make(node, modules, "install", **PLACES)
         plugins = node.path("/opt/cni/bin")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.e2e.agent_world import AgentWay, beside
 from tests.e2e.world import Way
-from tests.kernel_vm import clock, vlan
+from tests.kernel_vm import clock, no_fib, vlan
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
         "cases": {case: {way.name: vlan.observe(way, case) for way in ways} for case in vlan.CASES},
         "refusal": {way.name: vlan.refusal(way) for way in (one_shot, agent)},
         "clock": {way.name: clock.observe(way) for way in (one_shot, agent)},
+        "without nft_fib": no_fib.observe(one_shot),
     }
     json.dump(found, sys.stdout)
 

@@ -97,6 +97,21 @@ class ControlPlane:
     def node(self, name: str) -> Any:
         return self.call("GET", f"/api/v1/nodes/{name}")
 
+    def version(self) -> str:
+        """The version of all nodes as they are now."""
+        return str(self.call("GET", "/api/v1/nodes?limit=1")["metadata"]["resourceVersion"])
+
+    def states(self, name: str, version: str) -> list[Any]:
+        """Each state that a node has been in since a version of the list, up to now."""
+        now = int(self.node(name)["metadata"]["resourceVersion"])
+        query = f"watch=1&resourceVersion={version}&timeoutSeconds=1&fieldSelector=metadata.name={name}"
+        with self._pool() as pool:
+            answer = pool.request("GET", f"{self.server}/api/v1/nodes?{query}", retries=False, timeout=20.0)
+        states = [json.loads(line)["object"] for line in answer.data.splitlines()]
+        assert states, f"no state of {name} since {version}"
+        assert int(states[-1]["metadata"]["resourceVersion"]) >= now, "a watch that lacks the latest state"
+        return states
+
     def patch_node(self, name: str, patch: Any, subresource: str = "") -> None:
         self.call("PATCH", f"/api/v1/nodes/{name}{subresource}", patch, _MERGE)
 

@@ -1,11 +1,19 @@
 /* libFuzzer target: a hostile agent. The input is all it says; its first byte tells which call it is said to.
  *
- * Whatever it is, the launcher neither crashes nor hangs, and keeps the rule of docs/agent-protocol.md: an ADD is
- * not served by the bundle once GO was said, and error 11 is for that alone.
+ * Whatever it is, the launcher neither crashes nor hangs, and keeps the rule of docs/agent-protocol.md: an ADD that cannot
+ * be taken back (here no process for that can be made) is not served by the bundle once GO was said, and error 11 is for
+ * that alone.
  */
 
 #define _GNU_SOURCE
 #include <stdlib.h>
+#include <unistd.h>
+
+/* A second process would go on fuzzing. */
+static pid_t no_process(void)
+{
+    return -1;
+}
 
 static void *room;
 
@@ -21,7 +29,9 @@ static void *only(size_t size)
 #define MOST_STRINGS 64u
 #define MOST_STDIN 64u
 #define malloc only
+#define fork no_process
 #include "../../launcher/agent.c"
+#undef fork
 #undef malloc
 
 struct stamp stamp = {STAMP_MARK, "bridge", "1-0", "0"};

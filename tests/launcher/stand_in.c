@@ -1,4 +1,6 @@
-/* In the place of the bundle's program: writes down how it was started, in a folder `ran` beside itself. */
+/* In the place of the bundle's program: writes down how it was started, in a folder beside itself, `ran`, and in `ran-again`
+ * the second time. FAILING in its environment is the command that it fails.
+ */
 
 #include <fcntl.h>
 #include <limits.h>
@@ -35,7 +37,9 @@ int main(int argc, char **argv)
     for (i = 0; i < (int)sizeof open_fds; i++)
         open_fds[i] = fcntl(i, F_GETFD) >= 0;
     *strrchr(argv[0], '/') = '\0';
-    if (chdir(argv[0]) != 0 || mkdir("ran", 0700) != 0 || chdir("ran") != 0)
+    if (chdir(argv[0]) != 0)
+        abort();
+    if (mkdir("ran", 0700) == 0 ? chdir("ran") != 0 : mkdir("ran-again", 0700) != 0 || chdir("ran-again") != 0)
         abort();
     keep("fds", open_fds, sizeof open_fds);
     length = readlink("/proc/self/fd/0", stdin_name, sizeof stdin_name);
@@ -45,5 +49,7 @@ int main(int argc, char **argv)
     copy("environ", open("/proc/self/environ", O_RDONLY));
     copy("status", open("/proc/self/status", O_RDONLY));
     copy("stdin", 0);
+    if (getenv("FAILING") != NULL && strcmp(getenv("FAILING"), getenv("CNI_COMMAND")) == 0)
+        return 1;
     return puts("one-shot") < 0;
 }

@@ -206,8 +206,15 @@ def test_nonsense_before_go(node: BinDirectory, agent: Agent, said: bytes) -> No
     assert served_one_shot(node, call).stdin == CONF
 
 
+# Of these the end is missing: the agent is gone.
+CUT_OFF = ("nothing", "half a head", "a head alone", "half a text", "half a second text",
+           "as much as is allowed, but not all of it")  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "said", [*NONSENSE.values(), frame(b"R", first=b"1.0.0"), frame(b"D")], ids=[*NONSENSE, "READY", "DECLINE"]
+    "said",
+    [*(said for what, said in NONSENSE.items() if what not in CUT_OFF), frame(b"R", first=b"1.0.0"), frame(b"D")],
+    ids=[*(what for what in NONSENSE if what not in CUT_OFF), "READY", "DECLINE"],
 )
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_nonsense_after_go(node: BinDirectory, agent: Agent, command: str, said: bytes) -> None:
@@ -231,6 +238,42 @@ def test_every_other_verb_is_done_again_when_the_agent_is_lost(node: BinDirector
     ran = served_one_shot(node, call)
     assert (ran.stdin, ran.fds) == (CONF, [0, 1, 2])
     assert b"CNI_COMMAND=" + command.encode() in ran.environ
+
+
+@pytest.mark.parametrize("said", [NONSENSE[what] for what in CUT_OFF], ids=CUT_OFF)
+def test_an_add_whose_agent_is_gone_is_deleted_and_begun_anew(node: BinDirectory, agent: Agent, said: bytes) -> None:
+    environ = {**node.environ("ADD"), b"BYTES": b"\xff\n="}
+    call = node.call(environ, CONF)
+    with agent.accept() as peer:
+        peer.begin()
+        peer.send(said)
+    assert call.finish() == (0, b"one-shot\n", b""), "the answer is the ADD's alone"
+    deleted, added = node.one_shots()
+    assert deleted.environ == [
+        name + b"=" + (b"DEL" if name == b"CNI_COMMAND" else value) for name, value in environ.items()
+    ]
+    assert added.environ == [name + b"=" + value for name, value in environ.items()]
+    for ran in (deleted, added):
+        assert (ran.stdin, ran.fds, ran.blocked) == (CONF, [0, 1, 2], 0)
+        assert not ran.ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGCHLD - 1)
+
+
+def test_an_add_that_cannot_be_taken_back_is_not_begun_anew(node: BinDirectory, agent: Agent) -> None:
+    call = node.call({**node.environ("ADD"), b"FAILING": b"DEL"}, CONF)
+    with agent.accept() as peer:
+        peer.begin()
+    error = refused(call)
+    assert (error["code"], error["cniVersion"]) == (TRY_AGAIN, "1.0.0")
+    assert len(node.one_shots()) == 1
+
+
+def test_a_caller_who_ignores_the_ends_of_children_finds_the_add_begun_anew(node: BinDirectory, agent: Agent) -> None:
+    call = node.call("ADD", CONF, "env", "--ignore-signal=CHLD")
+    with agent.accept() as peer:
+        peer.begin()
+    assert call.finish()[:2] == (0, b"one-shot\n")
+    deleted, added = node.one_shots()
+    assert deleted.ignored & added.ignored & 1 << signal.SIGCHLD - 1, "the bundle finds what the caller has set"
 
 
 def test_an_agent_that_is_lost_before_it_has_read_the_request(node: BinDirectory, agent: Agent) -> None:

@@ -153,10 +153,15 @@ class BinDirectory:
         self._calls.append(call)
         return call
 
+    def one_shots(self) -> list[OneShot]:
+        """How the bundle's program was started, each time."""
+        return [OneShot(ran) for name in ("ran", "ran-again") if (ran := self._bundle / name).exists()]
+
     def one_shot(self) -> OneShot | None:
-        """How the bundle's program was started, if it was."""
-        ran = self._bundle / "ran"
-        return OneShot(ran) if ran.exists() else None
+        """How it was started, if it was, and not twice."""
+        ran = self.one_shots()
+        assert len(ran) <= 1
+        return ran[0] if ran else None
 
     def close(self) -> None:
         for call in self._calls:

@@ -81,7 +81,7 @@ def test_ruleset_reads_as_written_by_hand(host: Namespace, host_ns: Netns) -> No
                 nftables.oifname("cnikit.1"),
                 nftables.nfproto(V4),
                 nftables.saddr_not_in(V4, ADDRESS, 16),
-                nftables.saddr_local(),
+                nftables.sent_here(),
                 nftables.daddr_in(V4, ADDRESS, 16),
                 nftables.masquerade(),
             ],
@@ -111,7 +111,7 @@ ip daddr 224.0.0.0/4 return
 ip6 daddr ff00::/8 return
 ip saddr @pods4 ip daddr != 10.1.0.0/24 masquerade comment "masquerade net1"
 ip6 saddr @pods6 ip6 daddr != fd00::/61 masquerade
-oifname "cnikit.1" ip saddr != 10.1.0.0/16 fib saddr type local ip daddr 10.1.0.0/16 masquerade
+oifname "cnikit.1" ip saddr != 10.1.0.0/16 iif 0 ip daddr 10.1.0.0/16 masquerade
 }
 }
 """
@@ -238,9 +238,21 @@ def test_everything_can_be_taken_away(host: Namespace, host_ns: Netns) -> None:
     assert [entry for entry in left if "rule" in entry] == []
 
 
+def test_a_table_goes_with_all_that_is_in_it(host: Namespace, host_ns: Netns) -> None:
+    skeleton(host)
+    host.nft(ops.nft_rule_add(INET, "t", "post", [nftables.jump("net1")]), ops.nft_table_add(INET, "other"))
+
+    host.nft(ops.nft_table_del(INET, "t"), ops.nft_table_del(INET, "other", empty=True))
+
+    assert [entry for entry in host_ns.nft() if "metainfo" not in entry] == []
+    with pytest.raises(KernelError, match="delete nftables table t: ENOENT"):
+        host.nft(ops.nft_table_del(INET, "t"))
+
+
 @pytest.mark.parametrize(
     ("op", "errno"),
     [
+        (ops.nft_table_del(INET, "t", empty=True), EBUSY),
         (ops.nft_element_del(INET, "t", "pods4", bytes(4)), ENOENT),
         (ops.nft_chain_del(INET, "t", "net1"), EBUSY),
         (ops.nft_chain_flush(INET, "t", "none"), ENOENT),

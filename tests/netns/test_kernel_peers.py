@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from errno import EAFNOSUPPORT, EEXIST, EINVAL, ENETDOWN, ENODEV, ENOENT, EOPNOTSUPP, ERANGE, ESRCH
+from errno import EADDRINUSE, EAFNOSUPPORT, EEXIST, EINVAL, ENETDOWN, ENODEV, ENOENT, EOPNOTSUPP, ERANGE, ESRCH
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -217,7 +218,8 @@ class TestOnePeer:
 
         host.apply(*removals)
 
-        assert (host.routes(PROTOCOL), host.nexthops(), host.neighbours(device)) == ([], [], [])
+        there = [one for one in host.neighbours(device) if one.packed == gateway]  # the kernel adds groups' of its own
+        assert (host.routes(PROTOCOL), host.nexthops(), there) == ([], [], [])
         assert [refusal(host, op) for op in removals] == [ESRCH, ENOENT, ENOENT]
 
     def test_changes_in_place(self, host: Namespace, host_ns: Netns, gateway: bytes, prefix: int) -> None:
@@ -440,3 +442,33 @@ def test_each_refusal_of_a_large_batch_is_told(host: Namespace) -> None:
     assert {error.errno for _, error in failed} == {ENOENT}
     assert [one.id for one in host.nexthops()] == [ONE]
     assert host.attempt([]) == []
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "only", "free"),
+    [
+        (socket.AF_INET, "", 0, [False, True]),
+        (socket.AF_INET, "127.0.0.1", 0, [False, True]),
+        (socket.AF_INET6, "::", 1, [True, False]),
+        (socket.AF_INET6, "::", 0, [False, False]),
+        (socket.AF_INET6, "::1", 0, [True, False]),
+    ],
+)
+def test_a_port_is_free_where_a_device_could_be_set_up(
+    host: Namespace, family: int, address: str, only: int, free: list[bool]
+) -> None:
+    host.apply(ops.link_set("lo", up=True))
+    host.apply(vxlan(host), vxlan(host, "cnik6.1", local=LOCAL6))
+    program = host.inside(lambda: socket.socket(family, socket.SOCK_DGRAM))
+    with program:
+        if family == socket.AF_INET6:
+            program.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        program.bind((address, 8472))
+
+        said = [host.udp_port_is_free(one, 8472) for one in (socket.AF_INET, socket.AF_INET6)]
+        failed = host.attempt([ops.link_set(name, up=True) for name in ("cnikit.1", "cnik6.1")])
+
+        assert said == free
+        refused = {op.args["link"]: error.errno for op, error in failed}
+        assert [name not in refused for name in ("cnikit.1", "cnik6.1")] == free
+        assert set(refused.values()) == {EADDRINUSE}

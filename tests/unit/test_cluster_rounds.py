@@ -20,7 +20,7 @@ ONCE = 0.5  # seconds between two rounds
 class Lost:
     """A network that has lost an address."""
 
-    is_sure = False
+    is_done = False
     devices = links = addresses = frozenset[int]()
 
     def __init__(self, pass_time: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ from plugins.forward_accept import Network, Programs, settle
 from plugins.forward_policy import Packet, dropped_at, left_at
 from plugins.legacy_iptables import Table, words
 from plugins.peers import Node as PeerNode
+from plugins.peers import Underlay
 from plugins.pod_network import Site
 from tests.unit.test_pod_network_fake import cluster, conf
 from tests.unit.test_pod_network_fake import node as node  # noqa: PLC0414 - a fixture
@@ -96,6 +97,45 @@ def test_what_drops_under_a_policy_of_accept(rules: list[str], at: int | None) -
     assert judged("ACCEPT", *rules) == at
 
 
+OWN = {4: b"\xc0\0\2\1", 16: bytes(15) + b"\1"}
+UNDERLAYS = {4: Underlay(2, "eth0", 1500, ()), 16: Underlay(3, "eth1", 1500, ())}
+
+
+def network_of(sizes: tuple[int, ...], kind: str, **options: Any) -> Network:
+    """The one of a node with underlays of these families."""
+    chosen = cluster(ipMasq=True, **options)
+    own = PeerNode("n1", {size: OWN[size] for size in sizes}, ())
+    site = Site(chosen, own, {size: UNDERLAYS[size] for size in sizes}, chosen.networks, 1400)
+    return Network(site, {"vxlan": ["cnikit.1", "cnik6.1"], "flannel": ["flannel.1", "flannel-v6.1"]}.get(kind, ()))
+
+
+@pytest.mark.parametrize(
+    ("network", "names", "is_dropped"),
+    [
+        (network_of((4, 16), "vxlan"), "cnikit.1 veth+ cnik+ +", True),
+        (network_of((4, 16), "vxlan"), "cnik6.1 eth0 eth1 cni0 veth12 flannel.1 docker0", False),
+        (network_of((16,), "vxlan"), "cnik6.1", True),
+        (network_of((16,), "vxlan"), "cnikit.1", False),
+        (network_of((4,), "vxlan", attachment="bridged", bridge="pods0"), "cnikit.1 pods0", True),
+        (network_of((4,), "vxlan", attachment="bridged", bridge="pods0"), "veth+ cni0", False),
+        (network_of((4, 16), "host-gw"), "eth0 veth+", True),
+        (network_of((4, 16), "host-gw"), "eth1 cnikit.1", False),
+        (network_of((), "flannel"), "flannel.1", True),
+        (network_of((), "flannel"), "flannel-v6.1 cnikit.1", False),
+        (network_of((4,), "vxlan", directRouting=True), "cnikit.1 eth0", False),  # only packets of some nodes
+        (network_of((4,), "vxlan", directRouting=True), "veth+", True),
+    ],
+)  # fmt: skip
+def test_a_drop_by_a_link_counts_when_the_pods_packets_are_sure_to_take_it(
+    network: Network, names: str, *, is_dropped: bool
+) -> None:
+    for name in names.split():
+        for option in ("-i", "-o"):
+            table = Table(f":FORWARD ACCEPT [0:0]\n-A FORWARD {option} {name} -j DROP\n", 4)
+            at = dropped_at(table.steps, "FORWARD", "accept", network.packets(4))
+            assert (at == 0) is is_dropped, (name, option)
+
+
 def test_words_of_a_line() -> None:
     line = '-A DOCKER-USER -m comment --comment "say \\"no\\" \\\\ -j" -j DROP'
     assert words(line) == ["-A", "DOCKER-USER", "-m", "comment", "--comment", 'say "no" \\ -j', "-j", "DROP"]
@@ -139,6 +179,14 @@ class TestOneShot:
         assert walled.call("vxlan", "ADD", network).status == 0
 
         assert self.comments(walled) == [], "it was not looked at, which costs each pod nothing"
+        error = walled.call("vxlan", "STATUS", network).error
+        text = "expected accepts for the pods in iptables, found its FORWARD chain (rule 2) to drop them"
+        assert (error["code"], text in error["msg"]) == (50, True)
+        assert "iptables -I DOCKER-USER -s 10.244.0.0/16 -j ACCEPT; iptables -I DOCKER-USER -d" in error["details"]
+
+    def test_status_is_silent_about_what_the_next_add_puts_right(self, walled: Node) -> None:
+        for kind, options in (("vxlan", {"ipMasq": True}), ("host-gw", {"forwardAccept": True})):
+            walled.call(kind, "STATUS", conf(walled, kind, **options)).silent()
 
     def test_the_option_alone_and_off(self, walled: Node) -> None:
         for options, count in (({"ipMasq": True, "forwardAccept": False}, 0), ({"ipMasq": True}, 2), ({}, 0)):
@@ -168,4 +216,4 @@ class TestOneShot:
             assert comments[:3] == ["cnikit net from 10.244.0.0/16", "cnikit net to 10.244.0.0/16", "others"]
             options = cluster(ipMasq=True)
             site = Site(options, PeerNode("n1", {}, ()), {}, options.networks, 1450)
-            assert settle(host, Network(site, ["cnikit.1"]), Programs({}))[0] == []
+            assert settle(host, Network(site, ["cnikit.1", "cnik6.1"]), Programs({}))[0] == []

@@ -177,9 +177,21 @@ def test_nftables_is_answered_as_it_was_made(kernel: FakeKernel) -> None:
     assert kernel.snapshot()["own"]["nft"]["1 t"]["sets"]["pods"]["elements"] == {ADDRESS: "first"}
 
 
+def test_a_table_goes_with_all_that_is_in_it(kernel: FakeKernel) -> None:
+    host = kernel.own()
+    masquerade(host)
+    host.nft(ops.nft_table_add(INET, "other"))
+
+    host.nft(ops.nft_table_del(INET, "t"), ops.nft_table_del(INET, "other", empty=True))
+
+    assert kernel.snapshot()["own"]["nft"] == {}
+
+
 @pytest.mark.parametrize(
     ("op", "errno"),
     [
+        (ops.nft_table_del(INET, "t", empty=True), EBUSY),
+        (ops.nft_table_del(INET, "none"), ENOENT),
         (ops.nft_chain_del(INET, "t", "net1"), EBUSY),
         (ops.nft_set_del(INET, "t", "pods"), EBUSY),
         (ops.nft_chain_add(INET, "none", "c"), ENOENT),

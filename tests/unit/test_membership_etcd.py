@@ -9,10 +9,10 @@ import pytest
 
 from agent.membership import Network
 from agent.membership.etcd import read_settings
-from agent.membership.etcd_claim import Pool, read_pools
 from agent.membership.etcd_client import Client, Event, KeyValue, after
 from agent.membership.etcd_credentials import Credentials
 from agent.membership.etcd_nodes import Nodes
+from agent.membership.etcd_pools import Pool, read_pools
 from cni import addr
 from cni.config import Reader
 from cni.errors import CniError
@@ -145,47 +145,34 @@ def gone(name: str) -> Event:
     return Event(KeyValue(PREFIX + name, b"", 1, 0), gone=True)
 
 
-OWN = node("own", "192.0.2.1", "10.244.1.0/24")
-
-
-def known(*others: Node) -> Nodes:
-    nodes = Nodes(PREFIX, OWN)
-    nodes.load(put(other).kv for other in others)
-    return nodes
-
-
 def test_several_changes_of_one_node_are_its_last_one() -> None:
-    nodes = known()
+    nodes = Nodes(PREFIX)
     first, last = node("a", "192.0.2.2"), node("a", "192.0.2.3")
 
-    assert nodes.apply([put(first), put(last)]) == ([last], [], False)
-    assert nodes.apply([put(first), gone("a")]) == ([], ["a"], False)
-    assert nodes.apply([gone("a"), put(first)]) == ([first], [], False)
+    assert nodes.apply([put(first), put(last)]) == ([last], [])
+    assert nodes.apply([put(first), gone("a")]) == ([], ["a"])
+    assert nodes.apply([gone("a"), put(first)]) == ([first], [])
 
 
-def test_the_own_address_is_nobody_elses() -> None:
-    nodes = known()
+def test_a_nodes_rank_is_the_revision_that_wrote_it() -> None:
+    nodes = Nodes(PREFIX)
+    one, two = node("a", "192.0.2.2"), node("b", "192.0.2.2")
 
-    assert nodes.apply([put(node("thief", "192.0.2.1"))]) == ([], [], False)
-    assert nodes.complaint == "/p/nodes/thief is left out: 192.0.2.1 is own's address"
-    moved = node("own", "192.0.2.9")
-    nodes.replace_own(moved)
-    assert nodes.apply([]) == ([moved], [], True)  # now it may come in: all is read anew
+    loaded, _ = nodes.load([put(one, 7).kv, put(two, 5).kv])
+    changed, _ = nodes.apply([put(two, 9)])
 
-
-def test_the_own_node_takes_an_address_from_whoever_is_there_with_it() -> None:
-    nodes = known(node("a", "192.0.2.9"))
-    moved = node("own", "192.0.2.9")
-
-    nodes.replace_own(moved)
-
-    assert nodes.apply([]) == ([moved], ["a"], False)
+    assert [(found.name, found.rank) for found in (*loaded, *changed)] == [("b", 5), ("a", 7), ("b", 9)]
 
 
-def test_of_two_with_one_address_the_later_is_in_whatever_the_order_of_names() -> None:
-    found = Nodes(PREFIX, OWN).load([put(node("a", "192.0.2.2"), 7).kv, put(node("b", "192.0.2.2"), 5).kv])
+def test_one_that_cannot_be_read_is_named_and_neither_there_nor_gone() -> None:
+    nodes = Nodes(PREFIX)
+    broken = KeyValue(PREFIX + "b", b"-", 3, 0)
 
-    assert {one.name for one in found} == {"own", "a"}
+    assert nodes.load([put(node("a", "192.0.2.2")).kv, broken]) == ([node("a", "192.0.2.2")], {"b"})
+    assert nodes.apply([Event(broken, gone=False)]) == ([], [])
+    assert nodes.complaint.startswith("/p/nodes/b: not valid JSON")
+    assert nodes.apply([gone("b")]) == ([], ["b"])
+    assert nodes.complaint == ""
 
 
 class Dropped:

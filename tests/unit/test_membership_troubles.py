@@ -15,12 +15,11 @@ def test_troubles_are_told_once_for_each_text() -> None:
     troubles.tell("values", "broken")
     troubles.tell("etcd", "")
     troubles.tell("lease", "")
-    troubles.mention("moved")
     troubles.tell("values", "")
     troubles.close()
     troubles.tell("etcd", "away")
 
-    assert told == ["away", "away; broken", "broken", "moved; broken", "broken", ""]
+    assert told == ["away", "away; broken", "broken", ""]
 
 
 def test_what_follows_from_another_is_not_told_beside_it() -> None:

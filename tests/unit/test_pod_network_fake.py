@@ -5,17 +5,18 @@ What passes between nodes is tested in tests/e2e/test_pod_network.py.
 
 from __future__ import annotations
 
+from errno import EADDRINUSE
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cni import addr
 from cni.config import Reader
-from cni.errors import CniError
+from cni.errors import CniError, KernelError
 from cni.kernel import ops
 from cni.result import Result
 from cni.testing.fake_kernel import FakeKernel
-from plugins import cluster_conf, host_gw, node_bridge, peers, this_node, vxlan
+from plugins import cluster_conf, host_gw, node_bridge, peers, this_node, vxlan, vxlan_device
 from plugins.cluster_conf import ClusterConf
 from plugins.peers import Underlay, vtep_mac
 from plugins.pod_network import site_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from cni.context import Context
     from cni.kernel import Namespace
+    from cni.kernel.types import Link
 
 REGISTRY = {
     "vxlan": "plugins.vxlan",
@@ -168,6 +170,38 @@ class TestVerbs:
         network["ipam"]["fails"] = {"STATUS": 51}
 
         assert node.call("vxlan", "STATUS", network).error["code"] == 51
+
+    def test_a_port_that_a_program_has_is_named_before_anything_is_made(self, node: Node) -> None:
+        network = conf(node)
+        node.kernel.take_udp_port(8472)
+        before = node.snapshot()
+
+        errors = [node.call("vxlan", verb, network).error for verb in ("STATUS", "ADD")]
+
+        text = "UDP port 8472: expected it free for cnikit.1, found another program with it"
+        assert [(error["code"], text in error["msg"]) for error in errors] == [(50, True), (50, True)]
+        assert node.snapshot() == before
+        node.kernel.release_udp_port(8472)
+        result = node.call("vxlan", "ADD", network).result
+        node.kernel.take_udp_port(4789)
+        moved = {**network, "port": 4789}
+        assert "UDP port 4789" in node.call("vxlan", "ADD", moved, "two", OTHER).error["msg"]
+        node.call("vxlan", "CHECK", {**network, "prevResult": result}).silent()  # what there is still serves
+
+    def test_a_port_that_is_only_tried_by_somebody_else_is_tried_again(
+        self, node: Node, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refusals = [KernelError("set cnikit.1 up", EADDRINUSE)] * 2
+        settle = vxlan_device._settle
+
+        def tried(host: Namespace, link: Link, wanted: vxlan_device.Wanted) -> None:
+            if refusals:
+                raise refusals.pop()
+            settle(host, link, wanted)
+
+        monkeypatch.setattr(vxlan_device, "_settle", tried)
+
+        assert node.call("vxlan", "ADD", conf(node)).status == 0
 
 
 class TestThisNode:

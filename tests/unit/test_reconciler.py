@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+from errno import EBUSY
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from agent.reconciler import Reconciler
 from agent.upkeep import Firewall
 from cni import addr
 from cni.config import Reader
-from cni.errors import INTERNAL, NOT_AVAILABLE, CniError
+from cni.errors import INTERNAL, NOT_AVAILABLE, CniError, KernelError
 from cni.kernel import ops
 from cni.kernel.types import Route
 from cni.lock import Lock
@@ -83,12 +84,17 @@ class World:
         assert link is not None
         self.index = link.index
         self.host.apply(ops.link_set(link.index, up=True))
+        self._backend = backend
+        self.start_again(folder)
+
+    def start_again(self, folder: Path) -> None:
+        """Another process in the place of the one before."""
         self.source, self.log = Told(), Log()
         self.wanted = Wanted()
         networks = {"network": "10.244.0.0/16", "ipv6Network": "fd00:244::/48", "iface": "eth0", "nodeName": "n1"}
         conf = ClusterConf(Reader({"type": "host-gw", "name": "pods", **networks}))
         self.network = Reconciler(
-            conf, self.source, backend, "n1", str(folder), lambda: None, self.log, lists_us=False,  # type: ignore[arg-type]
+            conf, self.source, self._backend, "n1", str(folder), lambda: None, self.log, lists_us=False,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def give(self, cidr: str) -> None:
@@ -399,6 +405,81 @@ def test_iptables_that_cannot_be_looked_at_is_told_once_and_keeps_no_pods_away(
     assert world.network.fault == ""
     assert [line for line in world.log.lines if line.startswith(("forwarding", "upkeep"))] == [
         "forwarding: iptables-legacy-save failed with status 4; tried again"
+    ]
+
+
+def records_in(folder: Path, world: World) -> Firewall:
+    records = Records(str(folder / "run"), "pods", partial(Lock, clock=time.monotonic), world.log.lines.append)
+    return Firewall("pods", world.host, records)  # type: ignore[arg-type]
+
+
+def test_what_an_earlier_process_knew_counts_until_the_whole_list_is_known(world: World, tmp_path: Path) -> None:
+    world.give(V4)
+    world.stand()
+    own, two = node("n1", "192.0.2.1", subnet="10.244.1.0/24"), node("n2", "192.0.2.2", subnet="10.244.2.0/24")
+    world.hear(own, two)
+    world.stand()
+    world.network.keep_up(records_in(tmp_path, world))
+    wanted, file = dict(world.wanted.routes), tmp_path / "subnets" / "pods.env"
+
+    world.start_again(tmp_path)
+    file.unlink()
+    world.network.recall()
+    world.stand()
+    world.network.keep_up(records_in(tmp_path, world))
+
+    assert world.wanted.routes == wanted != {}
+    assert (world.network.knows_all, world.network.is_sure, world.network.is_done) == (False, True, True)
+    assert "FLANNEL_SUBNET=10.244.1.1/24" in file.read_text()
+    faults = [world.network.fault]
+    world.hear(own)
+    faults.append(world.fault_now())
+    assert (world.wanted.routes, world.network.knows_all) == ({}, True)
+    assert faults == [None, ""], "nobody is told that pods can be attached before the members have said so"
+
+
+def test_a_node_that_is_not_remembered_waits_for_the_members(world: World, tmp_path: Path) -> None:
+    world.give(V4)
+    world.stand()
+    world.hear(node("n2", "192.0.2.2", subnet="10.244.2.0/24"))
+    world.network.close()
+
+    world.start_again(tmp_path)
+    world.network.recall()
+    world.stand()
+    world.network.keep_up(records_in(tmp_path, world))
+
+    assert (world.wanted.routes, world.network.troubles, world.network.is_sure) == ({}, 0, False)
+
+
+def test_an_earlier_device_that_cannot_be_removed_is_reported_once_and_tried_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.give(V4)
+    world.host.apply(
+        ops.vxlan_add("old", 9, mac=None, mtu=1400, port=8472, local=bytes([192, 0, 2, 1]), link=world.index),
+        ops.link_set("old", alias="cnikit pods"),
+    )
+    delete, refusals = world.host.delete_link, [KernelError("delete link 7", EBUSY)] * 2
+
+    def delete_link(index: int, kind: str = "") -> None:
+        if refusals:
+            raise refusals.pop()
+        delete(index, kind)
+
+    world.host.delete_link = delete_link  # type: ignore[method-assign]
+    world.stand()
+    world.hear(node("n1", "192.0.2.1", subnet="10.244.1.0/24"))
+
+    states = []
+    for _ in range(3):
+        world.stand()
+        states.append((world.network.is_done, world.network.troubles, world.host.link("old") is not None))
+
+    assert states == [(False, 1, True), (False, 1, True), (True, 0, False)]
+    told = [line for line in world.log.lines if line.startswith("former: ")]
+    assert told == [
+        "former: old is still there: delete link 7: EBUSY (Device or resource busy); ip link delete old removes it",
+        "former: all is well again",
     ]
 
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from agent.roster import Roster
 from cni import addr
-from plugins.contradictions import refuse_contradictions
+from plugins.contradictions import Agreed, refuse_contradictions
 from plugins.peers import Node, vtep_mac
 
 
-def node(name: str, address: int = 0, *subnets: str, mac: bytes | None = None) -> Node:
+def node(name: str, address: int = 0, *subnets: str, mac: bytes | None = None, rank: int = 0) -> Node:
     packed = tuple(found for found in map(addr.pack_cidr, subnets) if found)
-    return Node(name, {4: bytes([192, 0, 2, address or int(name[1:])])}, packed, {4: mac} if mac else None)
+    return Node(name, {4: bytes([192, 0, 2, address or int(name[1:])])}, packed, {4: mac} if mac else None, rank)
 
 
 def roster(*nodes: Node) -> Roster:
@@ -105,7 +105,10 @@ TEN = ((b"\x0a\0\0\0", 8),)
 def test_a_node_that_is_wrong_by_itself_is_forgotten_with_its_name() -> None:
     found = Roster(TEN)
     found.replace([node("n7", 7, "11.1.1.0/24"), node("n1")])
-    assert found.faults == {"n7": "node n7: expected a subnet inside the network (10.0.0.0/8), found 11.1.1.0/24"}
+    assert (
+        "n7: expected a subnet inside the network (10.0.0.0/8), found 11.1.1.0/24; make the network"
+        in found.faults["n7"]
+    )
 
     found.replace([node("n1")])
 
@@ -205,6 +208,74 @@ def test_who_else_has_the_own_address_or_mac_yields_and_comes_back() -> None:
     assert names(found) == {"n1", "own"}
 
 
+def test_of_two_with_one_address_the_one_of_higher_rank_is_in_whatever_the_order() -> None:
+    old, new = node("n1", 9, "10.1.1.0/24", rank=5), node("n2", 9, "10.1.2.0/24", rank=7)
+
+    for together in ([old, new], [new, old]):
+        assert names(roster(*together)) == {"n2"}
+    found = roster(old)
+    assert found.change([new], []) == ([old], [new])
+    assert "192.0.2.9, which is n2's; n1 yields to it: delete its entry" in found.faults["n1"]
+    assert found.change([], ["n2"]) == ([new], [old])
+    assert found.faults == {}
+
+
+def test_a_rank_that_changes_decides_anew_and_is_no_change_by_itself() -> None:
+    found = roster(node("n1", 9, rank=1), node("n2", 9, rank=1), node("n3", rank=1))
+    assert names(found) == {"n1", "n3"}  # the first one keeps it
+
+    assert found.change([node("n3", rank=0)], []) == ([], [])
+    assert found.change([node("n1", 9, rank=0)], []) == ([node("n1", 9)], [node("n2", 9)])
+    assert found.change([node("n1", 9, rank=1)], []) == ([], [])
+    assert names(found) == {"n2", "n3"}
+
+
+def test_who_cannot_come_in_for_another_reason_evicts_nobody() -> None:
+    found = roster(node("n1", 9, "10.1.1.0/24"), node("n2", 2, "10.1.2.0/24"))
+
+    assert found.change([node("n3", 9, "10.1.2.0/24", rank=7)], []) == ([], [])
+
+    assert "overlaps 10.1.2.0/24 of n2" in found.faults["n3"]
+    found.change([], ["n2"])
+    assert names(found) == {"n3"}
+
+
+def test_who_yields_makes_room_for_those_it_kept_out() -> None:
+    found = roster(node("n1", 9, "10.1.1.0/24"), node("n2", 2, "10.1.1.0/24"))
+    assert set(found.faults) == {"n2"}
+
+    found.change([node("n3", 9, "10.1.3.0/24", rank=7)], [])
+
+    assert names(found) == {"n2", "n3"}
+
+
+def test_a_rank_counts_for_addresses_alone() -> None:
+    mac = b"\2\0\0\0\0\1"
+    found = roster(node("n1", 1, "10.1.1.0/24", mac=mac))
+
+    found.change([node("n2", 2, mac=mac, rank=7), node("n3", 3, "10.1.1.0/24", rank=7)], [])
+
+    assert names(found) == {"n1"}
+
+
+def test_this_node_yields_to_no_rank() -> None:
+    found = Roster()
+    found.own = "n1"
+    found.replace([node("n1", 9), node("n2", 9, rank=7)])  # also with an address that is away
+
+    assert names(found) == {"n1"}
+    assert set(found.faults) == {"n2"}
+
+
+def test_who_was_in_before_a_restart_yields_to_a_higher_rank() -> None:
+    found = Roster()
+    found.remember([node("n1", 9)])
+
+    found.replace([node("n1", 9, rank=5), node("n2", 9, rank=7)])
+
+    assert names(found) == {"n2"}
+
+
 def test_of_two_with_one_name_the_member_stays_as_it_was() -> None:
     found = roster(node("n1"))
 
@@ -259,13 +330,25 @@ def test_who_was_in_before_a_restart_is_in_after_it() -> None:
 
 
 nodes = st.builds(
-    lambda number, address, start, length, of: node(
+    lambda number, address, start, length, of, rank: node(
         f"n{number}", address,
         *([f"10.{start << (8 - length)}.0.0/{8 + length}"] if start else [f"192.0.2.{address ^ 2}/32"]),
-        mac=vtep_mac(1, bytes([192, 0, 2, of])) if of else None,
+        mac=vtep_mac(1, bytes([192, 0, 2, of])) if of else None, rank=rank,
     ),
-    st.integers(1, 5), st.integers(1, 6), st.integers(0, 3), st.integers(2, 4), st.integers(0, 3),
+    st.integers(1, 5), st.integers(1, 6), st.integers(0, 3), st.integers(2, 4), st.integers(0, 3), st.integers(0, 2),
 )  # fmt: skip
+
+
+def may_come_in(waiting: Node, found: Roster) -> bool:
+    """Whether nobody stands against a node but such as have its address, and a lower rank."""
+    agreed = Agreed(vni=1)
+    for member in found:
+        yields = (
+            not set(member.addresses.values()).isdisjoint(waiting.addresses.values()) and member.rank < waiting.rank
+        )
+        if member.name != waiting.name and not yields:
+            agreed.enter(member)
+    return not agreed.contradiction(waiting)
 
 
 @given(st.lists(st.tuples(st.lists(nodes, max_size=4), st.lists(st.sampled_from(["n1", "n2", "n3"]), max_size=2))))
@@ -280,4 +363,5 @@ def test_those_in_it_never_contradict_and_nobody_is_lost(changes: list[tuple[lis
         assert {one.name for one in found} | set(found.faults) == set(known)
         assert all(one == known[one.name] or one.name in found.faults for one in found)
         assert all(found.get(one.name) == one for one in came)
+        assert not [name for name in found.faults if may_come_in(known[name], found)], "somebody waits for nothing"
         assert len({one.name for one in left}) == len(left)
