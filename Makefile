@@ -30,7 +30,7 @@ image_sources := $(shell find cli/image -name '*.py')
 other_architecture := $(if $(filter aarch64,$(shell uname -m)),amd64,arm64)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dist image bench install agent uninstall clean clean-cache lock setup test-setup peers kubernetes
+.PHONY: help demo test check format dist image bench install agent uninstall clean clean-cache lock setup test-setup peers clusters
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -42,9 +42,7 @@ demo: dist ## two pods on one node, from ADD to DEL, then three nodes joined by 
 test: test-setup ## everything: unit, kernel and end-to-end tests (needs root)
 	tests/run $(PYTEST_ARGS)
 
-test-setup: setup dist image peers kubernetes
-	@[ "$$(id -u)" -eq 0 ] || { echo "make test makes network namespaces: call it as root" >&2; exit 1; }
-	@tests/setup/install-debian-packages test
+test-setup: setup dist image peers clusters
 	@tests/setup/unpack-debian-peers .cache/peers/debian
 
 check: setup ## lint, types and unit tests, in seconds
@@ -91,8 +89,10 @@ setup:
 peers: setup
 	@tests/setup/install-go-peers .cache/peers
 
-kubernetes: setup peers
-	@tests/setup/install-kube-apiserver .cache/peers
+clusters: setup
+	@[ "$$(id -u)" -eq 0 ] || { echo "make test makes network namespaces: call it as root" >&2; exit 1; }
+	@tests/setup/install-debian-packages test
+	@$(python) -m tests.artefacts
 
 # A source that changes during a build is newer than what was built.
 dist/bin/.made: $(sources) | setup

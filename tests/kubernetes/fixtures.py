@@ -6,19 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.artefacts.programs import KUBERNETES
 from tests.kubernetes.control_plane import ControlPlane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
-def control_plane(peers: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    program = peers / "kube-apiserver"
-    if not program.is_file():
-        pytest.fail(f"no kube-apiserver in {peers}: tests/setup/install-kube-apiserver builds it", pytrace=False)
-    with ControlPlane(program, tmp_path_factory.mktemp("kubernetes")) as plane:
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    with ControlPlane(KUBERNETES.found() / "kube-apiserver", tmp_path_factory.mktemp("kubernetes")) as plane:
         yield plane
 
 
