@@ -8,7 +8,8 @@
 A plugin may be called at any moment, also while this runs. So nothing that is in use is ever written to or
 missing: everything is copied beside its place, synced, tried (VERSION), and only then renamed into it, the
 bundle first. Bundles of other builds stay while launchers in the folder name them, and for a while after that, for the
-calls that began in them (`sweep`). Files of other makers stay.
+calls that began in them (`sweep`). Files of other makers stay; one at the place of ours is kept in the folder of bundles, and
+comes back when ours is uninstalled.
 
 With the plugins br_netfilter is switched on: without it, what two pods say to each other over one bridge passes no rule
 of services and policy. Below a root that is not the running system's no setting of the kernel is touched.
@@ -48,6 +49,7 @@ UNIT_COMMAND = "/usr/local/bin/cnikit"  # what stands in them
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 STAGE = ".install-"
+REPLACED = ".replaced-"  # the file of another maker that was at the place of one of ours
 UNUSED = ".unused-"  # a file for each bundle that no launcher names any more
 CALLS_END_IN = 3600.0  # seconds; the runtimes give up sooner
 
@@ -151,7 +153,10 @@ def install(
         for build in builds:
             (target / bundles / f"{UNUSED}{build}").unlink(missing_ok=True)  # its time begins anew
             put(stage / bundles / build, target / bundles / build)
+        ours = {launcher.path.name for launcher in launchers(target, bundles)}
         for name in names:
+            if name not in ours and os.path.lexists(target / name):
+                keep(target / name, target / bundles / f"{REPLACED}{name}")
             (stage / name).replace(target / name)
         if not any((stage / bundles).iterdir()):
             shutil.rmtree(stage)
@@ -159,6 +164,12 @@ def install(
         sync(target / bundles, recursive=False)
         sync(target, recursive=False)
     return names
+
+
+def keep(file: Path, kept: Path) -> None:
+    """Give a file of another maker a second name, under which it stays until we are uninstalled. OSError."""
+    kept.unlink(missing_ok=True)  # of an earlier time: what is there now is what was put there last
+    kept.hardlink_to(file)
 
 
 def staged(

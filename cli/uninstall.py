@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cli.install import (
     COMMAND_BUNDLES,
+    REPLACED,
     UNIT_SOURCES,
     UNITS,
     alone,
@@ -149,11 +150,26 @@ class Removal:
         try:
             with alone(place) if place.is_dir() else contextlib.nullcontext():
                 ours = [launcher.path for launcher in launchers(folder, bundles) if launcher.plugin in plugins]
-                self._files(ours)
+                self._files([file for file in ours if not self._put_back(file, place / f"{REPLACED}{file.name}")])
+                for kept in place.glob(f"{REPLACED}*"):
+                    if os.path.lexists(folder / kept.name.removeprefix(REPLACED)):
+                        kept.unlink()  # somebody has put another file in the place of ours
                 if place.is_dir():
                     self._bundles(folder, bundles)
         except OSError as error:
             self._fault(error, folder)
+
+    def _put_back(self, file: Path, kept: Path) -> bool:
+        """Put what was there before at the place of a launcher of ours; whether there was something."""
+        try:
+            kept.replace(file)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._fault(error, file)
+            return True  # ours stays: a runtime may need a plugin of this name
+        self._outcome.notes.append(f"{file} is again what was there before the installation")
+        return True
 
     def _bundles(self, folder: Path, bundles: str) -> None:
         place = folder / bundles

@@ -162,6 +162,38 @@ class TestUninstall:
             assert re.findall("--comment (.*) -j", node.run(program, "-S", "FORWARD")) == ["theirs"]
         assert make(node, modules, "uninstall", **PLACES).stdout == b"nothing of cnikit is installed\n"
 
+    def test_what_was_at_the_place_of_ours_comes_back(self, node: Node, modules: Path) -> None:
+        """As the plugins that kind's nodes have: without them no pod would start on the node any more."""
+        plugins = node.path("/opt/cni/bin")
+        plugins.mkdir(parents=True)
+        (plugins / "host-local").write_text("the Go plugin")
+        (plugins / "host-local").chmod(0o755)
+        (plugins / "loopback").symlink_to("multiplexer")
+        (plugins / "bridge").write_text("an old one")
+        make(node, modules, "install")
+        (plugins / "bridge").write_text("a newer one, put there by hand")
+        make(node, modules, "install")
+        assert all(works(node, f"/opt/cni/bin/{name}") for name in NAMES)
+
+        answer = make(node, modules, "uninstall")
+
+        assert sorted(path.name for path in plugins.iterdir()) == ["bridge", "host-local", "loopback"]
+        assert (plugins / "host-local").read_text() == "the Go plugin"
+        assert (plugins / "host-local").stat().st_mode & 0o777 == 0o755
+        assert (plugins / "loopback").readlink() == Path("multiplexer")
+        assert (plugins / "bridge").read_text() == "a newer one, put there by hand"
+        assert "/opt/cni/bin/host-local is again what was there before the installation" in answer.stderr
+
+    def test_a_file_that_was_put_in_our_place_stays(self, node: Node, modules: Path) -> None:
+        plugins = node.path("/opt/cni/bin")
+        plugins.mkdir(parents=True)
+        (plugins / "bridge").write_text("an old one")
+        make(node, modules, "install")
+        (plugins / "bridge").write_text("a newer one")
+        make(node, modules, "uninstall")
+        assert [path.name for path in plugins.iterdir()] == ["bridge"]
+        assert (plugins / "bridge").read_text() == "a newer one"
+
     def test_settings_are_put_back(self, node: Node, modules: Path) -> None:
         names = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
         node.run("sysctl", "-qw", f"{names[0]}=0", f"{names[1]}=1")
