@@ -30,7 +30,7 @@ image_sources := $(shell find cli/image -name '*.py')
 other_architecture := $(if $(filter aarch64,$(shell uname -m)),amd64,arm64)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format dist image bench install agent uninstall clean clean-cache lock setup test-setup peers clusters
+.PHONY: help demo test check format dist image bench install agent uninstall clean clean-cache lock manifests setup test-setup peers clusters
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -81,6 +81,9 @@ clean-cache: ## remove CNIKIT_CACHE, which is shared by all checkouts of this us
 
 lock: setup ## rewrite requirements.lock with the newest versions of what pyproject.toml names
 	tests/setup/write-lock
+
+manifests: clusters ## rewrite conf/kubernetes/cnikit*.yaml from the folders beside them
+	$(python) -m tests.artefacts.manifests
 
 setup:
 	@tests/setup/install-debian-packages build

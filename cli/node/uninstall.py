@@ -28,7 +28,7 @@ from cni.kernel.background import fork_background
 from cni.kernel.linux import Kernel
 from cni.netlist import NetworkList
 from cni.start import BUNDLES
-from plugins import pod_network
+from plugins import bridge_conf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -228,5 +228,5 @@ def _bridges(plugin: dict[str, Any], version: str) -> Iterator[str]:
     found = lint_refusals.of(plugin, version)
     if found.bridge is not None:
         yield found.bridge.bridge
-    if found.cluster is not None and found.cluster.attachment == pod_network.BRIDGED:
+    if found.cluster is not None and found.cluster.attachment == bridge_conf.BRIDGED:
         yield found.cluster.link().bridge
