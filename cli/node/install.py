@@ -107,9 +107,15 @@ class Installation:
         if options.cluster.has_account():
             places = apiserver.servers(options.cluster.server, options.root, os.environ)
             clusters = [options.cluster._replace(server=place) for place in places]
-            self._cluster = (
-                apiserver.answering(clusters, self._journal.say, time.sleep) if clusters else options.cluster
-            )
+            if clusters:
+                self._cluster = apiserver.answering(clusters, self._journal.say, time.sleep)
+            if options.agent_kubeconfig is not None:
+                if not clusters:
+                    raise NodeError(
+                        "--agent-kubeconfig: expected an API server, found none in a kubeconfig of the kubelet or in "
+                        "KUBERNETES_SERVICE_HOST; name one with --apiserver"
+                    )
+                apiserver.write_kubeconfig(options.agent_kubeconfig, self._cluster)
         elif options.agent_kubeconfig is not None:
             raise NodeError(
                 f"--agent-kubeconfig: expected the service account of a pod at {options.cluster.service_account}, found none; "
