@@ -149,10 +149,15 @@ class Removal:
         place = folder / bundles
         try:
             with alone(place) if place.is_dir() else contextlib.nullcontext():
-                ours = [launcher.path for launcher in launchers(folder, bundles) if launcher.plugin in plugins]
+                found = launchers(folder, bundles)
+                ours = [launcher.path for launcher in found if launcher.plugin in plugins]
                 self._files([file for file in ours if not self._put_back(file, place / f"{REPLACED}{file.name}")])
-                for kept in place.glob(f"{REPLACED}*"):
-                    if os.path.lexists(folder / kept.name.removeprefix(REPLACED)):
+                of_launchers = {launcher.path.name for launcher in found}
+                for kept in sorted(place.glob(f"{REPLACED}*")):
+                    name = kept.name.removeprefix(REPLACED)
+                    if not os.path.lexists(folder / name):
+                        self._put_back(folder / name, kept)  # somebody has removed ours
+                    elif name not in of_launchers:
                         kept.unlink()  # somebody has put another file in the place of ours
                 if place.is_dir():
                     self._bundles(folder, bundles)
