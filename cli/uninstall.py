@@ -122,7 +122,9 @@ def withdraw(outcome: Outcome) -> None:
     """Take what networks have put among the rules of iptables on this node."""
     try:
         with Kernel(time.monotonic, fork_background).own() as host:
-            outcome.removed.extend(forward_accept.remove_all(host, forward_accept.Programs(os.environ)))
+            view = forward_accept.View(host, forward_accept.Programs(os.environ))
+            outcome.removed.extend(forward_accept.remove_all(view))
+            outcome.notes.extend(f"{text}; what forwardAccept has put into it stays" for text in view.unread)
     except CniError as error:
         outcome.faults.append(f"accepts in iptables: {error.msg}")
 

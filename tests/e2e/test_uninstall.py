@@ -219,6 +219,16 @@ class TestUninstall:
         assert [path.name for path in plugins.iterdir()] == ["bridge"]
         assert (plugins / "bridge").read_text() == "an old one"
 
+    def test_legacy_iptables_that_cannot_be_looked_at_is_named(self, node: Node, modules: Path) -> None:
+        """As in a container, whose image has no programs of iptables."""
+        make(node, modules, "install", **PLACES)
+        node.run("iptables-legacy", "-A", "FORWARD", "-m", "comment", "--comment", "cnikit pods from 10.244.0.0/16")
+        program = node.run("readlink", "-f", "/usr/sbin/iptables-legacy-save").strip()
+        node.run("mount", "--bind", "/dev/null", program)
+        answer = make(node, modules, "uninstall", **PLACES)
+        assert "note: iptables (legacy) has a filter table" in answer.stderr
+        assert "what forwardAccept has put into it stays" in answer.stderr
+
     def test_settings_are_put_back(self, node: Node, modules: Path) -> None:
         names = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
         node.run("sysctl", "-qw", f"{names[0]}=0", f"{names[1]}=1")
