@@ -17,10 +17,9 @@ import os
 import sys
 import time
 from pathlib import Path
-from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING, NamedTuple
 
-from cli.install import InstallError, install, try_out_command, try_out_plugin
+from cli.install import install, try_out_command, try_out_plugin
 from cli.node import apiserver, glibc, network_list, pod_ranges, settings
 from cli.node.pod_ranges import Cluster
 from cli.node.record import Record
@@ -162,10 +161,7 @@ class Installation:
             raise NodeError(
                 f"{folder}: expected the node's own folder, found another than {root.path}{folder}; mount it"
             )
-        try:
-            try_out_plugin(plugin, root)
-        except TimeoutExpired as error:
-            raise InstallError(f"{plugin.name} does not answer there within {error.timeout:.0f} s") from error
+        try_out_plugin(plugin, root)
 
     def _check_agent(self) -> None:
         """The command can be an agent; another one that runs is named, because it is about to be replaced."""
