@@ -122,7 +122,9 @@ def withdraw(outcome: Outcome) -> None:
     """Take what networks have put among the rules of iptables on this node."""
     try:
         with Kernel(time.monotonic, fork_background).own() as host:
-            outcome.removed.extend(forward_accept.remove_all(host, forward_accept.Programs(os.environ)))
+            view = forward_accept.View(host, forward_accept.Programs(os.environ))
+            outcome.removed.extend(forward_accept.remove_all(view))
+            outcome.notes.extend(f"{text}; what forwardAccept has put into it stays" for text in view.unread)
     except CniError as error:
         outcome.faults.append(f"accepts in iptables: {error.msg}")
 
@@ -149,10 +151,15 @@ class Removal:
         place = folder / bundles
         try:
             with alone(place) if place.is_dir() else contextlib.nullcontext():
-                ours = [launcher.path for launcher in launchers(folder, bundles) if launcher.plugin in plugins]
+                found = launchers(folder, bundles)
+                ours = [launcher.path for launcher in found if launcher.plugin in plugins]
                 self._files([file for file in ours if not self._put_back(file, place / f"{REPLACED}{file.name}")])
-                for kept in place.glob(f"{REPLACED}*"):
-                    if os.path.lexists(folder / kept.name.removeprefix(REPLACED)):
+                of_launchers = {launcher.path.name for launcher in found}
+                for kept in sorted(place.glob(f"{REPLACED}*")):
+                    name = kept.name.removeprefix(REPLACED)
+                    if not os.path.lexists(folder / name):
+                        self._put_back(folder / name, kept)  # somebody has removed ours
+                    elif name not in of_launchers:
                         kept.unlink()  # somebody has put another file in the place of ours
                 if place.is_dir():
                     self._bundles(folder, bundles)

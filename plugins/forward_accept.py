@@ -241,10 +241,10 @@ def status(ctx: Context, network: Network, *, is_looked: bool) -> None:
         raise refusal
 
 
-def remove_all(host: Namespace, programs: Programs) -> list[str]:
-    """Take the accepts of every network away; what was done."""
+def remove_all(view: View) -> list[str]:
+    """Take the accepts of every network away, where that can be looked at; what was done."""
     done = []
-    for table in View(host, programs).tables:
+    for table in view.tables:
         there = _ours(table, names.OWNER)
         if there:
             table.change(there, FORWARD, 0, {})

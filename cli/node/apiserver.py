@@ -68,7 +68,7 @@ def _server(root: NodeRoot, path: str) -> str:
 def answering(clusters: Sequence[Cluster], log: Callable[[str], None], pause: Callable[[float], object]) -> Cluster:
     """The first of these ways to the API server that leads to one. Waits for it, with a line in the log for each cause.
 
-    An answer that refuses is one too: whoever asks next reports it. ApiError for credentials that cannot be used.
+    An answer that refuses is one too: whoever asks next reports it. NodeError for credentials that cannot be used.
     """
     before, seconds = "", FIRST_PAUSE
     while True:

@@ -17,10 +17,9 @@ import os
 import sys
 import time
 from pathlib import Path
-from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING, NamedTuple
 
-from cli.install import InstallError, install, try_out_command, try_out_plugin
+from cli.install import install, try_out_command, try_out_plugin
 from cli.node import apiserver, glibc, network_list, pod_ranges, settings
 from cli.node.pod_ranges import Cluster
 from cli.node.record import Record
@@ -107,9 +106,15 @@ class Installation:
         if options.cluster.has_account():
             places = apiserver.servers(options.cluster.server, options.root, os.environ)
             clusters = [options.cluster._replace(server=place) for place in places]
-            self._cluster = (
-                apiserver.answering(clusters, self._journal.say, time.sleep) if clusters else options.cluster
-            )
+            if clusters:
+                self._cluster = apiserver.answering(clusters, self._journal.say, time.sleep)
+            if options.agent_kubeconfig is not None:
+                if not clusters:
+                    raise NodeError(
+                        "--agent-kubeconfig: expected an API server, found none in a kubeconfig of the kubelet or in "
+                        "KUBERNETES_SERVICE_HOST; name one with --apiserver"
+                    )
+                apiserver.write_kubeconfig(options.agent_kubeconfig, self._cluster)
         elif options.agent_kubeconfig is not None:
             raise NodeError(
                 f"--agent-kubeconfig: expected the service account of a pod at {options.cluster.service_account}, found none; "
@@ -156,10 +161,7 @@ class Installation:
             raise NodeError(
                 f"{folder}: expected the node's own folder, found another than {root.path}{folder}; mount it"
             )
-        try:
-            try_out_plugin(plugin, root)
-        except TimeoutExpired as error:
-            raise InstallError(f"{plugin.name} does not answer there within {error.timeout:.0f} s") from error
+        try_out_plugin(plugin, root)
 
     def _check_agent(self) -> None:
         """The command can be an agent; another one that runs is named, because it is about to be replaced."""

@@ -60,7 +60,11 @@ class Cluster(NamedTuple):
         return not self.kubeconfig and os.path.exists(f"{self.service_account}/token")
 
     def connect(self) -> Api:
-        return Api(self.kubeconfig, self.service_account, self.server)
+        """NodeError for files or a URL that only a person can correct: no reason to wait."""
+        try:
+            return Api(self.kubeconfig, self.service_account, self.server)
+        except ApiError as error:
+            raise NodeError(f"{error}; correct it, or give another with --kubeconfig or --apiserver") from error
 
 
 def parse(text: str, where: str) -> Ranges:

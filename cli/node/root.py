@@ -63,7 +63,7 @@ class NodeRoot:
     def run(
         self, argv: Sequence[str | Path], env: Mapping[str, str] | None = None, timeout: float = 60
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a program of the node to its end, with no stdin. OSError when it cannot be started there."""
+        """Run a program of the node to its end, with no stdin. OSError when it cannot be started there, or does not end."""
         try:
             return subprocess.run(
                 [str(word) for word in argv], env=dict(env or {"PATH": SEARCH_PATH}), stdin=subprocess.DEVNULL,
@@ -71,7 +71,9 @@ class NodeRoot:
             )  # fmt: skip
         except subprocess.SubprocessError as error:
             if isinstance(error, subprocess.TimeoutExpired):
-                raise
+                raise OSError(
+                    errno.ETIMEDOUT, f"expected its end, found it running after {timeout:g} s", str(argv[0])
+                ) from error
             # What happens before the program is executed is reported without its reason.
             raise OSError(errno.EPERM, "cannot enter the node's root (CAP_SYS_CHROOT)", str(self.path)) from error
 

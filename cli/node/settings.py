@@ -8,7 +8,6 @@ not say so; it is named.
 from __future__ import annotations
 
 from pathlib import Path
-from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING
 
 from cli.node.root import NodeRoot
@@ -38,7 +37,7 @@ def filter_on_bridges(
     if not settings.is_dir():
         try:
             (root or NodeRoot()).run(load)
-        except (OSError, TimeoutExpired):
+        except OSError:
             pass  # what is missing then is reported below
     if not settings.is_dir():
         return f"expected br_netfilter in this kernel, found no {settings}; {need}: try {' '.join(load)} on the node"

@@ -188,6 +188,25 @@ def test_an_agent_s_kubeconfig_outside_of_a_pod_is_refused(installing: Installin
     assert not installing.bin.exists()
 
 
+def test_a_kubeconfig_that_is_not_there_is_not_waited_for(installing: Installing, tmp_path: Path) -> None:
+    answer = installing("--kubeconfig", str(tmp_path / "none"))
+    assert answer.status == 1, answer
+    last = answer.stderr.splitlines()[-1]
+    assert last.startswith("cnikit install: not installed: ")
+    assert str(tmp_path / "none") in last
+    assert not installing.bin.exists()
+
+
+def test_a_url_that_is_none_is_not_waited_for(cluster: ControlPlane, installing: Installing) -> None:
+    as_pod(cluster, installing)
+    answer = installing("--apiserver", "cluster:6443")
+    assert answer.status == 1, answer
+    last = answer.stderr.splitlines()[-1]
+    assert "expected a server such as https://192.0.2.1:6443, found 'cluster:6443'" in last
+    assert "--apiserver" in last
+    assert not installing.bin.exists()
+
+
 def test_it_waits_for_an_api_server_that_is_away(
     cluster: ControlPlane, installing: Installing, kubeconfig: str
 ) -> None:

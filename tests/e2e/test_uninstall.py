@@ -194,6 +194,41 @@ class TestUninstall:
         assert [path.name for path in plugins.iterdir()] == ["bridge"]
         assert (plugins / "bridge").read_text() == "a newer one"
 
+    def test_what_was_at_the_place_of_one_that_is_gone_comes_back(self, node: Node, modules: Path) -> None:
+        plugins = node.path("/opt/cni/bin")
+        plugins.mkdir(parents=True)
+        (plugins / "bridge").write_text("an old one")
+        make(node, modules, "install")
+        (plugins / "bridge").unlink()
+        make(node, modules, "uninstall")
+        assert [path.name for path in plugins.iterdir()] == ["bridge"]
+        assert (plugins / "bridge").read_text() == "an old one"
+
+    def test_what_cannot_be_put_back_now_is_kept_until_it_can(self, node: Node, modules: Path) -> None:
+        plugins = node.path("/opt/cni/bin")
+        plugins.mkdir(parents=True)
+        (plugins / "bridge").write_text("an old one")
+        make(node, modules, "install")
+        node.run("mount", "--bind", "/opt/cni/bin/bridge", "/opt/cni/bin/bridge")  # nothing can be renamed over it
+        refused = attempt(node, modules, "uninstall")
+        assert refused.status != 0
+        assert "not removed: " in refused.stderr
+        assert works(node, "/opt/cni/bin/bridge"), "a runtime may need a plugin of this name"
+        node.run("umount", "/opt/cni/bin/bridge")
+        make(node, modules, "uninstall")
+        assert [path.name for path in plugins.iterdir()] == ["bridge"]
+        assert (plugins / "bridge").read_text() == "an old one"
+
+    def test_legacy_iptables_that_cannot_be_looked_at_is_named(self, node: Node, modules: Path) -> None:
+        """As in a container, whose image has no programs of iptables."""
+        make(node, modules, "install", **PLACES)
+        node.run("iptables-legacy", "-A", "FORWARD", "-m", "comment", "--comment", "cnikit pods from 10.244.0.0/16")
+        program = node.run("readlink", "-f", "/usr/sbin/iptables-legacy-save").strip()
+        node.run("mount", "--bind", "/dev/null", program)
+        answer = make(node, modules, "uninstall", **PLACES)
+        assert "note: iptables (legacy) has a filter table" in answer.stderr
+        assert "what forwardAccept has put into it stays" in answer.stderr
+
     def test_settings_are_put_back(self, node: Node, modules: Path) -> None:
         names = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
         node.run("sysctl", "-qw", f"{names[0]}=0", f"{names[1]}=1")

@@ -167,3 +167,9 @@ def test_links_are_followed_in_the_node_s_root(linked: Callable[[str], Path], tm
     for path in ("/loop", "/up"):
         with pytest.raises(OSError, match="Too many levels"):
             linked(path)
+
+
+def test_a_program_that_does_not_end_is_an_error_with_its_name() -> None:
+    with pytest.raises(OSError, match="expected its end, found it running after 0.1 s") as caught:
+        NodeRoot().run(["/bin/sleep", "1000"], timeout=0.1)
+    assert caught.value.filename == "/bin/sleep"
