@@ -76,13 +76,13 @@ clean: ## remove everything that make has created here
 	[ ! -d .cache/go ] || chmod -R u+w .cache/go
 	rm -rf build cnikit.egg-info dist .cache .venv
 
-clean-cache: ## remove CNIKIT_CACHE, which is shared by all checkouts of this user
-	rm -rf "$(CNIKIT_CACHE)"
+clean-cache: ## remove what is ours in CNIKIT_CACHE, which all checkouts of this user share
+	[ -n "$(CNIKIT_CACHE)" ] && cd "$(CNIKIT_CACHE)" 2>/dev/null || exit 0; rm -rf image debian-* kubernetes-* node-programs-* node-image-* *.lock; rmdir "$(CNIKIT_CACHE)" 2>/dev/null || true
 
 lock: setup ## rewrite requirements.lock with the newest versions of what pyproject.toml names
 	tests/setup/write-lock
 
-manifests: clusters ## rewrite conf/kubernetes/cnikit*.yaml from the folders beside them
+manifests: setup ## rewrite conf/kubernetes/cnikit*.yaml from the folders beside them
 	$(python) -m tests.artefacts.manifests
 
 setup:

@@ -307,12 +307,11 @@ static int take_back(void)
     void (*child_signal)(int) = signal(SIGCHLD, SIG_DFL); /* ignored, it would cost us the exit code */
     const pid_t deletion = fork();
     pid_t ended;
-    int status, nowhere;
+    int status;
 
     if (deletion == 0) {
         signal(SIGCHLD, child_signal);
-        nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
-        if (nowhere < 0 || dup2(nowhere, 1) < 0 || setenv("CNI_COMMAND", "DEL", 1) != 0)
+        if (dup2(2, 1) < 0 || setenv("CNI_COMMAND", "DEL", 1) != 0) /* the answer is the ADD's; an error is for people */
             _exit(1);
         return 1;
     }

@@ -1,6 +1,6 @@
 """Which API server a pod of this node can ask while nothing forwards services, and a kubeconfig that says so.
 
-A pod is told the address of the service `kubernetes`. It leads nowhere before kube-proxy runs, and never where there is
+A pod knows the address of the service `kubernetes`. It leads nowhere before kube-proxy runs, and never where there is
 none (`kubeProxyMode: none`). The kubelet of the node reaches the API server all the same; its kubeconfig says where. So the
 agent is given a kubeconfig with the server that answered and with the credentials of its service account.
 """

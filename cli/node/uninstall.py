@@ -119,7 +119,7 @@ class Uninstallation:
                 ours.replace(unread)
                 try:
                     self._refuse_pods()
-                except NodeError:
+                except BaseException:  # SIGTERM too: nothing else would put it back
                     unread.replace(ours)
                     raise
                 self._outcome.removed.append(str(ours))

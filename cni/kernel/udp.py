@@ -1,4 +1,4 @@
-"""Whether a UDP port is free, for a tunnel of the kernel: what it could be told by making a device and setting it up."""
+"""Whether a UDP port is free, for a tunnel of the kernel: else that is known only once a device is made and set up."""
 
 from __future__ import annotations
 

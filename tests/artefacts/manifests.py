@@ -14,7 +14,7 @@ MANIFESTS = {"cnikit.yaml": "vxlan", "cnikit-host-gw.yaml": "host-gw", "cnikit-u
 
 def made(source: str) -> str:
     """The text of the manifest that is made from a folder."""
-    kubectl = KUBERNETES.found() / "kubectl"
+    kubectl = KUBERNETES.made() / "kubectl"
     text = subprocess.run([kubectl, "kustomize", FOLDER / source], check=True, stdout=subprocess.PIPE, text=True).stdout
     return f"# Made from conf/kubernetes/{source} by `make manifests`: change it there.\n{text}"
 

@@ -7,9 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from tests.e2e.agent_world import Agent, beside
-from tests.e2e.node_world import BIN, LISTS, NAME, NAMES, RECORD, conflist, fails, installed, lists, succeeds, template
+from tests.e2e.node_world import (
+    BIN,
+    COMMAND,
+    LISTS,
+    NAME,
+    NAMES,
+    RECORD,
+    ROOT,
+    conflist,
+    fails,
+    installed,
+    lists,
+    succeeds,
+    template,
+)
 from tests.e2e.underlay import V4, V6, Cluster
 from tests.e2e.world import Node, Way, network, wait_until
 
@@ -107,6 +122,30 @@ def test_a_node_is_as_before(
     assert f"{BIN}/vxlan" in told["removed"]
     again = summary(succeeds(node, "uninstall").stdout)
     assert (again["removed"], again["failed"]) == ([], [])
+
+
+def test_the_capabilities_of_its_manifest_are_enough(
+    cluster: Cluster, node: Node, bin_dir: Path, tmp_path: Path
+) -> None:
+    daemon_set = yaml.safe_load((ROOT / "conf/kubernetes/cnikit-uninstall.yaml").read_text())
+    pod = daemon_set["spec"]["template"]["spec"]
+    (given,) = {
+        tuple(one["securityContext"]["capabilities"]["add"]) for one in (*pod["initContainers"], *pod["containers"])
+    }
+    drop = ",".join(["-all", *(f"+{name.lower()}" for name in given)])
+    before = state(node)
+    value = of_cluster(cluster, "vxlan")
+    install(node, bin_dir, tmp_path, value)
+    attached = attach(node, value)
+    limited = ("setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}", *COMMAND)
+    assert "shop/web-1" in fails(node, "uninstall", program=limited)
+    attach(node, value, "DEL", attached)
+    node.kill_netns(attached)
+
+    succeeds(node, "uninstall", program=limited)
+
+    after = state(node)
+    assert {**after, "settings": before["settings"]} == before
 
 
 def test_a_bridge_network_with_all_that_it_leaves(node: Node, bin_dir: Path, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_an_add_whose_agent_is_gone_is_deleted_and_begun_anew(node: BinDirectory
     with agent.accept() as peer:
         peer.begin()
         peer.send(said)
-    assert call.finish() == (0, b"one-shot\n", b""), "the answer is the ADD's alone"
+    assert call.finish() == (0, b"one-shot\n", b"one-shot\n"), "what the DEL says is for people"
     deleted, added = node.one_shots()
     assert deleted.environ == [
         name + b"=" + (b"DEL" if name == b"CNI_COMMAND" else value) for name, value in environ.items()

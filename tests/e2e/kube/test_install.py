@@ -52,9 +52,11 @@ def test_the_matrix_names_what_does_not_work(cluster: Cluster) -> None:
     address = web["status"]["podIP"]
     cluster.on_node(here, "ip", "route", "add", "blackhole", f"{address}/32")
 
-    found = matrix.failures(cluster)
+    try:
+        found = matrix.failures(cluster)
+    finally:
+        cluster.on_node(here, "ip", "route", "delete", "blackhole", f"{address}/32")
 
-    cluster.on_node(here, "ip", "route", "delete", "blackhole", f"{address}/32")
     direct = {failure.partition(" to ")[0] for failure in found if f"pod {address} " in failure}
     assert direct == {f"pod on {here}", f"node {here}"}
     assert matrix.failures(cluster) == []
