@@ -168,10 +168,10 @@ class Removal:
 
     def _put_back(self, file: Path, kept: Path) -> bool:
         """Put what was there before at the place of a launcher of ours; whether there was something."""
+        if not os.path.lexists(kept):
+            return False
         try:
             kept.replace(file)
-        except FileNotFoundError:
-            return False
         except OSError as error:
             self._fault(error, file)
             return True  # ours stays: a runtime may need a plugin of this name

@@ -103,7 +103,7 @@ class Installed:
         self.python = folder / "bin" / "python"
         self.site = folder / sysconfig.get_path("purelib", vars={"base": ""}).lstrip("/")
         (self.site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-        options = ("--no-deps", "--no-index", "--no-compile")
+        options = ("--no-deps", "--no-index")
         run(*PIP, "--python", self.python, "install", *options, wheel, cwd=folder.parent)
 
     @property
