@@ -337,6 +337,8 @@ def apply_rbac(plane: ControlPlane) -> None:
         "ServiceAccount": "/api/v1/namespaces/kube-system/serviceaccounts",
         "ClusterRole": "/apis/rbac.authorization.k8s.io/v1/clusterroles",
         "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+        "Role": "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/roles",
+        "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/rolebindings",
     }
     for document in yaml.safe_load_all(RBAC.read_text()):
         plane.call("POST", paths[document["kind"]], document, expected=(201, 409))

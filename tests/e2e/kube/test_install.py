@@ -105,7 +105,6 @@ def test_pods_come_and_go_while_agents_are_killed(cluster: Cluster) -> None:
 def test_over_plain_routes_every_pod_reaches_every_other(cluster: Cluster) -> None:
     """The list in the place of another one: pods that run keep what they have until they are made anew."""
     cnikit.apply(cluster, "host-gw")
-    cluster.kubectl("--namespace", cnikit.NAMESPACE, "rollout", "restart", "daemonset/cnikit")
     cnikit.rolled_out(cluster)
     cluster.kubectl("delete", "pods", "--selector=app in (web, client)", "--wait=true")
 
