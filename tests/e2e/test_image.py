@@ -205,6 +205,7 @@ class TestRuns:
         target = f"{OWN.machine}-linux-gnu.2.34"
         compiler = [sys.executable, "-m", "ziglang", "cc", "-target", target, "-o", str(own_root.path / "probe")]
         subprocess.run([*compiler, tmp_path / "probe.c"], check=True)
+        (own_root.path / "etc").mkdir(exist_ok=True)  # as the runtime that mounts these makes it
         (own_root.path / "etc/hosts").write_text("192.0.2.1 in-hosts.test\n")
         (own_root.path / "etc/resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
         with Node(Way("one-shot", bin_dir)) as node, node.socket() as server:
