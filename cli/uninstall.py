@@ -80,7 +80,7 @@ def main() -> None:
     places = Places(*(below(arguments.root, place) for place in named))
     try:
         found = (
-            {f"records in {places.records}": pods.by_record(places.records)}
+            {f"records in {places.records}": pods.by_record(places.records, NodeRoot())}
             if arguments.root
             else pods.attached(
                 places.records, places.plugins, NodeRoot(), lambda line: print(f"note: {line}", file=sys.stderr)

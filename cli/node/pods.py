@@ -37,7 +37,7 @@ def attached(records: Path, plugins: Path, root: NodeRoot, log: Callable[[str], 
     """The attached pods by how they are known. NodeError when that cannot be seen."""
     try:
         return {
-            f"records in {records}": by_record(records),
+            f"records in {records}": by_record(records, root),
             "labels of links": by_label(),
             f"results in {RESULTS}/results": by_result(RESULTS, plugins, root, log),
         }
@@ -63,18 +63,35 @@ def refuse(found: Mapping[str, Pods], force: str) -> None:
     )
 
 
-def by_record(records: Path) -> Pods:
-    """Those that the records in this folder are about, KEY being CONTAINER:IFNAME. OSError when it cannot be read."""
+def by_record(records: Path, root: NodeRoot) -> Pods:
+    """Those that the records in this folder are about, KEY being CONTAINER:IFNAME. OSError when it cannot be read.
+
+    Where no namespace of a record is there any more, its pod is gone, and the DEL that was to remove it did not find it: the
+    network list had been exchanged for one of another plugin.
+    """
     found = [file for folder in records.glob("*/attachments") for file in folder.iterdir()]
-    return {file.name.rpartition(":")[0]: _name_in(file) for file in found if not file.name.startswith(".")}
+    pods = {}
+    for file in found:
+        name, namespaces = _content(file)
+        is_gone = namespaces and not any(path == "" or _is_there(path, root) for path in namespaces)
+        if not file.name.startswith(".") and not is_gone:
+            pods[file.name.rpartition(":")[0]] = name
+    return pods
 
 
-def _name_in(record: Path) -> str:
+def _content(record: Path) -> tuple[str, list[str]]:
+    """The pod's name and its namespaces' paths in a record."""
     try:
         found = json.loads(record.read_bytes())
-        return _name(found["args"])
-    except (OSError, ValueError, KeyError, TypeError):  # it has just gone, or is torn: an attachment all the same
-        return ""
+        return _name(found["args"]), [plugin["netns"]["path"] for plugin in found["plugins"].values()]
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # it has just gone, or is torn: a pod all the same
+        return "", []
 
 
 def _name(args: Mapping[str, str]) -> str:
