@@ -21,7 +21,7 @@ from cni.netlist import NetworkList
 from cni.start import BUNDLES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from cni.cache import Cached
 
@@ -37,7 +37,9 @@ def attached(records: Path, plugins: Path, root: NodeRoot, log: Callable[[str], 
     """The attached pods by how they are known. NodeError when that cannot be seen."""
     try:
         return {
-            f"records in {records}": by_record(records, root),
+            f"records in {records}": by_record(
+                records, root, {one.attachment.container_id for one in cached(RESULTS, log)}
+            ),
             "labels of links": by_label(),
             f"results in {RESULTS}/results": by_result(RESULTS, plugins, root, log),
         }
@@ -63,19 +65,20 @@ def refuse(found: Mapping[str, Pods], force: str) -> None:
     )
 
 
-def by_record(records: Path, root: NodeRoot) -> Pods:
+def by_record(records: Path, root: NodeRoot, known: Container[str] = ()) -> Pods:
     """Those that the records in this folder are about, KEY being CONTAINER:IFNAME. OSError when it cannot be read.
 
-    Where no namespace of a record is there any more, its pod is gone, and the DEL that was to remove it did not find it: the
-    network list had been exchanged for one of another plugin.
+    `known` are the containers of which a runtime has a result, and so will call DEL. Of another one whose namespaces are gone
+    nobody will: the network list was exchanged for one of another plugin before its DEL, which then did not find it.
     """
     found = [file for folder in records.glob("*/attachments") for file in folder.iterdir()]
     pods = {}
     for file in found:
+        container = file.name.rpartition(":")[0]
         name, namespaces = _content(file)
         is_gone = namespaces and not any(path == "" or _is_there(path, root) for path in namespaces)
-        if not file.name.startswith(".") and not is_gone:
-            pods[file.name.rpartition(":")[0]] = name
+        if not file.name.startswith(".") and (container in known or not is_gone):
+            pods[container] = name
     return pods
 
 
@@ -111,9 +114,14 @@ def by_result(folder: Path, plugins: Path, root: NodeRoot, log: Callable[[str], 
     ours = {launcher.path.name for launcher in launchers(plugins, BUNDLES) if launcher.plugin in PLUGINS}
     return {
         entry.attachment.container_id: _name(dict(entry.attachment.args))
-        for entry in Cache(str(folder), log).all()
+        for entry in cached(folder, log)
         if _is_there(entry.attachment.netns, root) and not ours.isdisjoint(_types(entry))
     }
+
+
+def cached(folder: Path, log: Callable[[str], None]) -> Sequence[Cached]:
+    """The attachments that a runtime has in its cache."""
+    return list(Cache(str(folder), log).all())
 
 
 def _is_there(netns: str, root: NodeRoot) -> bool:

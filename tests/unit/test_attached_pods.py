@@ -36,6 +36,7 @@ def test_a_record_counts_unless_its_namespaces_are_gone(
     record = {"args": {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": "web"}, "plugins": plugins}
     (folder / "ctr:eth0").write_text("{" if plugins is None else json.dumps(record))
     assert set(pods.by_record(tmp_path, NodeRoot())) == attached
+    assert set(pods.by_record(tmp_path, NodeRoot(), {"ctr"})) == {"ctr"}, "a runtime will call DEL"
 
 
 def test_in_a_container_the_node_s_root_is_looked_at(tmp_path: Path) -> None:
