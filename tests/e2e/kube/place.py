@@ -8,6 +8,7 @@ survives is podman's storage, which is an artefact: it holds the node's image, a
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import resource
 import shlex
@@ -21,7 +22,8 @@ from tests.e2e.world import HOLDER, SEARCH_PATH, wait_until
 if TYPE_CHECKING:
     from types import TracebackType
 
-_CGROUP = "cnikit-kube"
+_CGROUP = "cnikit-kube"  # and a number, because one process may have several places, and its process ID
+_numbers = itertools.count(1)
 # podman lowers its own limit to this many processes, and must not promise a container more.
 _PODMAN_PROCESSES = 32768
 # A container that outlives its signal is killed: the init of a node does not end while pods run.
@@ -119,7 +121,7 @@ class Place:
     # What makes it
 
     def _enter(self) -> None:
-        self._cgroup = f"{_CGROUP}-{os.getpid()}"
+        self._cgroup = f"{_CGROUP}-{next(_numbers)}-{os.getpid()}"
         argv = [sys.executable, "-I", "-S", str(HOLDER), "--pids", "--cgroup", self._cgroup]
         # A session of its own: ^C in a terminal is for the tests, which then close the place.
         self._holder = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
